@@ -1,0 +1,103 @@
+"""Adam as BERT was fine-tuned with it."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.typing import ArrayLike
+
+
+def scale_by_adam(
+    b1: ArrayLike = 0.9,
+    b2: ArrayLike = 0.999,
+    eps: ArrayLike = 1e-8,
+    *,
+    bias_correction: ArrayLike = True,
+) -> optax.GradientTransformation:
+    r"""Rescales updates by Adam, with eps where transformers 4.12.5 puts it.
+
+    With the moments :math:`m_t = b_1 m_{t-1} + (1 - b_1) g_t` and
+    :math:`v_t = b_2 v_{t-1} + (1 - b_2) g_t^2` the update is
+
+    .. math::
+      c_t \, \frac{m_t}{\sqrt{v_t} + \text{eps}}, \qquad
+      c_t = \frac{\sqrt{1 - b_2^t}}{1 - b_1^t}
+      \text{ with bias correction, else } 1.
+
+    :func:`optax.scale_by_adam` divides by :math:`\sqrt{\hat v_t} + \text{eps}` with the
+    corrected :math:`\hat v_t` instead, where eps weighs less. The difference counts
+    after a clip: in the first step the ratio of this to optax's is .997, .970 and .767
+    for gradients of 1e-4, 1e-5 and 1e-6 at the default eps.
+
+    Args:
+      b1: Decay of the first moment, in [0, 1).
+      b2: Decay of the second moment, in [0, 1).
+      eps: Added to the root of the uncorrected second moment.
+      bias_correction: Off is the BERT Adam of Devlin et al. (2019). May be a traced
+        boolean, so that runs with and without it share a program.
+
+    Returns:
+      An :class:`optax.GradientTransformation` with an
+      :class:`optax.ScaleByAdamState`.
+
+    Raises:
+      ValueError: If a decay lies outside [0, 1), or eps is negative.
+
+    Examples:
+      >>> import cwgnc_jax
+      >>> import jax.numpy as jnp
+      >>> tx = cwgnc_jax.scale_by_adam(eps=0, bias_correction=False)
+      >>> grads = jnp.array([2.0, -0.001])
+      >>> updates, _ = tx.update(grads, tx.init(grads))
+      >>> [f"{u:.2f}" for u in updates]  # (1 - b1) / sqrt(1 - b2), whatever the size
+      ['3.16', '-3.16']
+
+    References:
+      Kingma and Ba, `Adam: A Method for Stochastic Optimization
+      <https://arxiv.org/abs/1412.6980>`_, 2015; Mosbach et al., `On the Stability of
+      Fine-tuning BERT <https://arxiv.org/abs/2006.04884>`_, 2021
+    """
+    for argument, decay in (("b1", b1), ("b2", b2)):
+        if _is_known(decay) and not 0 <= decay < 1:
+            raise ValueError(f"{argument} must lie in [0, 1), got {decay}")
+    if _is_known(eps) and not eps >= 0:
+        raise ValueError(f"eps must be 0 or positive, got {eps}")
+
+    def init_fn(params):
+        return optax.ScaleByAdamState(
+            count=jnp.zeros((), jnp.int32),
+            mu=optax.tree.zeros_like(params),
+            nu=optax.tree.zeros_like(params),
+        )
+
+    def update_fn(updates, state, params=None):
+        del params
+        mu = optax.tree.update_moment(updates, state.mu, b1, 1)
+        nu = optax.tree.update_moment_per_elem_norm(updates, state.nu, b2, 2)
+        count = optax.safe_increment(state.count)
+        correction = jnp.where(
+            bias_correction,
+            jnp.sqrt(_one_minus_power(b2, count)) / _one_minus_power(b1, count),
+            1.0,
+        )
+        updates = jax.tree.map(
+            lambda m, v: (correction * m / (jnp.sqrt(v) + eps)).astype(m.dtype), mu, nu
+        )
+        return updates, optax.ScaleByAdamState(count=count, mu=mu, nu=nu)
+
+    return optax.GradientTransformation(init_fn, update_fn)
+
+
+def _one_minus_power(decay: ArrayLike, count: jax.Array) -> jax.Array:
+    # In float32, 1 - 0.999**1 is off by 1e-5; expm1 of a logarithm taken in double
+    # precision is exact to rounding, as torch's Python floats are.
+    if isinstance(decay, float):
+        log_decay = math.log(decay) if decay > 0 else -math.inf
+    else:
+        log_decay = jnp.log(jnp.asarray(decay, jnp.float32))
+    return -jnp.expm1(count * log_decay)
+
+
+def _is_known(value: ArrayLike) -> bool:
+    return not isinstance(value, jax.core.Tracer)
