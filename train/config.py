@@ -8,6 +8,8 @@ import math
 from pathlib import Path
 from typing import Literal
 
+import tyro
+
 
 @dataclasses.dataclass(frozen=True)
 class DataConfig:
@@ -34,47 +36,6 @@ class DataConfig:
     max_length: int = 128
     """Longer texts are truncated to this many tokens."""
 
-    def __post_init__(self):
-        if self.task is None and self.train_file is None:
-            raise ValueError(
-                "no data: expected --task NAME, or --train-file, --validation-file "
-                "and --text-columns for own data"
-            )
-        if self.task is not None:
-            own = {
-                "--train-file": self.train_file,
-                "--validation-file": self.validation_file,
-                "--text-columns": self.text_columns,
-                "--regression": self.regression,
-            }
-            given = [flag for flag, value in own.items() if value]
-            if given:
-                raise ValueError(
-                    f"--task {self.task} and {given[0]} contradict each other: a task "
-                    f"brings its own files and columns; drop --task to use own data"
-                )
-        else:
-            if self.data_dir is not None:
-                raise ValueError(
-                    "--data-dir and --train-file contradict each other: --data-dir "
-                    "holds a GLUE task's files; name the task with --task, or drop "
-                    "--data-dir"
-                )
-            if self.validation_file is None:
-                raise ValueError("--train-file needs --validation-file beside it")
-            if len(self.text_columns) not in (1, 2):
-                raise ValueError(
-                    f"--text-columns takes one column, or two for pairs of texts; got "
-                    f"{len(self.text_columns)}"
-                )
-        if not 0 <= self.holdout < 1:
-            raise ValueError(f"--holdout must lie in [0, 1), got {self.holdout}")
-        if self.max_length < 3:
-            raise ValueError(
-                f"--max-length must be at least 3 (two special tokens and a word), "
-                f"got {self.max_length}"
-            )
-
 
 @dataclasses.dataclass(frozen=True)
 class OptimizerConfig:
@@ -99,23 +60,188 @@ class OptimizerConfig:
     weight_decay: float = 0.0
     """Decoupled weight decay of all but biases and LayerNorm."""
 
-    def __post_init__(self):
-        if not self.max_norm > 0:
+
+@dataclasses.dataclass(frozen=True)
+class FinetuneConfig:
+    """Fine-tune a pretrained encoder on a classification or regression task."""
+
+    model: str
+    """A folder with config.json, model.safetensors and a tokenizer, or a hub id."""
+    workdir: Path
+    """The folder of this run's records and model; must not hold a run yet."""
+    data: tyro.conf.OmitArgPrefixes[DataConfig]
+    optimizer: tyro.conf.OmitArgPrefixes[OptimizerConfig]
+    preset: Literal["paper", "code"] = "paper"
+    """Where the defaults come from: the paper's text, or the values of its code."""
+    seed: int = 1
+    """Draws the classifier's initial weights, the dropout and the order of the data."""
+    epochs: int = 5
+    """Passes over the training set."""
+    batch_size: int = 16
+    """Examples a step; the last, partial batch of an epoch is kept."""
+    eval_batch_size: int = 64
+    """Examples a batch of evaluation."""
+    dropout: float | None = None
+    """Replaces the model's own dropout rates."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """The dtype of the computation; parameters are float32 in any case."""
+    new_head: bool = False
+    """Initialise the classifier anew although the checkpoint brings one."""
+    revision: str | None = None
+    """The revision of a hub id: a branch, tag or commit."""
+    norms_every: int = 20
+    """Steps between two records of every component's gradient norm."""
+
+
+@dataclasses.dataclass(frozen=True)
+class PredictConfig:
+    """Predict with a fine-tuned model; with labels at hand, score it as well."""
+
+    model: str
+    """The folder of a fine-tuned model (WORKDIR/model), or a hub id."""
+    output: Path
+    """The TSV file to write: index, prediction, and the probability of a class."""
+    task: str | None = None
+    """A GLUE task: cola sst2 mrpc stsb qqp mnli qnli rte wnli."""
+    data_dir: Path | None = None
+    """A folder with the official GLUE TSV files; without it the hub is asked."""
+    split: str = "validation"
+    """The task's split: validation or test (mnli: validation_matched, ...)."""
+    input_file: Path | None = None
+    """Own texts instead of a task: .csv, .tsv, .jsonl or .parquet."""
+    text_columns: tuple[str, ...] = ()
+    """Own texts: the column of the text, or the two columns of a pair."""
+    label_column: str | None = None
+    """Own texts: the column of the label, to score the predictions."""
+    batch_size: int = 64
+    """Examples a batch."""
+    max_length: int = 128
+    """Longer texts are truncated to this many tokens."""
+
+
+_NO_DATA = DataConfig()
+PRESETS = {
+    # Appendix B; warm-up and weight decay "as Devlin et al."
+    "paper": FinetuneConfig(
+        model=tyro.MISSING,
+        workdir=tyro.MISSING,
+        data=_NO_DATA,
+        optimizer=OptimizerConfig(warmup_ratio=0.1, weight_decay=0.01),
+        preset="paper",
+        epochs=5,
+    ),
+    # The published script.
+    "code": FinetuneConfig(
+        model=tyro.MISSING,
+        workdir=tyro.MISSING,
+        data=_NO_DATA,
+        optimizer=OptimizerConfig(warmup_ratio=0.0, weight_decay=0.0),
+        preset="code",
+        epochs=3,
+    ),
+}
+
+
+def check_finetune(config: FinetuneConfig) -> None:
+    """Raises a ValueError that names the flag and the mend, if a setting is wrong."""
+    check_data(config.data)
+    check_optimizer(config.optimizer)
+    for flag, value in (
+        ("--epochs", config.epochs),
+        ("--batch-size", config.batch_size),
+        ("--eval-batch-size", config.eval_batch_size),
+        ("--norms-every", config.norms_every),
+    ):
+        if value < 1:
+            raise ValueError(f"{flag} must be at least 1, got {value}")
+    if config.seed < 0:
+        raise ValueError(f"--seed must be 0 or a positive number, got {config.seed}")
+    if config.dropout is not None and not 0 <= config.dropout < 1:
+        raise ValueError(f"--dropout must lie in [0, 1), got {config.dropout}")
+
+
+def check_predict(config: PredictConfig) -> None:
+    """Raises a ValueError that names the flag and the mend, if a setting is wrong."""
+    if (config.task is None) == (config.input_file is None):
+        raise ValueError(
+            "expected either --task (with --data-dir) or --input-file with "
+            "--text-columns, and not both"
+        )
+    if config.input_file is not None and len(config.text_columns) not in (1, 2):
+        raise ValueError(
+            f"--text-columns takes one column, or two for pairs of texts; got "
+            f"{len(config.text_columns)}"
+        )
+    if config.batch_size < 1 or config.max_length < 3:
+        raise ValueError(
+            f"--batch-size must be at least 1 and --max-length at least 3, got "
+            f"{config.batch_size} and {config.max_length}"
+        )
+    if config.output.exists():
+        raise ValueError(f"--output {config.output} exists already; name a new file")
+
+
+def check_data(data: DataConfig) -> None:
+    """Raises a ValueError if the flags of the data are wrong or contradictory."""
+    if data.task is None and data.train_file is None:
+        raise ValueError(
+            "no data: expected --task NAME, or --train-file, --validation-file "
+            "and --text-columns for own data"
+        )
+    if data.task is not None:
+        own = {
+            "--train-file": data.train_file,
+            "--validation-file": data.validation_file,
+            "--text-columns": data.text_columns,
+            "--regression": data.regression,
+        }
+        given = [flag for flag, value in own.items() if value]
+        if given:
             raise ValueError(
-                f"--max-norm must be a positive number, or inf for no clip; got "
-                f"{self.max_norm}"
+                f"--task {data.task} and {given[0]} contradict each other: a task "
+                f"brings its own files and columns; drop --task to use own data"
             )
-        for flag, value in (
-            ("--learning-rate", self.learning_rate),
-            ("--eps", self.eps),
-            ("--weight-decay", self.weight_decay),
-        ):
-            if not (value >= 0 and math.isfinite(value)):
-                raise ValueError(f"{flag} must be 0 or a positive number, got {value}")
-        for flag, value in (("--b1", self.b1), ("--b2", self.b2)):
-            if not 0 <= value < 1:
-                raise ValueError(f"{flag} must lie in [0, 1), got {value}")
-        if not 0 <= self.warmup_ratio <= 1:
+    else:
+        if data.data_dir is not None:
             raise ValueError(
-                f"--warmup-ratio must lie in [0, 1], got {self.warmup_ratio}"
+                "--data-dir and --train-file contradict each other: --data-dir "
+                "holds a GLUE task's files; name the task with --task, or drop "
+                "--data-dir"
             )
+        if data.validation_file is None:
+            raise ValueError("--train-file needs --validation-file beside it")
+        if len(data.text_columns) not in (1, 2):
+            raise ValueError(
+                f"--text-columns takes one column, or two for pairs of texts; got "
+                f"{len(data.text_columns)}"
+            )
+    if not 0 <= data.holdout < 1:
+        raise ValueError(f"--holdout must lie in [0, 1), got {data.holdout}")
+    if data.max_length < 3:
+        raise ValueError(
+            f"--max-length must be at least 3 (two special tokens and a word), "
+            f"got {data.max_length}"
+        )
+
+
+def check_optimizer(optimizer: OptimizerConfig) -> None:
+    """Raises a ValueError if a number lies outside its range."""
+    if not optimizer.max_norm > 0:
+        raise ValueError(
+            f"--max-norm must be a positive number, or inf for no clip; got "
+            f"{optimizer.max_norm}"
+        )
+    for flag, value in (
+        ("--learning-rate", optimizer.learning_rate),
+        ("--eps", optimizer.eps),
+        ("--weight-decay", optimizer.weight_decay),
+    ):
+        if not (value >= 0 and math.isfinite(value)):
+            raise ValueError(f"{flag} must be 0 or a positive number, got {value}")
+    for flag, value in (("--b1", optimizer.b1), ("--b2", optimizer.b2)):
+        if not 0 <= value < 1:
+            raise ValueError(f"{flag} must lie in [0, 1), got {value}")
+    if not 0 <= optimizer.warmup_ratio <= 1:
+        raise ValueError(
+            f"--warmup-ratio must lie in [0, 1], got {optimizer.warmup_ratio}"
+        )

@@ -1,11 +1,21 @@
-"""Encoders to fine-tune, and their pretrained weights."""
+"""BERT encoders on Flax NNX, and their safetensors weights.
 
-from cwgnc_jax.models.bert import (
-    BertConfig,
-    BertOutput,
-    abstract_params,
-    apply,
-    init_params,
+A model here is three values: a :class:`BertConfig`, a plain nested dict of parameters
+and the pure function :func:`apply`. The only names a caller needs from NNX: none.
+"""
+
+from cwgnc_jax.models.bert import BertOutput, apply, init_params
+from cwgnc_jax.models.config import BertConfig
+from cwgnc_jax.models.hub import resolve
+from cwgnc_jax.models.weights import Checkpoint, load_pretrained, save_pretrained
+
+__all__ = (
+    "BertConfig",
+    "BertOutput",
+    "Checkpoint",
+    "apply",
+    "init_params",
+    "load_pretrained",
+    "resolve",
+    "save_pretrained",
 )
-
-__all__ = ("BertConfig", "BertOutput", "abstract_params", "apply", "init_params")

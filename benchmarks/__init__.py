@@ -1,0 +1,1 @@
+"""Comparisons with the torch version and with the peers."""

@@ -1,0 +1,120 @@
+"""The names of parameters, here and in Hugging Face's checkpoints."""
+
+import re
+from collections.abc import Iterable, Mapping
+
+_OLD_NAMES = {"LayerNorm.gamma": "LayerNorm.weight", "LayerNorm.beta": "LayerNorm.bias"}
+_EXTRAS = re.compile(r"(bert\.)?embeddings\.position_ids|cls\..*")
+
+
+def to_checkpoint(path: str) -> str:
+    """Translates a parameter's path into its name in a checkpoint.
+
+    ``kernel``, ``embedding`` and ``scale`` are all called ``weight`` there, and a
+    kernel is stored transposed, (out, in).
+
+    Args:
+      path: A "/"-joined path.
+
+    Returns:
+      The name in a ``BertForSequenceClassification`` of Hugging Face.
+
+    Examples:
+      >>> from cwgnc_jax.models.names import to_checkpoint
+      >>> to_checkpoint("bert/embeddings/LayerNorm/scale")
+      'bert.embeddings.LayerNorm.weight'
+    """
+    module, _, leaf = path.rpartition("/")
+    leaf = "bias" if leaf == "bias" else "weight"
+    return f"{module}/{leaf}".replace("/", ".")
+
+
+def from_checkpoint(name: str) -> str:
+    """Translates a name in a checkpoint into a path, the inverse of to_checkpoint.
+
+    Args:
+      name: A name as :func:`canonical_name` gives it.
+
+    Returns:
+      The "/"-joined path.
+
+    Examples:
+      >>> from cwgnc_jax.models.names import from_checkpoint
+      >>> from_checkpoint("bert.pooler.dense.weight")
+      'bert/pooler/dense/kernel'
+    """
+    *modules, leaf = name.split(".")
+    if leaf == "weight":
+        if modules[-1] == "LayerNorm":
+            leaf = "scale"
+        elif modules[-1].endswith("_embeddings"):
+            leaf = "embedding"
+        else:
+            leaf = "kernel"
+    return "/".join((*modules, leaf))
+
+
+def canonical_name(name: str) -> str | None:
+    """Brings the spellings of a tensor's name down to one.
+
+    Encoder-only checkpoints lack the prefix ``bert.``, and those converted from
+    TensorFlow call LayerNorm's parameters ``gamma`` and ``beta``.
+
+    Args:
+      name: A tensor's name in a checkpoint.
+
+    Returns:
+      The name in a ``BertForSequenceClassification``, or None for the known extras: the
+      pretraining heads and the buffer of position ids.
+
+    Examples:
+      >>> from cwgnc_jax.models.names import canonical_name
+      >>> canonical_name("embeddings.LayerNorm.gamma")
+      'bert.embeddings.LayerNorm.weight'
+    """
+    if _EXTRAS.fullmatch(name):
+        return None
+    for old, new in _OLD_NAMES.items():
+        if name.endswith(old):
+            name = name.removesuffix(old) + new
+    if name.startswith(("embeddings.", "encoder.", "pooler.")):
+        name = f"bert.{name}"
+    return name
+
+
+def first_five(names: Iterable[str]) -> str:
+    """Joins names for an error message: at most five, and how many more there are."""
+    names = list(names)
+    rest = f" and {len(names) - 5} more" if len(names) > 5 else ""
+    return ", ".join(names[:5]) + rest
+
+
+def describe_differences(
+    expected: Mapping[str, tuple[int, ...]], found: Mapping[str, tuple[int, ...]]
+) -> str:
+    """Says which names are missing, unexpected or of another shape; "" if none.
+
+    Args:
+      expected: Shapes by name.
+      found: Shapes by name.
+
+    Returns:
+      One line that lists every kind of difference, five names of each.
+
+    Examples:
+      >>> from cwgnc_jax.models.names import describe_differences
+      >>> describe_differences({"a": (2,), "b": ()}, {"a": (3,), "c": ()})
+      'missing b; unexpected c; other shape a: expected (2,), got (3,)'
+    """
+    kinds = {
+        "missing": [name for name in expected if name not in found],
+        "unexpected": [name for name in found if name not in expected],
+        "other shape": [
+            f"{name}: expected {shape}, got {found[name]}"
+            for name, shape in expected.items()
+            if found.get(name, shape) != shape
+        ],
+    }
+    return "; ".join(
+        f"{kind} {first_five(names)}" for kind, names in kinds.items() if names
+    )

@@ -1,0 +1,358 @@
+"""Checkpoints in Hugging Face's layout: config.json and safetensors.
+
+A pickle runs code when it is read, so none ever is.
+"""
+
+import dataclasses
+import functools
+import json
+import os
+import re
+import uuid
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+import safetensors
+import safetensors.numpy
+from flax import traverse_util
+from jax import Array
+
+from cwgnc_jax.models.bert import Params, initial_value, parameter_shapes
+from cwgnc_jax.models.config import BertConfig
+from cwgnc_jax.models.hub import resolve
+from cwgnc_jax.models.names import (
+    canonical_name,
+    describe_differences,
+    first_five,
+    from_checkpoint,
+    to_checkpoint,
+)
+
+_CONFIG = "config.json"
+_WEIGHTS = "model.safetensors"
+_INDEX = "model.safetensors.index.json"
+_SHARD = re.compile(r"[\w.-]+\.safetensors")
+_PICKLES = ("pytorch_model*.bin", "*.ckpt", "*.ckpt.index", "*.msgpack", "*.h5")
+_DTYPES = ("F32", "F16", "BF16")
+_HEAD = ("classifier/bias", "classifier/kernel")
+_POOLER = ("bert/pooler/dense/bias", "bert/pooler/dense/kernel")
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Checkpoint:
+    """A loaded model.
+
+    Args:
+      config: The model's config.
+      params: The parameters, float32, as :func:`cwgnc_jax.models.init_params` lays
+        them out.
+      directory: The local folder it came from, tokenizer files included.
+      new_parameters: The paths that the checkpoint did not hold and that were drawn
+        anew.
+      source_config: The decoded config.json.
+    """
+
+    config: BertConfig
+    params: dict[str, Any]
+    directory: Path
+    new_parameters: tuple[str, ...]
+    source_config: dict[str, Any]
+
+
+def load_pretrained(
+    model: str | Path,
+    *,
+    num_labels: int,
+    key: Array,
+    new_head: bool = False,
+    revision: str | None = None,
+) -> Checkpoint:
+    """Reads a BERT checkpoint into a sequence classifier.
+
+    The checkpoint may be an encoder alone, a masked language model or a classifier,
+    in one safetensors file or in shards, in float32, float16 or bfloat16. What it lacks
+    of the head, and of the pooler if it was trained without one, is drawn as
+    :func:`cwgnc_jax.models.init_params` would draw it from the same key.
+
+    Args:
+      model: A local directory or a model's id on the Hugging Face hub.
+      num_labels: Width of the classifier.
+      key: A random key for the parameters that the checkpoint lacks.
+      new_head: Draws a new classifier even if the checkpoint has one.
+      revision: A branch, tag or commit on the hub.
+
+    Returns:
+      The :class:`Checkpoint`.
+
+    Raises:
+      OSError: If the files cannot be found; see :func:`cwgnc_jax.models.resolve`.
+      ValueError: If the checkpoint is of another architecture, holds pickles only, or
+        any tensor is missing, unexpected, of another shape or dtype, NaN or infinite.
+        One error names them all.
+
+    Examples:
+      >>> import tempfile, jax
+      >>> from cwgnc_jax import models
+      >>> config = models.BertConfig(vocab_size=99, hidden_size=8, num_hidden_layers=1,
+      ...                            num_attention_heads=2, intermediate_size=16)
+      >>> params = models.init_params(config, jax.random.key(0))
+      >>> with tempfile.TemporaryDirectory() as directory:
+      ...     _ = models.save_pretrained(directory, config, params)
+      ...     checkpoint = models.load_pretrained(
+      ...         directory, num_labels=3, key=jax.random.key(1), new_head=True)
+      >>> checkpoint.new_parameters
+      ('classifier/bias', 'classifier/kernel')
+    """
+    directory = resolve(model, revision)
+    source_config = _read_json(directory / _CONFIG)
+    config = BertConfig.from_dict(source_config, num_labels)
+    tensors, unusable = _read_tensors(_weight_files(directory), skip_head=new_head)
+
+    shapes = parameter_shapes(config)
+    new = _new_parameters(tensors.keys())
+    expected = {
+        to_checkpoint(path): shape[::-1] if path.endswith("/kernel") else shape
+        for path, shape in shapes.items()
+        if path not in new
+    }
+    found = {name: tensor.shape for name, tensor in tensors.items()}
+    problems = [describe_differences(expected, found), *unusable]
+    head = found.get("classifier.weight", ())
+    if len(head) == 2 and head[0] != num_labels:
+        problems.append(
+            f"the checkpoint's head has {head[0]} labels and num_labels is "
+            f"{num_labels}: pass new_head=True (--new-head) for a new head"
+        )
+    if any(problems):
+        raise ValueError(
+            f"the weights in {directory} do not fit their config: "
+            + "; ".join(filter(None, problems))
+        )
+
+    leaves = {path: initial_value(config, path, key) for path in new}
+    for name in expected:
+        path = from_checkpoint(name)
+        tensor = tensors.pop(name)
+        leaves[path] = jnp.array(tensor.T if path.endswith("/kernel") else tensor)
+    return Checkpoint(
+        config=config,
+        params=traverse_util.unflatten_dict(leaves, sep="/"),
+        directory=directory,
+        new_parameters=new,
+        source_config=source_config,
+    )
+
+
+def save_pretrained(
+    directory: str | Path,
+    config: BertConfig,
+    params: Params,
+    *,
+    label_names: Sequence[str] | None = None,
+    regression: bool = False,
+    source_config: Mapping[str, Any] | None = None,
+) -> Path:
+    """Writes a classifier that Hugging Face's transformers opens as one of its own.
+
+    Each file is written under a temporary name and then renamed, so that a reader never
+    meets half a file. The tokenizer's files are not written here.
+
+    Args:
+      directory: Where to; made if it does not exist.
+      config: The model's config.
+      params: Its parameters.
+      label_names: A name for each label, in the order of the logits; by default
+        ``LABEL_0``, ``LABEL_1``, …
+      regression: Whether the one logit is a number to predict.
+      source_config: The config.json that the model was loaded from, whose other
+        entries (such as the padding token) are kept.
+
+    Returns:
+      The directory.
+
+    Raises:
+      ValueError: If the parameters are not those of the config, the label names are not
+        ``num_labels`` different ones, or a regression has several outputs.
+
+    Examples:
+      >>> import json, pathlib, tempfile, jax
+      >>> from cwgnc_jax import models
+      >>> config = models.BertConfig(vocab_size=99, hidden_size=8, num_hidden_layers=1,
+      ...                            num_attention_heads=2, intermediate_size=16)
+      >>> params = models.init_params(config, jax.random.key(0))
+      >>> with tempfile.TemporaryDirectory() as directory:
+      ...     path = models.save_pretrained(
+      ...         directory, config, params, label_names=["no", "yes"])
+      ...     print(json.loads((path / "config.json").read_text())["label2id"])
+      {'no': 0, 'yes': 1}
+    """
+    directory = Path(directory)
+    labels = [f"LABEL_{index}" for index in range(config.num_labels)]
+    if label_names is not None:
+        labels = list(label_names)
+    if len(labels) != config.num_labels or len(set(labels)) != len(labels):
+        raise ValueError(
+            f"label_names must be num_labels = {config.num_labels} different names, "
+            f"got {labels}"
+        )
+    if regression and config.num_labels != 1:
+        raise ValueError(
+            f"a regression has num_labels = 1, got {config.num_labels}; leave out "
+            f"regression=True for classes"
+        )
+    leaves = traverse_util.flatten_dict(params, sep="/")
+    differences = describe_differences(
+        parameter_shapes(config), {path: leaf.shape for path, leaf in leaves.items()}
+    )
+    if differences:
+        raise ValueError(f"params are not those of the config: {differences}")
+
+    tensors = {}
+    for path, leaf in leaves.items():
+        array = np.asarray(leaf, np.float32)
+        array = array.T if path.endswith("/kernel") else array
+        # safetensors writes the buffer as it lies, whatever the strides say.
+        tensors[to_checkpoint(path)] = np.ascontiguousarray(array)
+    entries = dict(source_config or {})
+    for stale in ("_name_or_path", "transformers_version", "torch_dtype", "dtype"):
+        entries.pop(stale, None)
+    entries |= dataclasses.asdict(config)
+    del entries["num_labels"]  # transformers counts id2label
+    entries |= {
+        "architectures": ["BertForSequenceClassification"],
+        "model_type": "bert",
+        "hidden_act": "gelu",
+        "id2label": {str(index): label for index, label in enumerate(labels)},
+        "label2id": {label: index for index, label in enumerate(labels)},
+        "problem_type": "regression" if regression else "single_label_classification",
+    }
+
+    directory.mkdir(parents=True, exist_ok=True)
+    _replace(
+        directory / _WEIGHTS,
+        lambda path: safetensors.numpy.save_file(
+            tensors, path, metadata={"format": "pt"}
+        ),
+    )
+    text = json.dumps(entries, indent=2, sort_keys=True) + "\n"
+    _replace(directory / _CONFIG, lambda path: path.write_text(text, encoding="utf-8"))
+    return directory
+
+
+def _replace(path: Path, write: Callable[[Path], Any]):
+    """Writes a file beside its place, then moves it there in one step."""
+    # In the same directory: a rename across file systems is a copy.
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+    try:
+        write(temporary)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _new_parameters(names: Collection[str]) -> tuple[str, ...]:
+    """The paths to be drawn anew; half a head or half a pooler is damage instead."""
+    absent = [
+        group
+        for group in (_POOLER, _HEAD)
+        if not any(to_checkpoint(path) in names for path in group)
+    ]
+    # A head was trained on its pooler: losing that one is damage too.
+    return sum(absent, ()) if _HEAD in absent else ()
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"no {path.name} in {path.parent}: expected a model in Hugging Face's "
+            f"layout, config.json beside model.safetensors"
+        )
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is not valid JSON: {error}") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} must hold a JSON object, got {type(content)}")
+    return content
+
+
+def _weight_files(directory: Path) -> list[Path]:
+    """The safetensors files of a checkpoint, all of them present."""
+    if (directory / _WEIGHTS).is_file():
+        return [directory / _WEIGHTS]
+    if (directory / _INDEX).is_file():
+        weight_map = _read_json(directory / _INDEX).get("weight_map")
+        if not isinstance(weight_map, dict) or not weight_map:
+            raise ValueError(f"{directory / _INDEX} has no weight_map")
+        shards = sorted(set(map(str, weight_map.values())))
+        # The index comes with the download: it must not point out of its directory.
+        strange = [name for name in shards if not _SHARD.fullmatch(name)]
+        if strange:
+            raise ValueError(
+                f"{directory / _INDEX} names shards that are not plain .safetensors files beside "
+                f"it: {first_five(strange)}"
+            )
+        missing = [name for name in shards if not (directory / name).is_file()]
+        if missing:
+            raise FileNotFoundError(
+                f"shards missing in {directory}: {first_five(missing)}; download them "
+                f"again"
+            )
+        return [directory / name for name in shards]
+    pickles = sorted({p.name for kind in _PICKLES for p in directory.glob(kind)})
+    if pickles:
+        raise ValueError(
+            f"{directory} holds no safetensors but {first_five(pickles)}, which is not "
+            f"read because a pickle can run code; convert it with torch where you "
+            f'trust the file: python -c "from transformers import '
+            f"AutoModelForSequenceClassification as M; "
+            f"M.from_pretrained('DIR').save_pretrained('NEW_DIR')\""
+        )
+    raise FileNotFoundError(f"neither {_WEIGHTS} nor {_INDEX} in {directory}")
+
+
+def _read_tensors(
+    files: Sequence[Path], skip_head: bool
+) -> tuple[dict[str, np.ndarray], list[str]]:
+    """Every tensor in float32 by its canonical name, and what cannot be used."""
+    tensors: dict[str, np.ndarray] = {}
+    kinds: dict[str, list[str]] = {
+        "twice": [],
+        "other dtype": [],
+        "NaN or infinite": [],
+    }
+    for stored, dtype, shape, read in _stored_tensors(files):
+        name = canonical_name(stored)
+        if name is None or (skip_head and name.startswith("classifier.")):
+            continue
+        if name in tensors:
+            kinds["twice"].append(name)
+        if dtype in _DTYPES:
+            tensors[name] = read().astype(np.float32)
+            if not np.isfinite(tensors[name]).all():
+                kinds["NaN or infinite"].append(name)
+        else:
+            tensors[name] = np.broadcast_to(np.float32(0), shape)
+            kinds["other dtype"].append(f"{name}: {dtype}, expected one of {_DTYPES}")
+    return tensors, [f"{kind} {first_five(n)}" for kind, n in kinds.items() if n]
+
+
+def _stored_tensors(
+    files: Sequence[Path],
+) -> Iterator[tuple[str, str, tuple[int, ...], Callable[[], np.ndarray]]]:
+    """The name, dtype, shape and reader of each tensor."""
+    for file in files:
+        try:
+            with safetensors.safe_open(file, framework="numpy") as opened:
+                for name in opened.keys():
+                    view = opened.get_slice(name)
+                    read = functools.partial(opened.get_tensor, name)
+                    yield name, view.get_dtype(), tuple(view.get_shape()), read
+        except safetensors.SafetensorError as error:
+            raise ValueError(
+                f"{file} is not a readable safetensors file ({error}): perhaps the "
+                f"download was cut short, or it is a Git LFS pointer"
+            ) from error

@@ -1,0 +1,82 @@
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+
+
+def imports(path):
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            yield node.module
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def modules(folder, pattern="**/*.py"):
+    return sorted((ROOT / folder).glob(pattern))
+
+
+def test_the_clip_needs_only_jax_numpy_and_optax():
+    allowed = set(sys.stdlib_module_names) | {"cwgnc_jax", "jax", "numpy", "optax"}
+    for path in modules("cwgnc_jax", "*.py"):
+        assert {name.partition(".")[0] for name in imports(path)} <= allowed, path
+
+
+def test_torch_and_transformers_stay_out_of_the_library():
+    for path in modules("cwgnc_jax"):
+        assert not {"torch", "transformers"} & set(imports(path)), path
+
+
+def test_the_application_uses_public_names_and_no_nnx():
+    for path in modules("train"):
+        for name in imports(path):
+            assert not name.startswith(("cwgnc_jax._", "flax", "torch")), (path, name)
+
+
+@pytest.mark.parametrize(
+    ("module", "forbidden"),
+    [
+        ("_tree_paths", {"_components", "_clipping", "_adam", "models"}),
+        ("_components", {"_clipping", "_adam", "_alias", "models"}),
+        ("_clipping", {"_adam", "_alias", "models"}),
+        ("_adam", {"_alias", "_clipping", "models"}),
+    ],
+)
+def test_imports_of_the_library_go_one_way(module, forbidden):
+    names = set(imports(ROOT / f"cwgnc_jax/{module}.py"))
+    assert not {f"cwgnc_jax.{name}" for name in forbidden} & names
+
+
+@pytest.mark.parametrize(
+    ("module", "later"),
+    [
+        ("config", "tasks examples batches optimizer steps parallel loop"),
+        ("tasks", "examples batches optimizer steps parallel loop"),
+        ("optimizer", "batches steps parallel loop"),
+        ("steps", "parallel loop"),
+        ("parallel", "loop"),
+    ],
+)
+def test_imports_of_the_application_go_one_way(module, later):
+    names = set(imports(ROOT / f"train/{module}.py"))
+    assert not {f"train.{name}" for name in later.split()} & names
+
+
+def test_pictures_are_drawn_without_jax():
+    for path in modules("train/analysis"):
+        assert not {name for name in imports(path) if name.startswith("jax")}, path
+
+
+@pytest.mark.parametrize("command", [["--help"], ["finetune", "--help"]])
+def test_help_needs_no_jax(command):
+    code = (
+        "import sys\nfrom train.__main__ import main\n"
+        "try:\n  main(sys.argv[1:])\nexcept SystemExit:\n  pass\n"
+        "assert not {'jax', 'numpy', 'pandas', 'transformers'} & set(sys.modules)\n"
+    )
+    subprocess.run([sys.executable, "-c", code, *command], cwd=ROOT, check=True)

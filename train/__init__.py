@@ -1,0 +1,1 @@
+"""Fine-tuning of encoders with component-wise clipping: ``python -m train``."""

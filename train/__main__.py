@@ -1,0 +1,100 @@
+"""The command line: ``python -m train finetune|predict``."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import tyro
+
+from train.config import PRESETS, FinetuneConfig, PredictConfig, check_predict
+
+_USAGE = """usage: python -m train COMMAND [--help]
+
+commands:
+  finetune    fine-tune a pretrained encoder on a task or on own data
+  predict     predict with a fine-tuned model"""
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Runs one command.
+
+    Args:
+      arguments: The command's name and its flags.
+
+    Returns:
+      The exit status: 0, or 2 if the input was wrong.
+    """
+    commands = {"finetune": _finetune, "predict": _predict}
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(_USAGE)
+        return 0 if arguments else 2
+    if arguments[0] not in commands:
+        return _refuse(f"no command {arguments[0]!r}, expected finetune or predict")
+    return commands[arguments[0]](list(arguments[1:]))
+
+
+def parse_finetune(arguments: list[str]) -> FinetuneConfig:
+    """Reads the flags of ``finetune``, each over the default of its preset."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--preset", default="paper")
+    preset = parser.parse_known_args(arguments)[0].preset
+    return tyro.cli(
+        FinetuneConfig,
+        prog="python -m train finetune",
+        args=arguments,
+        # An unknown preset is refused by the parser itself, with the known ones.
+        default=PRESETS.get(preset, PRESETS["paper"]),
+    )
+
+
+def _finetune(arguments: list[str]) -> int:
+    config = parse_finetune(arguments)
+    try:
+        # JAX is imported only now, so that --help answers at once.
+        from train.loop import prepare, train_and_evaluate
+
+        prepared = prepare(config)
+    except (ValueError, OSError) as error:
+        return _refuse(error)
+    new = prepared.checkpoint.new_parameters
+    if new:
+        print(f"initialised anew: {', '.join(new)}", file=sys.stderr)
+    results = train_and_evaluate(prepared)
+    _report(results["scores"], results["majority_line"])
+    if results["failed"]:
+        print("the run failed: its score is not above the majority line")
+    print(f"model    {config.workdir / 'model'}")
+    print(f"figure   {config.workdir / 'curves.png'}")
+    print(f"results  {config.workdir / 'results.json'}")
+    return 0
+
+
+def _predict(arguments: list[str]) -> int:
+    config = tyro.cli(PredictConfig, prog="python -m train predict", args=arguments)
+    try:
+        check_predict(config)
+        from train.predict import predict
+
+        scores, lines = predict(config)
+    except (ValueError, OSError) as error:
+        return _refuse(error)
+    _report(scores, lines)
+    print(f"predictions  {config.output}")
+    return 0
+
+
+def _report(scores: dict[str, dict[str, Any]], lines: dict[str, dict[str, Any]]):
+    for name, metrics in scores.items():
+        for metric, value in metrics.items():
+            line = lines[name][metric]
+            print(f"{name}  {metric} {value:.4f}  (majority line {line:.4f})")
+
+
+def _refuse(error: object) -> int:
+    print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+    return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

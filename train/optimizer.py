@@ -1,0 +1,81 @@
+"""From the config to the schedule to the chain of Optax."""
+
+import math
+from typing import NamedTuple
+
+import jax.numpy as jnp
+import optax
+from jax.typing import ArrayLike
+
+import cwgnc_jax
+from train.config import FinetuneConfig
+
+COMPONENT_FNS = {
+    "by_parameter": cwgnc_jax.by_parameter,
+    "by_module": cwgnc_jax.by_module,
+    "by_layer": cwgnc_jax.by_layer,
+}
+
+
+class Hyperparameters(NamedTuple):
+    """The numbers of a run: arrays, so that runs with different ones share a program.
+
+    Each is a scalar; ``dropout_rate`` may be None for the model's own rates.
+    """
+
+    learning_rate: ArrayLike
+    warmup_steps: ArrayLike
+    total_steps: ArrayLike
+    max_norm: ArrayLike
+    eps: ArrayLike
+    bias_correction: ArrayLike
+    weight_decay: ArrayLike
+    dropout_rate: ArrayLike | None
+
+
+def hyperparameters(config: FinetuneConfig, total_steps: int) -> Hyperparameters:
+    """Turns a config's numbers into arrays; warm-up is rounded up to whole steps."""
+    optimizer = config.optimizer
+    return Hyperparameters(
+        learning_rate=jnp.float32(optimizer.learning_rate),
+        warmup_steps=jnp.int32(math.ceil(optimizer.warmup_ratio * total_steps)),
+        total_steps=jnp.int32(total_steps),
+        max_norm=jnp.float32(optimizer.max_norm),
+        eps=jnp.float32(optimizer.eps),
+        bias_correction=jnp.bool_(optimizer.bias_correction),
+        weight_decay=jnp.float32(optimizer.weight_decay),
+        dropout_rate=None if config.dropout is None else jnp.float32(config.dropout),
+    )
+
+
+def linear_schedule(numbers: Hyperparameters) -> optax.Schedule:
+    """Rises from 0 over the warm-up and falls to 0 at the last step.
+
+    The rate of step t, counted from 0, is lr·t/w for t < w and lr·(T - t)/(T - w) from
+    then on.
+    """
+
+    def schedule(step):
+        warmup, total = numbers.warmup_steps, numbers.total_steps
+        rising = step / jnp.maximum(warmup, 1)
+        falling = (total - step) / jnp.maximum(total - warmup, 1)
+        share = jnp.where(step < warmup, rising, jnp.maximum(falling, 0.0))
+        return numbers.learning_rate * share
+
+    return schedule
+
+
+def make_optimizer(
+    numbers: Hyperparameters, components: str, b1: float, b2: float
+) -> optax.GradientTransformation:
+    """The clip, Adam, the decay and the schedule, from numbers that may be traced."""
+    return cwgnc_jax.cwgnc_adamw(
+        linear_schedule(numbers),
+        numbers.max_norm,
+        COMPONENT_FNS[components],
+        b1=b1,
+        b2=b2,
+        eps=numbers.eps,
+        bias_correction=numbers.bias_correction,
+        weight_decay=numbers.weight_decay,
+    )

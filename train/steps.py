@@ -1,0 +1,146 @@
+"""The training and the evaluation step of one run, as pure functions."""
+
+import dataclasses
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+import cwgnc_jax
+from cwgnc_jax import models
+from train.optimizer import (
+    COMPONENT_FNS,
+    Hyperparameters,
+    linear_schedule,
+    make_optimizer,
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """What is fixed when a step is compiled; runs that share it share a program."""
+
+    model: models.BertConfig
+    regression: bool
+    components: str
+    b1: float
+    b2: float
+    dtype: str
+
+
+class Run(NamedTuple):
+    """A run is a value: all that its next step depends on besides the batch."""
+
+    params: Any
+    opt_state: Any
+    key: jax.Array
+    step: jax.Array
+    numbers: Hyperparameters
+
+
+class Metrics(NamedTuple):
+    """What a step reports.
+
+    Attributes:
+      loss: Mean over the examples of the batch, before the update.
+      learning_rate: That of this update.
+      grad_norm: The norm of all gradients together, before the clip.
+      clip_rate_components: The share of components that were clipped.
+      clip_rate_elements: The same with every component weighted by its size.
+      norms: Each component's gradient norm before the clip.
+    """
+
+    loss: jax.Array
+    learning_rate: jax.Array
+    grad_norm: jax.Array
+    clip_rate_components: jax.Array
+    clip_rate_elements: jax.Array
+    norms: dict[str, jax.Array]
+
+
+# torch's rule, which the clip follows by default: clipped if norm + 1e-6 > max_norm.
+_CLIP_EPS = 1e-6
+
+
+def init_run(
+    recipe: Recipe, params: Any, key: jax.Array, numbers: Hyperparameters
+) -> Run:
+    """A run before its first step."""
+    tx = make_optimizer(numbers, recipe.components, recipe.b1, recipe.b2)
+    return Run(params, tx.init(params), key, jnp.zeros((), jnp.int32), numbers)
+
+
+def train_step(
+    recipe: Recipe, run: Run, batch: dict[str, jax.Array]
+) -> tuple[Run, Metrics]:
+    """Makes one update: forward, backward, clip, Adam, decay, learning rate.
+
+    Args:
+      recipe: What is fixed at compilation.
+      run: The run so far.
+      batch: See ``batches.train_batch``; rows of weight 0 do not count.
+
+    Returns:
+      The run one step on, and what the step reports.
+    """
+    params, numbers = run.params, run.numbers
+
+    def loss_fn(params):
+        logits = models.apply(
+            recipe.model,
+            params,
+            batch["input_ids"],
+            batch["attention_mask"],
+            batch["token_type_ids"],
+            key=jax.random.fold_in(run.key, run.step),
+            dropout_rate=numbers.dropout_rate,
+            dtype=jnp.dtype(recipe.dtype),
+        ).logits
+        losses = example_losses(recipe, logits, batch["labels"])
+        return jnp.sum(losses * batch["weights"]) / jnp.sum(batch["weights"])
+
+    loss, grads = jax.value_and_grad(loss_fn)(params)
+    tx = make_optimizer(numbers, recipe.components, recipe.b1, recipe.b2)
+    updates, opt_state = tx.update(grads, run.opt_state, params)
+
+    component_fn = COMPONENT_FNS[recipe.components]
+    # The compiler computes these once, together with the clip's own.
+    norms = cwgnc_jax.component_norms(grads, component_fn)
+    stacked = jnp.stack(list(norms.values()))
+    clipped = (stacked + _CLIP_EPS > numbers.max_norm).astype(jnp.float32)
+    sizes = list(cwgnc_jax.component_sizes(grads, component_fn).values())
+    shares = jnp.asarray([size / sum(sizes) for size in sizes], jnp.float32)
+    metrics = Metrics(
+        loss=loss,
+        learning_rate=linear_schedule(numbers)(run.step),
+        grad_norm=jnp.sqrt(jnp.sum(jnp.square(stacked))),
+        clip_rate_components=jnp.mean(clipped),
+        clip_rate_elements=jnp.sum(clipped * shares),
+        norms=norms,
+    )
+    run = run._replace(
+        params=optax.apply_updates(params, updates),
+        opt_state=opt_state,
+        step=run.step + 1,
+    )
+    return run, metrics
+
+
+def eval_step(recipe: Recipe, params: Any, batch: dict[str, jax.Array]) -> jax.Array:
+    """Computes the logits of a batch, ``[batch, num_labels]``, without dropout."""
+    return models.apply(
+        recipe.model,
+        params,
+        batch["input_ids"],
+        batch["attention_mask"],
+        batch["token_type_ids"],
+        dtype=jnp.dtype(recipe.dtype),
+    ).logits
+
+
+def example_losses(recipe: Recipe, logits: jax.Array, labels: jax.Array) -> jax.Array:
+    """Cross entropy of each example, or the squared error where a number is wanted."""
+    if recipe.regression:
+        return jnp.square(logits[:, 0] - labels)
+    return optax.softmax_cross_entropy_with_integer_labels(logits, labels)
