@@ -88,8 +88,8 @@ def find_task(name: str) -> Task:
         return GLUE[name]
     near = difflib.get_close_matches(name.lower(), GLUE, n=1)
     raise ValueError(
-        f"unknown task {name!r}{f'; did you mean {near[0]!r}?' if near else ';'} "
-        f"The tasks are {' '.join(GLUE)}; for own data give --train-file instead"
+        f"unknown task {name!r}{f', did you mean {near[0]!r}?' if near else ':'} "
+        f"the tasks are {' '.join(GLUE)}; for own data give --train-file instead"
     )
 
 

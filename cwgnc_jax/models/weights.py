@@ -292,8 +292,8 @@ def _weight_files(directory: Path) -> list[Path]:
         strange = [name for name in shards if not _SHARD.fullmatch(name)]
         if strange:
             raise ValueError(
-                f"{directory / _INDEX} names shards that are not plain .safetensors files beside "
-                f"it: {first_five(strange)}"
+                f"{directory / _INDEX} names shards that are not plain .safetensors "
+                f"files beside it: {first_five(strange)}"
             )
         missing = [name for name in shards if not (directory / name).is_file()]
         if missing:

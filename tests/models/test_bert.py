@@ -1,0 +1,227 @@
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import traverse_util
+
+from cwgnc_jax import models
+from cwgnc_jax.models.bert import parameter_shapes
+
+
+def test_bert_large_has_393_parameters_of_the_published_size():
+    config = models.BertConfig(
+        hidden_size=1024,
+        num_hidden_layers=24,
+        num_attention_heads=16,
+        intermediate_size=4096,
+    )
+    shapes = parameter_shapes(config)
+    assert len(shapes) == 24 * 16 + 9
+    # 335,143,938 with the classifier of two labels.
+    assert sum(int(np.prod(shape)) for shape in shapes.values()) == 335_143_938
+
+
+def test_fresh_parameters_have_the_distributions_of_bert(config):
+    config = models.BertConfig(vocab_size=500, num_hidden_layers=1)
+    params = models.init_params(config, jax.random.key(1))
+    leaves = traverse_util.flatten_dict(params, sep="/")
+    assert leaves.keys() == parameter_shapes(config).keys()
+    for path, leaf in leaves.items():
+        assert leaf.dtype == jnp.float32
+        if path.endswith("/bias"):
+            assert (leaf == 0).all()
+        elif path.endswith("/scale"):
+            assert (leaf == 1).all()
+        else:
+            bound = 5 * 0.02 / np.sqrt(leaf.size)
+            assert abs(leaf.mean()) < bound
+            assert abs(leaf.std() - 0.02) < bound
+
+
+def test_parameters_of_one_shape_are_drawn_independently(params):
+    attention = params["bert"]["encoder"]["layer"]["0"]["attention"]["self"]
+    other = params["bert"]["encoder"]["layer"]["1"]["attention"]["self"]
+    kernels = [
+        attention["query"]["kernel"],
+        attention["key"]["kernel"],
+        other["query"]["kernel"],
+    ]
+    correlations = np.corrcoef([kernel.ravel() for kernel in kernels])
+    assert np.abs(correlations - np.eye(3)).max() < 0.2
+
+
+def test_padding_does_not_change_a_sequence(config, params, batch):
+    padded = models.apply(config, params, *batch)
+    alone = models.apply(config, params, *(array[1:, :5] for array in batch))
+    chex.assert_trees_all_close(padded.logits[1:], alone.logits, atol=1e-5)
+    chex.assert_trees_all_close(
+        padded.hidden_states[-1][1:, :5], alone.hidden_states[-1], atol=1e-5
+    )
+
+
+def test_a_row_without_any_token_is_not_nan(config, params, batch):
+    input_ids, attention_mask, token_type_ids = batch
+    attention_mask = attention_mask * np.array([[1], [0]])
+
+    def loss(params, dtype):
+        output = models.apply(
+            config, params, input_ids, attention_mask, token_type_ids, dtype=dtype
+        )
+        return output.logits.sum()
+
+    for dtype in (jnp.float32, jnp.bfloat16):
+        grads = jax.grad(loss)(params, dtype)
+        assert all(jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(grads))
+
+
+def test_a_boolean_mask_and_a_jit_change_nothing(config, params, batch):
+    input_ids, attention_mask, token_type_ids = batch
+    expected = models.apply(config, params, *batch)
+    jitted = jax.jit(models.apply, static_argnums=0)
+    actual = jitted(
+        config, params, input_ids, attention_mask.astype(bool), token_type_ids
+    )
+    chex.assert_trees_all_close(actual, expected, atol=2e-5)
+    assert len(actual.hidden_states) == config.num_hidden_layers + 1
+
+
+def test_dropout_rate_zero_is_no_dropout(config, params, batch):
+    expected = models.apply(config, params, *batch)
+    key = jax.random.key(0)
+    actual = models.apply(config, params, *batch, key=key, dropout_rate=0.0)
+    chex.assert_trees_all_equal(actual, expected)
+    traced = jax.jit(
+        lambda key, rate: models.apply(
+            config, params, *batch, key=key, dropout_rate=rate
+        )
+    )
+    plain = jax.jit(lambda: models.apply(config, params, *batch))
+    chex.assert_trees_all_close(traced(key, 0.0), plain(), atol=2e-5)
+
+
+def test_dropout_follows_the_key_and_the_rates_of_the_config(config, params, batch):
+    key = jax.random.key(0)
+    apply = lambda key, **rates: (
+        models.apply(config, params, *batch, key=key, **rates).logits
+    )
+    assert (apply(key) == apply(key)).all()
+    assert (apply(key) != apply(jax.random.key(1))).all()
+    # The config's rates are all .1, classifier_dropout by way of None.
+    assert (apply(key) == apply(key, dropout_rate=0.1)).all()
+    assert (apply(key) != apply(key, dropout_rate=0.2)).all()
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["hidden_dropout_prob", "attention_probs_dropout_prob", "classifier_dropout"],
+)
+def test_each_rate_of_the_config_reaches_its_place(config, params, batch, name):
+    rates = {
+        "hidden_dropout_prob": 0.0,
+        "attention_probs_dropout_prob": 0.0,
+        "classifier_dropout": 0.0,
+        name: 0.5,
+    }
+    config = models.BertConfig(**{**vars(config), **rates})
+    noisy = models.apply(config, params, *batch, key=jax.random.key(0))
+    plain = models.apply(config, params, *batch)
+    changed = [
+        bool((a != b).any())
+        for a, b in zip(noisy.hidden_states, plain.hidden_states, strict=True)
+    ]
+    assert (
+        changed
+        == {
+            "hidden_dropout_prob": [True, True, True],
+            "attention_probs_dropout_prob": [False, True, True],
+            "classifier_dropout": [False, False, False],
+        }[name]
+    )
+    assert (noisy.logits != plain.logits).any()
+
+
+def test_runs_under_vmap_with_traced_rates_equal_single_runs(config, batch):
+    keys = jax.random.split(jax.random.key(0), 3)
+    rates = jnp.array([0.0, 0.1, 0.5])
+    params = jax.vmap(lambda key: models.init_params(config, key))(keys)
+
+    def loss(params, key, rate):
+        output = models.apply(config, params, *batch, key=key, dropout_rate=rate)
+        return (output.logits**2).sum(), output.logits
+
+    grad = jax.grad(loss, has_aux=True)
+    together = jax.jit(jax.vmap(grad))(params, keys, rates)
+    for run in range(3):
+        own = jax.tree.map(lambda leaf, run=run: leaf[run], (params, keys, rates))
+        alone = jax.jit(grad)(*own)
+        chex.assert_trees_all_close(
+            jax.tree.map(lambda leaf, run=run: leaf[run], together),
+            alone,
+            atol=1e-4,
+            rtol=1e-4,
+        )
+
+
+def test_every_parameter_but_the_key_bias_has_a_gradient(config, params, batch):
+    def loss(params):
+        return models.apply(config, params, *batch).logits[:, 0].sum()
+
+    grads = traverse_util.flatten_dict(jax.grad(loss)(params), sep="/")
+    silent = {path for path, grad in grads.items() if jnp.abs(grad).max() < 1e-5}
+    assert silent == {
+        f"bert/encoder/layer/{index}/attention/self/key/bias" for index in range(2)
+    }
+
+
+def test_the_same_shapes_are_compiled_once(config, params, batch):
+    @jax.jit
+    @chex.assert_max_traces(n=1)
+    def logits(params, batch, key, rate):
+        output = models.apply(config, params, *batch, key=key, dropout_rate=rate)
+        return output.logits
+
+    for seed in range(3):
+        logits(params, batch, jax.random.key(seed), 0.1 * seed)
+
+
+@pytest.mark.parametrize("which", [1, 2])
+def test_inputs_of_different_shapes_are_refused(config, params, batch, which):
+    batch = list(batch)
+    batch[which] = batch[which][:, :8]
+    with pytest.raises(ValueError, match=r"got \(2, 8\) where input_ids has \(2, 9\)"):
+        models.apply(config, params, *batch)
+
+
+def test_a_single_sequence_without_a_batch_axis_is_refused(config, params, batch):
+    with pytest.raises(ValueError, match=r"input_ids must have the shape \(batch, len"):
+        models.apply(config, params, *(array[0] for array in batch))
+
+
+def test_too_long_inputs_are_refused(config, params):
+    ids = np.ones((1, 17), int)
+    with pytest.raises(ValueError, match="= 16 long, got 17; truncate"):
+        models.apply(config, params, ids, ids, ids)
+
+
+def test_ids_that_are_not_integers_are_refused(config, params, batch):
+    input_ids, attention_mask, token_type_ids = batch
+    with pytest.raises(TypeError, match="token_type_ids must be integers, got float"):
+        models.apply(
+            config, params, input_ids, attention_mask, token_type_ids * np.float32(1)
+        )
+
+
+def test_parameters_of_another_config_are_refused(config, params, batch):
+    params["classifier"] = {"kernel": jnp.zeros((24, 2)), "weight": jnp.zeros(3)}
+    with pytest.raises(
+        ValueError,
+        match=r"missing classifier/bias; unexpected classifier/weight; other shape "
+        r"classifier/kernel: expected \(24, 3\), got \(24, 2\)",
+    ):
+        models.apply(config, params, *batch)
+
+
+def test_a_dropout_rate_outside_its_range_is_refused(config, params, batch):
+    with pytest.raises(ValueError, match=r"must lie in \[0, 1\), got 1.0"):
+        models.apply(config, params, *batch, key=jax.random.key(0), dropout_rate=1.0)

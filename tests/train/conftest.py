@@ -1,0 +1,66 @@
+"""A tiny model with a tokenizer, and a tiny task that it can learn."""
+
+import json
+from pathlib import Path
+
+import jax
+import pytest
+
+from cwgnc_jax import models
+
+WORDS = "the a dog cat dogs cats sleeps sleep sees see not often . ?".split()
+SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory) -> Path:
+    """The folder of a random BERT of two layers, as the hub would hold it."""
+    directory = tmp_path_factory.mktemp("tiny_model")
+    config = models.BertConfig(
+        vocab_size=len(SPECIAL + WORDS),
+        hidden_size=16,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=32,
+        max_position_embeddings=32,
+        num_labels=2,
+        initializer_range=0.3,
+    )
+    params = models.init_params(config, jax.random.key(0))
+    models.save_pretrained(directory, config, {"bert": params["bert"]} | params)
+    source = json.loads((directory / "config.json").read_text())
+    (directory / "config.json").write_text(json.dumps(source))
+    (directory / "vocab.txt").write_text("\n".join(SPECIAL + WORDS))
+    (directory / "tokenizer_config.json").write_text(
+        json.dumps({"tokenizer_class": "BertTokenizer", "do_lower_case": True})
+    )
+    return directory
+
+
+def sentences(count: int, start: int = 0) -> list[tuple[str, str]]:
+    """Sentences whose verb agrees with its subject, or does not."""
+    rows = []
+    for i in range(start, start + count):
+        noun = ("dog", "cat", "dogs", "cats")[i % 4]
+        verb = ("sleeps", "sees", "sleep", "see")[(i // 4) % 4]
+        agrees = (noun[-1] == "s") != (verb[-1] == "s")
+        end = (".", "?", "often .", "not often .")[(i // 16) % 4]
+        rows.append((f"the {noun} {verb} {end}", "good" if agrees else "bad"))
+    return rows
+
+
+def write_tsv(path: Path, rows: list[tuple[str, str]]) -> Path:
+    """Writes rows of a text and a label under their header."""
+    lines = ["text\tlabel", *("\t".join(row) for row in rows)]
+    path.write_text("\n".join(lines) + "\n")
+    return path
+
+
+@pytest.fixture(scope="session")
+def tiny_data(tmp_path_factory) -> tuple[Path, Path]:
+    """A training file of 37 examples and a validation file of 20."""
+    directory = tmp_path_factory.mktemp("tiny_data")
+    return (
+        write_tsv(directory / "train.tsv", sentences(37)),
+        write_tsv(directory / "validation.tsv", sentences(20, 41)),
+    )

@@ -1,0 +1,195 @@
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import cwgnc_jax
+from cwgnc_jax import models
+from train.config import PRESETS
+from train.optimizer import Hyperparameters, hyperparameters, linear_schedule
+from train.parallel import compile_train_step
+from train.steps import Recipe, init_run, train_step
+
+MODEL = models.BertConfig(
+    vocab_size=20,
+    hidden_size=8,
+    num_hidden_layers=2,
+    num_attention_heads=2,
+    intermediate_size=16,
+    max_position_embeddings=8,
+    initializer_range=0.3,
+)
+RECIPE = Recipe(MODEL, False, "by_parameter", 0.9, 0.999, "float32")
+
+
+def numbers(**changes) -> Hyperparameters:
+    values = hyperparameters(PRESETS["code"], 10)._replace(
+        learning_rate=jnp.float32(1e-2), dropout_rate=jnp.float32(0.0)
+    )
+    return values._replace(**{k: jnp.asarray(v) for k, v in changes.items()})
+
+
+def a_batch(rows=6, seed=0):
+    rng = np.random.default_rng(seed)
+    mask = np.arange(8)[None] < rng.integers(3, 9, (rows, 1))
+    return {
+        "input_ids": rng.integers(5, 20, (rows, 8)).astype(np.int32),
+        "attention_mask": mask.astype(np.int32),
+        "token_type_ids": rng.integers(0, 2, (rows, 8)).astype(np.int32),
+        "labels": rng.integers(0, 2, rows).astype(np.int32),
+        "weights": np.ones(rows, np.float32),
+    }
+
+
+def a_run(recipe=RECIPE, **changes):
+    params = models.init_params(MODEL, jax.random.key(0))
+    return init_run(recipe, params, jax.random.key(1), numbers(**changes))
+
+
+def test_step_equals_autodiff_and_the_chain_by_hand():
+    run, batch = a_run(weight_decay=0.1), a_batch()
+
+    def loss_fn(params):
+        logits = models.apply(
+            MODEL,
+            params,
+            *(batch[k] for k in ("input_ids", "attention_mask", "token_type_ids")),
+        ).logits
+        return optax.softmax_cross_entropy_with_integer_labels(
+            logits, batch["labels"]
+        ).mean()
+
+    loss, grads = jax.value_and_grad(loss_fn)(run.params)
+    tx = optax.chain(
+        cwgnc_jax.component_clip_by_global_norm(0.05),
+        cwgnc_jax.scale_by_adam(),
+        optax.add_decayed_weights(0.1, cwgnc_jax.decay_mask),
+        optax.scale(-1e-2),
+    )
+    updates, _ = tx.update(grads, tx.init(run.params), run.params)
+    stepped, metrics = train_step(RECIPE, run, batch)
+    assert metrics.loss == pytest.approx(float(loss), rel=1e-6)
+    assert metrics.grad_norm == pytest.approx(float(optax.tree.norm(grads)), rel=1e-5)
+    chex.assert_trees_all_close(
+        stepped.params, optax.apply_updates(run.params, updates), atol=1e-5
+    )
+    assert stepped.step == 1
+
+
+def test_rows_of_weight_zero_count_for_nothing():
+    batch = a_batch(4)
+    padded = {k: np.concatenate([v, a_batch(3, 1)[k]]) for k, v in batch.items()}
+    padded["weights"] = np.array([1, 1, 1, 1, 0, 0, 0], np.float32)
+    short, short_metrics = train_step(RECIPE, a_run(), batch)
+    long, long_metrics = train_step(RECIPE, a_run(), padded)
+    np.testing.assert_allclose(short_metrics.loss, long_metrics.loss, rtol=1e-6)
+    chex.assert_trees_all_close(
+        short_metrics.norms, long_metrics.norms, rtol=1e-4, atol=1e-7
+    )
+
+
+def test_step_compiles_once_and_takes_over_its_buffers(monkeypatch):
+    traced = chex.assert_max_traces(train_step, n=1)
+    monkeypatch.setattr("train.parallel.train_step", traced)
+    step = compile_train_step(RECIPE)
+    run = a_run()
+    old = run.params["classifier"]["kernel"]
+    for seed in range(3):
+        run, _ = step(run, a_batch(seed=seed))
+    assert old.is_deleted()
+
+
+@pytest.mark.parametrize(
+    ("max_norm", "rate"), [(jnp.inf, 0.0), (1e-9, 1.0)], ids=["none", "nearly all"]
+)
+def test_clip_rates_count_what_the_clip_scales(max_norm, rate):
+    _, metrics = train_step(RECIPE, a_run(max_norm=max_norm), a_batch())
+    # Key biases have a gradient of zero up to rounding.
+    assert metrics.clip_rate_components == pytest.approx(rate, abs=0.06)
+    assert metrics.clip_rate_elements == pytest.approx(rate, abs=0.02)
+
+
+def test_clip_rates_are_weighted_by_components_and_by_elements():
+    _, metrics = train_step(RECIPE, a_run(max_norm=0.05), a_batch())
+    params = models.init_params(MODEL, jax.random.key(0))
+    sizes = cwgnc_jax.component_sizes(params)
+    clipped = {k for k, norm in metrics.norms.items() if norm + 1e-6 > 0.05}
+    assert 0 < len(clipped) < len(sizes)
+    assert metrics.clip_rate_components == pytest.approx(len(clipped) / len(sizes))
+    weighted = sum(sizes[k] for k in clipped) / sum(sizes.values())
+    assert metrics.clip_rate_elements == pytest.approx(weighted, rel=1e-5)
+
+
+def test_dropout_differs_from_step_to_step_and_follows_the_key():
+    run, batch = a_run(dropout_rate=0.5, learning_rate=0.0), a_batch()
+    run, first = train_step(RECIPE, run, batch)
+    _, second = train_step(RECIPE, run, batch)
+    _, again = train_step(RECIPE, a_run(dropout_rate=0.5, learning_rate=0.0), batch)
+    assert first.loss != second.loss
+    assert first.loss == again.loss
+
+
+def test_runs_with_different_numbers_share_a_program_under_vmap():
+    thresholds = jnp.array([0.01, 1.0, jnp.inf])
+    batch = a_batch()
+
+    def first_step(max_norm):
+        return train_step(RECIPE, a_run(max_norm=max_norm), batch)[0].params
+
+    swept = jax.jit(jax.vmap(first_step))(thresholds)
+    for i, max_norm in enumerate(thresholds):
+        alone = first_step(max_norm)
+        one = jax.tree.map(lambda leaf, i=i: leaf[i], swept)
+        # The first step of Adam is the sign of the gradient where that is tiny.
+        chex.assert_trees_all_close(one["classifier"], alone["classifier"], atol=1e-5)
+
+
+def test_regression_is_trained_on_squared_errors():
+    import dataclasses
+
+    model = dataclasses.replace(MODEL, num_labels=1)
+    recipe = Recipe(model, True, "by_parameter", 0.9, 0.999, "float32")
+    params = models.init_params(model, jax.random.key(0))
+    batch = a_batch() | {"labels": np.linspace(0, 5, 6).astype(np.float32)}
+    run = init_run(recipe, params, jax.random.key(1), numbers())
+    logits = models.apply(
+        model,
+        params,
+        *(batch[k] for k in ("input_ids", "attention_mask", "token_type_ids")),
+    ).logits
+    expected = np.mean((np.array(logits)[:, 0] - batch["labels"]) ** 2)
+    assert train_step(recipe, run, batch)[1].loss == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("warmup", [0, 4])
+def test_schedule_equals_the_one_of_transformers(warmup):
+    import torch
+    from transformers import get_linear_schedule_with_warmup
+
+    parameter = torch.nn.Parameter(torch.zeros(1))
+    optimizer = torch.optim.SGD([parameter], lr=1e-2)
+    theirs = get_linear_schedule_with_warmup(optimizer, warmup, 10)
+    ours = linear_schedule(numbers(warmup_steps=warmup, total_steps=10))
+    for step in range(10):
+        assert ours(step) == pytest.approx(theirs.get_last_lr()[0], rel=1e-6)
+        optimizer.step()
+        theirs.step()
+
+
+def test_norms_of_the_step_cost_no_second_pass():
+    run, batch = a_run(), a_batch()
+
+    def reductions(step):
+        text = jax.jit(step).lower(run, batch).compile().as_text()
+        return text.count(" reduce(")
+
+    def without_metrics(run, batch):
+        return train_step(RECIPE, run, batch)[0]
+
+    def with_metrics(run, batch):
+        stepped, metrics = train_step(RECIPE, run, batch)
+        return stepped, metrics.norms
+
+    assert reductions(with_metrics) == reductions(without_metrics)
