@@ -16,6 +16,9 @@ Batch = dict[str, np.ndarray]
 ``[batch]``, where weight 0 marks a row that only fills up the last batch."""
 
 
+_TOKENIZED_AT_ONCE = 4096
+
+
 @dataclasses.dataclass(frozen=True)
 class TokenArrays:
     """The tokens of a set of examples, ``[examples, length]`` each, int32."""
@@ -56,7 +59,9 @@ def load_tokenizer(directory: Path) -> Any:
         ) from error
 
 
-def tokenize(tokenizer: Any, examples: Examples, max_length: int) -> TokenArrays:
+def tokenize(
+    tokenizer: Any, examples: Examples, max_length: int, length: int | None = None
+) -> TokenArrays:
     """Tokenizes examples into arrays of one length.
 
     A pair longer than ``max_length`` loses tokens of its longer text first. The length
@@ -67,24 +72,58 @@ def tokenize(tokenizer: Any, examples: Examples, max_length: int) -> TokenArrays
       tokenizer: A tokenizer of transformers.
       examples: Texts, and labels if they have any.
       max_length: The most tokens an example keeps, special tokens included.
+      length: The length of the arrays, if the examples' own will not do.
 
     Returns:
       The arrays.
+
+    Raises:
+      ValueError: If ``max_length`` leaves no room for a token of each text, or an
+        example is longer than ``length``.
     """
-    encoded = tokenizer(*examples.texts, truncation=True, max_length=max_length)
-    longest = max(map(len, encoded["input_ids"]))
-    length = min(max_length, -(-longest // 8) * 8)
-    padded = tokenizer.pad(
-        encoded,
-        padding="max_length",
-        max_length=length,
-        return_attention_mask=True,
-        return_tensors="np",
-    )
-    ids = padded["input_ids"].astype(np.int32)
-    types = padded.get("token_type_ids", np.zeros_like(ids)).astype(np.int32)
-    mask = padded["attention_mask"].astype(np.int32)
-    return TokenArrays(ids, mask, types, examples.labels)
+    pair = len(examples.texts) == 2
+    least = tokenizer.num_special_tokens_to_add(pair=pair) + len(examples.texts)
+    if max_length < least:
+        raise ValueError(
+            f"--max-length must be at least {least} for "
+            f"{'pairs of texts' if pair else 'texts'} (their special tokens and a "
+            f"token each), got {max_length}"
+        )
+    parts = []
+    # All at once, the tokenizer's notes on offsets and words take 20 kB an example.
+    for start in range(0, len(examples), _TOKENIZED_AT_ONCE):
+        chunk = slice(start, start + _TOKENIZED_AT_ONCE)
+        encoded = tokenizer(
+            *(texts[chunk] for texts in examples.texts),
+            truncation=True,
+            max_length=max_length,
+            return_token_type_ids=True,
+        )
+        parts.append(_padded(tokenizer, encoded, max_length))
+    ids, mask, types = map(np.concatenate, zip(*parts, strict=True))
+    longest = int(mask.sum(axis=1).max())
+    if length is None:
+        length = min(max_length, -(-longest // 8) * 8)
+    if not longest <= length <= max_length:
+        raise ValueError(
+            f"length must lie between the longest example's {longest} tokens and "
+            f"max_length {max_length}, got {length}"
+        )
+    arrays = (np.ascontiguousarray(array[:, :length]) for array in (ids, mask, types))
+    return TokenArrays(*arrays, examples.labels)
+
+
+def check_length(max_length: int, max_position_embeddings: int) -> None:
+    """Raises if the model has no positions for texts of this length.
+
+    Raises:
+      ValueError: If ``max_length`` is the larger one.
+    """
+    if max_length > max_position_embeddings:
+        raise ValueError(
+            f"--max-length {max_length} is beyond the model's "
+            f"{max_position_embeddings} positions; lower it to at most that"
+        )
 
 
 def steps_per_epoch(examples: int, batch_size: int) -> int:
@@ -120,11 +159,28 @@ def eval_batches(arrays: TokenArrays, batch_size: int) -> Iterator[Batch]:
         yield _take(arrays, np.arange(start, end), batch_size)
 
 
-@functools.lru_cache(maxsize=8)
+def _padded(tokenizer: Any, encoded: Any, length: int) -> tuple[np.ndarray, ...]:
+    ids = encoded["input_ids"]
+    # To the right, where BERT's positions expect it, whatever the tokenizer says.
+    mask = np.arange(length) < np.array([len(row) for row in ids])[:, None]
+
+    def filled(rows, padding):
+        array = np.full(mask.shape, padding, np.int32)
+        array[mask] = np.concatenate(rows)
+        return array
+
+    types = filled(encoded["token_type_ids"], tokenizer.pad_token_type_id)
+    return filled(ids, tokenizer.pad_token_id), mask.astype(np.int32), types
+
+
+# More than the seeds of a sweep, whose runs step through their epochs together.
+@functools.lru_cache(maxsize=64)
 def _permutation(seed: int, epoch: int, examples: int) -> np.ndarray:
-    # Counter-based: the key is the epoch's own, no earlier draw is needed.
-    generator = np.random.Generator(np.random.Philox(key=[seed, epoch]))
-    return generator.permutation(examples)
+    # Counter-based: the key is the epoch's own, no earlier draw is needed. The order
+    # of raw words is the same in all versions of NumPy, which it does not promise of
+    # Generator.permutation.
+    key = np.array([seed, epoch], np.uint64)
+    return np.argsort(np.random.Philox(key=key).random_raw(examples)).astype(np.int32)
 
 
 def _take(arrays: TokenArrays, rows: np.ndarray, batch_size: int) -> Batch:

@@ -11,6 +11,7 @@ import io
 import json
 import logging
 import math
+import re
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,9 +19,248 @@ from typing import Any
 import numpy as np
 
 from train.config import DataConfig
-from train.tasks import GLUE, Task, find_task, own_task
+from train.tasks import Task, find_task, own_task
 
+_HUB = "nyu-mll/glue"
 _logger = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass(frozen=True)
+class Table:
+    """Columns by name; at least one row."""
+
+    source: str
+    names: Sequence[str]
+    read: Callable[[str], list]
+    lines: Sequence[int]
+    unit: str = "line"
+
+    def __post_init__(self):
+        for name in self.names:
+            if self.names.count(name) > 1:
+                raise ValueError(
+                    f"{self.source} has {self.names.count(name)} columns named "
+                    f"{name!r}; rename all but one"
+                )
+        if not self.lines:
+            raise ValueError(f"{self.source} has no examples, only column names")
+
+    def column(self, name: str) -> list:
+        """Returns the values of a column, or raises a ValueError if it is not there."""
+        if name not in self.names:
+            near = difflib.get_close_matches(name, self.names, n=1)
+            raise ValueError(
+                f"{self.source} has no column {name!r}"
+                f"{f', did you mean {near[0]!r}?' if near else ';'} it has "
+                f"{listed(self.names)}"
+            )
+        return self.read(name)
+
+    def where(self, row: int, column: str) -> str:
+        """Names a cell for a message."""
+        return f"{self.source}, {self.unit} {self.lines[row]}, column {column!r}"
+
+
+def read_table(path: Path) -> Table:
+    """Reads a file in the format that its suffix names; see ``read_file``."""
+    reader = _READERS.get(path.suffix.lower())
+    if reader is None:
+        raise ValueError(
+            f"{path}: unknown suffix {path.suffix!r}, expected one of "
+            f"{' '.join(_READERS)}"
+        )
+    return reader(path)
+
+
+def read_official(path: Path, names: list[str] | None, drop_broken: bool) -> Table:
+    """Reads an official GLUE file.
+
+    Args:
+      path: The file.
+      names: The columns of a file without header; None if the first line names them.
+      drop_broken: Whether to leave out rows with too few or too many columns.
+
+    Returns:
+      The table.
+    """
+    # Not csv: the official files have no quoting, but texts with lone double quotes.
+    # And not splitlines: the texts contain U+0085 and its like.
+    lines = [line.removesuffix("\r") for line in _read_text(path).split("\n")]
+    rows = [(n, line.split("\t")) for n, line in enumerate(lines, start=1) if line]
+    if names is None:
+        names = rows.pop(0)[1] if rows else []
+    broken = [(n, row) for n, row in rows if len(row) != len(names)]
+    if broken and not drop_broken:
+        line, row = broken[0]
+        raise ValueError(
+            f"{path}, line {line}: expected {len(names)} columns separated by tabs, "
+            f"got {len(row)}"
+        )
+    if broken:
+        _logger.warning(
+            "%s: dropped %d of %d rows, which do not have %d columns (the first on "
+            "line %d)", path, len(broken), len(rows), len(names), broken[0][0],
+        )  # fmt: skip
+        rows = [(n, row) for n, row in rows if len(row) == len(names)]
+    return _of_rows(path, names, [row for _, row in rows], [n for n, _ in rows])
+
+
+def listed(names: Iterable[str]) -> str:
+    """Quotes the names for a message, at most five of them."""
+    names = [repr(name) for name in names]
+    more = f" and {len(names) - 5} more" if len(names) > 5 else ""
+    return ", ".join(names[:5]) + more
+
+
+def contents(folder: Path) -> str:
+    """Says for a message what a folder holds."""
+    if not folder.is_dir():
+        return f"{folder} is not a folder"
+    names = sorted(entry.name for entry in folder.iterdir())
+    return f"{folder} has {listed(names) or 'nothing in it'}"
+
+
+def shown(value: Any) -> str:
+    """Shows a wrong value in a message."""
+    return "nothing" if value is None or value == "" else f"{value!r:.60}"
+
+
+def _existing(path: Path) -> Path:
+    if path.is_dir():
+        raise IsADirectoryError(f"{path} is a folder; expected a file")
+    if not path.exists():
+        raise FileNotFoundError(f"no file {path}; {contents(path.parent)}")
+    if not path.stat().st_size:
+        raise ValueError(f"{path} is empty; expected column names and examples")
+    return path
+
+
+def _read_text(path: Path) -> str:
+    raw = _existing(path).read_bytes()
+    try:
+        text = raw.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(
+            f"{path}: byte {error.start} ({raw[error.start]:#04x}) is not UTF-8; "
+            f"convert the file to UTF-8"
+        ) from None
+    if "\0" in text:
+        raise ValueError(
+            f"{path}: byte {raw.index(0)} is NUL; expected a text file in UTF-8"
+        )
+    text = text.removeprefix("\ufeff")
+    if not text.strip():
+        raise ValueError(f"{path} is empty; expected column names and examples")
+    return text
+
+
+def _of_rows(path: Path, names, rows: list, lines: list[int]) -> Table:
+    def read(name):
+        index = names.index(name)
+        return [row[index] for row in rows]
+
+    return Table(str(path), names, read, lines)
+
+
+def _read_csv(path: Path, delimiter: str = ",") -> Table:
+    text = _read_text(path)
+    # Beyond the default of 131,072 characters a text would be refused.
+    csv.field_size_limit(max(csv.field_size_limit(), len(text)))
+    # Not pandas, which silently fills up or cuts off ragged rows. Strict, since a lone
+    # quote would silently swallow the rows after it.
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
+    rows, lines, line = [], [], 1
+    try:
+        for row in reader:
+            if row:
+                rows.append(row)
+                lines.append(line)
+            if row and len(row) != len(rows[0]):
+                raise ValueError(
+                    f"{path}, line {line}: expected {len(rows[0])} columns as in the "
+                    f"header, got {len(row)}; texts with {delimiter!r} or line breaks "
+                    f"need double quotes around them"
+                )
+            line = reader.line_num + 1
+    except csv.Error as error:
+        raise ValueError(
+            f"{path}, line {line}: {error}; a text that has double quotes needs double "
+            f"quotes around it and its own doubled"
+        ) from None
+    return _of_rows(path, rows[0], rows[1:], lines[1:])
+
+
+def _read_tsv(path: Path) -> Table:
+    return _read_csv(path, "\t")
+
+
+def _read_json(path: Path) -> Table:
+    text = _read_text(path)
+    if path.suffix.lower() == ".json" and text.lstrip().startswith("["):
+        unit, rows = "row", _parse_json(text, str(path))
+        lines = range(1, len(rows) + 1)
+    else:
+        # Not splitlines: JSON strings may contain U+2028.
+        given = enumerate(text.split("\n"), start=1)
+        unit, numbered = "line", [(n, line) for n, line in given if line.strip()]
+        rows = [_parse_json(line, f"{path}, line {n}") for n, line in numbered]
+        lines = [n for n, _ in numbered]
+    for n, row in zip(lines, rows, strict=True):
+        if not isinstance(row, dict):
+            raise ValueError(
+                f"{path}, {unit} {n}: expected an object of column names and values, "
+                f"got {shown(row)}"
+            )
+    names = list(dict.fromkeys(name for row in rows for name in row))
+
+    def read(name):
+        return [row.get(name) for row in rows]
+
+    return Table(str(path), names, read, lines, unit)
+
+
+def _parse_json(text: str, place: str) -> Any:
+    def unique(pairs):
+        names = [name for name, _ in pairs]
+        twice = next((name for name in names if names.count(name) > 1), None)
+        if twice is not None:
+            raise ValueError(f"{place}: an object has {twice!r} more than once")
+        return dict(pairs)
+
+    try:
+        return json.loads(text, object_pairs_hook=unique)
+    except json.JSONDecodeError as error:
+        raise ValueError(
+            f"{place}: not JSON, {error}; expected an object a line"
+        ) from None
+
+
+def _read_parquet(path: Path) -> Table:
+    import pyarrow
+    from pyarrow import parquet
+
+    try:
+        # Not read_table, which adds columns for folders named like KEY=VALUE.
+        table = parquet.ParquetFile(_existing(path)).read()
+    except pyarrow.ArrowException as error:
+        reason = str(error).partition("\n")[0]
+        raise ValueError(f"{path} is not a parquet file: {reason}") from None
+
+    def read(name):
+        return table.column(name).to_pylist()
+
+    rows = range(1, table.num_rows + 1)
+    return Table(str(path), table.column_names, read, rows, "row")
+
+
+_READERS = {
+    ".csv": _read_csv,
+    ".tsv": _read_tsv,
+    ".json": _read_json,
+    ".jsonl": _read_json,
+    ".ndjson": _read_json,
+    ".parquet": _read_parquet,
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,41 +283,31 @@ def load_examples(data: DataConfig) -> tuple[Task, dict[str, Examples]]:
       data: A GLUE task, from ``data_dir`` or else the hub; or own files.
 
     Returns:
-      The task, and its examples under the keys "train", "holdout" (if one is kept
-      back) and "validation"; MNLI has "validation_matched" and
+      The task, and its examples under the keys "train", "holdout" (if a part of train
+      is kept back) and "validation"; MNLI has "validation_matched" and
       "validation_mismatched" instead.
 
     Raises:
-      OSError: If a file is missing or cannot be read, or the hub not be reached.
+      OSError: If a file is missing or cannot be read, or the hub cannot be reached.
       ValueError: If the contents are not what the task needs.
     """
     if data.task is not None:
         task = find_task(data.task)
         splits = {
             split: load_split(task, data.data_dir, split)
-            for split in _SPLITS[task.name == "mnli"]
+            for split in _splits(task)
             if not split.startswith("test")
         }
-        origin = f"task {task.name}"
     else:
-        assert data.train_file and data.validation_file  # DataConfig has checked it
-        origin = str(data.train_file)
-        names = None if data.regression else _class_names(data)
-        task = own_task(data.text_columns, names)
-        splits = {
-            split: read_file(path, task.text_columns, data.label_column, names)
-            for split, path in (
-                ("train", data.train_file),
-                ("validation", data.validation_file),
-            )
-        }
+        task, splits = _load_own(data)
     if data.holdout:
-        splits = _keep_back(splits, data.holdout, origin)
+        splits = _keep_back(splits, data.holdout)
     classes = np.unique(splits["train"].labels)
-    if not task.regression and classes.size < 2:
+    if task.label_names and classes.size < 2:
         raise ValueError(
-            f"{origin}: expected at least two classes in the training set, but each of "
-            f"its {len(splits['train'])} labels is {task.label_names[classes[0]]!r}"
+            f"{data.train_file or task.name}: expected at least two classes to train "
+            f"on, but all {len(splits['train'])} labels are "
+            f"{task.label_names[classes[0]]!r}"
         )
     return task, splits
 
@@ -85,9 +315,14 @@ def load_examples(data: DataConfig) -> tuple[Task, dict[str, Examples]]:
 def load_split(task: Task, data_dir: Path | None, split: str) -> Examples:
     """Loads one split of a GLUE task; the test splits have no labels.
 
+    Rows of the official QQP files that lack columns are dropped and counted in the
+    log, as the hub drops them: their questions contain line breaks. In the files of
+    the other tasks they are an error.
+
     Args:
       task: One of the values of ``GLUE``.
-      data_dir: The folder of the official TSV files; None for the hub.
+      data_dir: The folder of the official TSV files, or of those of this task alone;
+        None for the hub.
       split: "train", "validation" or "test"; for MNLI the latter two end in
         "_matched" or "_mismatched".
 
@@ -95,24 +330,25 @@ def load_split(task: Task, data_dir: Path | None, split: str) -> Examples:
       The examples in the order of the file.
 
     Raises:
-      OSError: If a file is missing or cannot be read, or the hub not be reached.
-      ValueError: If the contents are not those of this task, or the split is unknown.
+      OSError: If a file is missing or cannot be read, or the hub cannot be reached.
+      ValueError: If the contents are not those of this task, or it has no such split.
     """
-    splits = _SPLITS[task.name == "mnli"]
-    if split not in splits:
+    if split not in _splits(task):
         raise ValueError(
-            f"task {task.name} has no split {split!r}; it has {' '.join(splits)}"
+            f"task {task.name} has no split {split!r}; it has {' '.join(_splits(task))}"
         )
     labelled = not split.startswith("test")
     if data_dir is None:
-        table, names = _hub_table(task, split), task.label_names
-        # The hub stores the index of a class.
-        values = names and tuple(str(index) for index in range(len(names)))
-        return _examples(table, task.text_columns, "label" if labelled else None, values)
+        # The hub stores the index of a class, not its name.
+        values = task.label_names and [str(i) for i in range(task.num_labels)]
+        label = "label" if labelled else None
+        return _examples(_read_hub(task, split), task.text_columns, label, values)
     form = _OFFICIAL[task.name]
-    stem = split.replace("validation", "dev")
-    path = _task_folder(task, Path(data_dir)) / f"{stem}.tsv"
-    table = _read_official(path, task.name, labelled)
+    folder = _task_folder(task.name, Path(data_dir))
+    path = folder / f"{split.replace('validation', 'dev')}.tsv"
+    table = read_official(
+        path, form.names if labelled else None, drop_broken=task.name == "qqp"
+    )
     return _examples(table, form.texts, form.label if labelled else None, form.values)
 
 
@@ -124,9 +360,9 @@ def read_file(
 ) -> Examples:
     """Reads own examples, in the format that the file's suffix names.
 
-    The formats are .csv and .tsv (with a header and the usual quotes), .jsonl, .ndjson
-    and .json (an object a line; .json may be one array of objects) and .parquet.
-    Nothing is guessed: the text NA stays a text, and an empty one stays empty.
+    The formats are .csv and .tsv (a header, and the usual quotes), .jsonl, .ndjson and
+    .json (an object a line; .json may be one array of objects) and .parquet. Nothing
+    is guessed: the text NA stays a text, and an empty one stays empty.
 
     Args:
       path: The file.
@@ -142,89 +378,44 @@ def read_file(
       OSError: If the file is missing or cannot be read.
       ValueError: If its contents are not what was expected.
     """
-    return _examples(_read_table(Path(path)), text_columns, label_column, label_names)
+    return _examples(read_table(Path(path)), text_columns, label_column, label_names)
 
 
-def permutation(count: int, seed: int, stream: int) -> np.ndarray:
-    """Returns a random order that is a pure function of its arguments.
-
-    The order of Philox's raw words is used, since NumPy promises to keep these the same
-    in all versions, but not the methods of its ``Generator``.
-
-    Args:
-      count: The number of items to put in order.
-      seed: The first half of the counter-based generator's key, not negative.
-      stream: The second half: different streams of one seed are independent.
-
-    Returns:
-      The indices below ``count``, each once.
-    """
-    key = np.array([seed, stream], np.uint64)
-    return np.argsort(np.random.Philox(key=key).random_raw(count), kind="stable")
+def _load_own(data: DataConfig) -> tuple[Task, dict[str, Examples]]:
+    table = read_table(Path(data.train_file))
+    names = None
+    if not data.regression:
+        distinct = set(_class_labels(table, data.label_column))
+        integers = all(re.fullmatch(r"[+-]?\d+", name) for name in distinct)
+        names = tuple(sorted(distinct, key=lambda n: (int(n) if integers else 0, n)))
+    columns = (data.text_columns, data.label_column, names)
+    return own_task(data.text_columns, names), {
+        "train": _examples(table, *columns),
+        "validation": read_file(data.validation_file, *columns),
+    }
 
 
-def _keep_back(splits, holdout: float, origin: str) -> dict[str, Examples]:
-    train = splits["train"]
-    count = round(holdout * len(train))
+def _keep_back(splits: dict[str, Examples], part: float) -> dict[str, Examples]:
+    train, others = splits["train"], {s: splits[s] for s in splits if s != "train"}
+    count = round(part * len(train))
     if not 0 < count < len(train):
         raise ValueError(
-            f"{origin}: --holdout {holdout} of {len(train)} training examples leaves "
-            f"{count} to hold out and {len(train) - count} to train on; both need at "
-            f"least one"
+            f"--holdout {part} of {len(train)} training examples keeps {count} back "
+            f"and leaves {len(train) - count} to train on; both must be at least 1"
         )
-    # A stream that no epoch of train_batch ever uses.
-    order = permutation(len(train), seed=0, stream=2**64 - 1)
+    # A constant key, whatever the seed of the run. The order of raw words is the same
+    # in all versions of NumPy, which it does not promise of Generator.permutation.
+    order = np.argsort(np.random.Philox(key=2**128 - 1).random_raw(len(train)))
 
     def take(rows):
         texts = tuple([column[row] for row in rows] for column in train.texts)
         return Examples(texts, train.labels[rows])
 
-    parts = {"train": np.sort(order[count:]), "holdout": np.sort(order[:count])}
-    return {**{name: take(rows) for name, rows in parts.items()}, **_others(splits)}
+    kept, rest = np.sort(order[:count]), np.sort(order[count:])
+    return {"train": take(rest), "holdout": take(kept), **others}
 
 
-def _others(splits):
-    return {name: part for name, part in splits.items() if name != "train"}
-
-
-# --- a table, and the examples in it ---------------------------------------------
-
-
-@dataclasses.dataclass(frozen=True)
-class _Table:
-    source: str
-    names: list[str]
-    read: Callable[[str], list]
-    lines: Sequence[int]
-    unit: str = "line"
-
-    def __post_init__(self):
-        twice = [name for name in self.names if self.names.count(name) > 1]
-        if twice:
-            raise ValueError(
-                f"{self.source}: the column {twice[0]!r} occurs "
-                f"{self.names.count(twice[0])} times; rename all but one"
-            )
-        if not self.lines:
-            raise ValueError(
-                f"{self.source}: expected examples, but it has column names only"
-            )
-
-    def column(self, name: str) -> list:
-        if name not in self.names:
-            near = difflib.get_close_matches(name, self.names, n=1)
-            raise ValueError(
-                f"{self.source} has no column {name!r}"
-                f"{f', did you mean {near[0]!r}?' if near else ';'} it has "
-                f"{_listed(map(repr, self.names))}"
-            )
-        return self.read(name)
-
-    def where(self, row: int) -> str:
-        return f"{self.source}, {self.unit} {self.lines[row]}"
-
-
-def _examples(table: _Table, text_columns, label_column, label_values) -> Examples:
+def _examples(table: Table, text_columns, label_column, label_values) -> Examples:
     texts = tuple(_texts(table, name) for name in text_columns)
     if label_column is None:
         return Examples(texts, None)
@@ -233,47 +424,143 @@ def _examples(table: _Table, text_columns, label_column, label_values) -> Exampl
     return Examples(texts, _classes(table, label_column, label_values))
 
 
-def _texts(table: _Table, column: str) -> list[str]:
+def _texts(table: Table, column: str) -> list[str]:
     texts = table.column(column)
     for row, text in enumerate(texts):
         if not isinstance(text, str):
             raise ValueError(
-                f"{table.where(row)}: expected a text in column {column!r}, got "
-                f"{_shown(text)}"
+                f"{table.where(row, column)}: expected a text, got {shown(text)}"
             )
     return texts
 
 
-def _numbers(table: _Table, column: str) -> np.ndarray:
-    values = table.column(column)
-    numbers = np.empty(len(values), np.float32)
-    largest = float(np.finfo(np.float32).max)
-    for row, value in enumerate(values):
+def _numbers(table: Table, column: str) -> np.ndarray:
+    def number(value) -> float:
         try:
-            number = math.nan if isinstance(value, bool) else float(value)
-        except (TypeError, ValueError):
-            number = math.nan
-        if not abs(number) <= largest:
-            raise ValueError(
-                f"{table.where(row)}: expected a finite number in column {column!r}, "
-                f"got {_shown(value)}"
-            )
-        numbers[row] = number
-    return numbers
+            return math.nan if isinstance(value, bool) else float(value)
+        except (TypeError, ValueError, OverflowError):
+            return math.nan
+
+    values = table.column(column)
+    numbers = np.array([number(value) for value in values])
+    bad = np.flatnonzero(~(np.abs(numbers) <= np.finfo(np.float32).max))
+    if bad.size:
+        raise ValueError(
+            f"{table.where(bad[0], column)}: expected a finite number as label, got "
+            f"{shown(values[bad[0]])}"
+        )
+    return numbers.astype(np.float32)
 
 
-def _classes(table: _Table, column: str, values: Sequence[str]) -> np.ndarray:
-    indices = {value: index for index, value in enumerate(values)}
+def _classes(table: Table, column: str, values: Sequence[str]) -> np.ndarray:
     labels = _class_labels(table, column)
+    indices = {value: index for index, value in enumerate(values)}
     for row, label in enumerate(labels):
         if label not in indices:
-            hint = ""
-            if label == "-1":
-                hint = " (-1 marks the examples of a test split that has no labels)"
-            elif table.source not in map(str, values) and _is_number(label):
-                hint = " (give --regression if numbers are to be predicted)"
+            hint = "; -1 marks an unlabelled test split" if label == "-1" else ""
             raise ValueError(
-                f"{table.where(row)}: unknown label {label!r} in column {column!r}; "
-                f"expected one of {_listed(map(repr, values))}{hint}"
+                f"{table.where(row, column)}: unknown label {label!r}, expected one of "
+                f"{listed(values)}{hint}"
             )
     return np.array([indices[label] for label in labels], np.int32)
+
+
+def _class_labels(table: Table, column: str) -> list[str]:
+    values = table.column(column)
+    labels = []
+    for row, value in enumerate(values):
+        # A column of integers that once had a gap holds floats.
+        if isinstance(value, float) and value.is_integer():
+            value = int(value)
+        missing = value is None or value != value or isinstance(value, list | dict)
+        label = "" if missing else str(value).strip()
+        if not label:
+            raise ValueError(
+                f"{table.where(row, column)}: expected a label, got {shown(value)}"
+            )
+        labels.append(label)
+    return labels
+
+
+@dataclasses.dataclass(frozen=True)
+class _Official:
+    folder: str
+    texts: tuple[str, ...]
+    label: str
+    values: tuple[str, ...] | None
+    """What stands for the classes, in the order of the task's label_names."""
+    names: list[str] | None = None
+    """The columns of train and dev, where they have no header."""
+
+
+_PAIR = ("sentence1", "sentence2")
+_ENTAILMENT = ("entailment", "not_entailment")
+_MNLI = ("entailment", "neutral", "contradiction")
+_BINARY = ("0", "1")
+_GENRES = ("matched", "mismatched")
+_OFFICIAL = {
+    "cola": _Official(
+        "CoLA", ("sentence",), "label", _BINARY, ["source", "label", "mark", "sentence"]
+    ),
+    "sst2": _Official("SST-2", ("sentence",), "label", _BINARY),
+    "mrpc": _Official("MRPC", ("#1 String", "#2 String"), "Quality", _BINARY),
+    "stsb": _Official("STS-B", _PAIR, "score", None),
+    "qqp": _Official("QQP", ("question1", "question2"), "is_duplicate", _BINARY),
+    "mnli": _Official("MNLI", _PAIR, "gold_label", _MNLI),
+    "qnli": _Official("QNLI", ("question", "sentence"), "label", _ENTAILMENT),
+    "rte": _Official("RTE", _PAIR, "label", _ENTAILMENT),
+    "wnli": _Official("WNLI", _PAIR, "label", _BINARY),
+}
+
+
+def _splits(task: Task) -> tuple[str, ...]:
+    if task.name != "mnli":
+        return "train", "validation", "test"
+    parts = ("validation", "test")
+    return "train", *(f"{p}_{genre}" for p in parts for genre in _GENRES)
+
+
+def _task_folder(name: str, data_dir: Path) -> Path:
+    wanted = {name, _OFFICIAL[name].folder.lower()}
+    entries = sorted(data_dir.iterdir()) if data_dir.is_dir() else []
+    for entry in entries:
+        if entry.name.lower() in wanted and entry.is_dir():
+            return entry
+    if any(entry.suffix == ".tsv" for entry in entries):
+        return data_dir
+    raise FileNotFoundError(
+        f"no folder {_OFFICIAL[name].folder} or {name} with the official TSV files of "
+        f"task {name}; {contents(data_dir)}"
+    )
+
+
+def _read_hub(task: Task, split: str) -> Table:
+    import datasets
+    import huggingface_hub
+
+    try:
+        if not huggingface_hub.is_offline_mode():
+            # Asked first, and once: load_dataset tries six times, for half a minute.
+            huggingface_hub.HfApi().dataset_info(_HUB, timeout=10)
+        dataset = datasets.load_dataset(_HUB, task.name)[split]
+    except Exception as error:  # its HTTP library differs from version to version
+        reason = f"{type(error).__name__}: {error}".partition("\n")[0]
+        raise OSError(
+            f"cannot get task {task.name} from the hub ({reason}); without a network "
+            f"give --data-dir with the official TSV files, or set HF_HUB_OFFLINE=1 if "
+            f"{_HUB} is in the cache, or train on own data with --train-file"
+        ) from None
+    names = getattr(dataset.features.get("label"), "names", None)
+    if names and tuple(names) != task.label_names:
+        raise ValueError(
+            f"{_HUB}, {task.name}: expected the classes {listed(task.label_names)} in "
+            f"this order, got {listed(names)}"
+        )
+
+    def read(name):
+        return list(dataset[name])
+
+    rows = range(1, len(dataset) + 1)
+    return Table(
+        f"{_HUB}, {task.name}, {split}", dataset.column_names, read, rows, "row"
+    )

@@ -73,6 +73,14 @@ def prepare(config: FinetuneConfig) -> Prepared:
         name: batches.tokenize(tokenizer, part, config.data.max_length)
         for name, part in examples.items()
     }
+    # One length for all that is evaluated, so that evaluation compiles once.
+    evaluated = [name for name in sets if name != "train"]
+    length = max(sets[name].input_ids.shape[1] for name in evaluated)
+    for name in evaluated:
+        if sets[name].input_ids.shape[1] < length:
+            sets[name] = batches.tokenize(
+                tokenizer, examples[name], config.data.max_length, length
+            )
     recipe = Recipe(
         model=checkpoint.config,
         regression=task.regression,

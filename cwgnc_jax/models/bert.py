@@ -312,7 +312,8 @@ def apply(
       ...                            num_attention_heads=2, intermediate_size=16)
       >>> params = models.init_params(config, jax.random.key(0))
       >>> ids = jnp.ones((3, 5), int)
-      >>> output = models.apply(config, params, ids, ids, 0 * ids)
+      >>> apply = jax.jit(models.apply, static_argnames="config")
+      >>> output = apply(config, params, ids, ids, 0 * ids)
       >>> output.logits.shape, len(output.hidden_states)
       ((3, 2), 2)
 

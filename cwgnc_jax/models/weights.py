@@ -275,7 +275,9 @@ def _read_json(path: Path) -> dict[str, Any]:
     except ValueError as error:
         raise ValueError(f"{path} is not valid JSON: {error}") from error
     if not isinstance(content, dict):
-        raise ValueError(f"{path} must hold a JSON object, got {type(content)}")
+        raise ValueError(
+            f"{path} must hold a JSON object, got {type(content).__name__}"
+        )
     return content
 
 

@@ -1,3 +1,5 @@
+import dataclasses
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -7,6 +9,14 @@ from flax import traverse_util
 
 from cwgnc_jax import models
 from cwgnc_jax.models.bert import parameter_shapes
+
+# Without jit every operation is compiled on its own, which takes longer.
+apply = jax.jit(models.apply, static_argnames="config")
+
+
+@pytest.fixture
+def shallow(config):
+    return dataclasses.replace(config, num_hidden_layers=1)
 
 
 def test_bert_large_has_393_parameters_of_the_published_size():
@@ -22,8 +32,8 @@ def test_bert_large_has_393_parameters_of_the_published_size():
     assert sum(int(np.prod(shape)) for shape in shapes.values()) == 335_143_938
 
 
-def test_fresh_parameters_have_the_distributions_of_bert(config):
-    config = models.BertConfig(vocab_size=500, num_hidden_layers=1)
+def test_fresh_parameters_have_the_distributions_of_bert():
+    config = models.BertConfig(vocab_size=500, hidden_size=96, num_hidden_layers=1)
     params = models.init_params(config, jax.random.key(1))
     leaves = traverse_util.flatten_dict(params, sep="/")
     assert leaves.keys() == parameter_shapes(config).keys()
@@ -52,133 +62,134 @@ def test_parameters_of_one_shape_are_drawn_independently(params):
 
 
 def test_padding_does_not_change_a_sequence(config, params, batch):
-    padded = models.apply(config, params, *batch)
-    alone = models.apply(config, params, *(array[1:, :5] for array in batch))
+    padded = apply(config, params, *batch)
+    alone = apply(config, params, *(array[1:, :5] for array in batch))
     chex.assert_trees_all_close(padded.logits[1:], alone.logits, atol=1e-5)
     chex.assert_trees_all_close(
         padded.hidden_states[-1][1:, :5], alone.hidden_states[-1], atol=1e-5
     )
 
 
-def test_a_row_without_any_token_is_not_nan(config, params, batch):
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_a_row_without_any_token_is_not_nan(shallow, batch, dtype):
+    params = models.init_params(shallow, jax.random.key(0))
     input_ids, attention_mask, token_type_ids = batch
     attention_mask = attention_mask * np.array([[1], [0]])
 
-    def loss(params, dtype):
+    @jax.jit
+    @jax.grad
+    def grad(params):
         output = models.apply(
-            config, params, input_ids, attention_mask, token_type_ids, dtype=dtype
+            shallow, params, input_ids, attention_mask, token_type_ids, dtype=dtype
         )
         return output.logits.sum()
 
-    for dtype in (jnp.float32, jnp.bfloat16):
-        grads = jax.grad(loss)(params, dtype)
-        assert all(jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(grads))
+    assert all(jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(grad(params)))
 
 
-def test_a_boolean_mask_and_a_jit_change_nothing(config, params, batch):
+def test_a_boolean_mask_and_the_lack_of_a_jit_change_nothing(config, params, batch):
     input_ids, attention_mask, token_type_ids = batch
-    expected = models.apply(config, params, *batch)
-    jitted = jax.jit(models.apply, static_argnums=0)
-    actual = jitted(
-        config, params, input_ids, attention_mask.astype(bool), token_type_ids
-    )
-    chex.assert_trees_all_close(actual, expected, atol=2e-5)
-    assert len(actual.hidden_states) == config.num_hidden_layers + 1
+    mask = attention_mask.astype(bool)
+    output = models.apply(config, params, input_ids, mask, token_type_ids)
+    chex.assert_trees_all_close(output, apply(config, params, *batch), atol=2e-5)
+    assert len(output.hidden_states) == config.num_hidden_layers + 1
 
 
 def test_dropout_rate_zero_is_no_dropout(config, params, batch):
-    expected = models.apply(config, params, *batch)
     key = jax.random.key(0)
-    actual = models.apply(config, params, *batch, key=key, dropout_rate=0.0)
-    chex.assert_trees_all_equal(actual, expected)
-    traced = jax.jit(
-        lambda key, rate: models.apply(
-            config, params, *batch, key=key, dropout_rate=rate
+    expected = apply(config, params, *batch)
+    traced = apply(config, params, *batch, key=key, dropout_rate=0.0)
+    chex.assert_trees_all_close(traced, expected, atol=2e-5)
+    static = jax.jit(
+        lambda params, key: models.apply(
+            config, params, *batch, key=key, dropout_rate=0.0
         )
     )
-    plain = jax.jit(lambda: models.apply(config, params, *batch))
-    chex.assert_trees_all_close(traced(key, 0.0), plain(), atol=2e-5)
+    chex.assert_trees_all_close(static(params, key), expected, atol=2e-5)
 
 
 def test_dropout_follows_the_key_and_the_rates_of_the_config(config, params, batch):
-    key = jax.random.key(0)
-    apply = lambda key, **rates: (
-        models.apply(config, params, *batch, key=key, **rates).logits
-    )
-    assert (apply(key) == apply(key)).all()
-    assert (apply(key) != apply(jax.random.key(1))).all()
+    def logits(seed, **rate):
+        key = jax.random.key(seed)
+        return apply(config, params, *batch, key=key, **rate).logits
+
+    assert (logits(0) == logits(0)).all()
+    assert (abs(logits(0) - logits(1)) > 1e-3).all()
     # The config's rates are all .1, classifier_dropout by way of None.
-    assert (apply(key) == apply(key, dropout_rate=0.1)).all()
-    assert (apply(key) != apply(key, dropout_rate=0.2)).all()
+    chex.assert_trees_all_close(logits(0), logits(0, dropout_rate=0.1), atol=2e-5)
+    assert (abs(logits(0) - logits(0, dropout_rate=0.2)) > 1e-3).any()
 
 
 @pytest.mark.parametrize(
     "name",
     ["hidden_dropout_prob", "attention_probs_dropout_prob", "classifier_dropout"],
 )
-def test_each_rate_of_the_config_reaches_its_place(config, params, batch, name):
+def test_each_rate_of_the_config_reaches_its_place(shallow, batch, name):
     rates = {
         "hidden_dropout_prob": 0.0,
         "attention_probs_dropout_prob": 0.0,
         "classifier_dropout": 0.0,
         name: 0.5,
     }
-    config = models.BertConfig(**{**vars(config), **rates})
-    noisy = models.apply(config, params, *batch, key=jax.random.key(0))
-    plain = models.apply(config, params, *batch)
+    params = models.init_params(shallow, jax.random.key(0))
+    noisy = apply(
+        dataclasses.replace(shallow, **rates), params, *batch, key=jax.random.key(0)
+    )
+    plain = apply(shallow, params, *batch)
     changed = [
-        bool((a != b).any())
+        bool(jnp.abs(a - b).max() > 1e-3)
         for a, b in zip(noisy.hidden_states, plain.hidden_states, strict=True)
     ]
     assert (
         changed
         == {
-            "hidden_dropout_prob": [True, True, True],
-            "attention_probs_dropout_prob": [False, True, True],
-            "classifier_dropout": [False, False, False],
+            "hidden_dropout_prob": [True, True],
+            "attention_probs_dropout_prob": [False, True],
+            "classifier_dropout": [False, False],
         }[name]
     )
-    assert (noisy.logits != plain.logits).any()
+    assert jnp.abs(noisy.logits - plain.logits).max() > 1e-3
 
 
-def test_runs_under_vmap_with_traced_rates_equal_single_runs(config, batch):
+def test_runs_under_vmap_with_traced_rates_equal_single_runs(shallow, batch):
     keys = jax.random.split(jax.random.key(0), 3)
     rates = jnp.array([0.0, 0.1, 0.5])
-    params = jax.vmap(lambda key: models.init_params(config, key))(keys)
+    scales = jnp.array([1.0, 1.1, 0.9])
+    params = jax.vmap(
+        lambda scale, params: jax.tree.map(lambda leaf: scale * leaf, params),
+        in_axes=(0, None),
+    )(scales, models.init_params(shallow, jax.random.key(0)))
 
     def loss(params, key, rate):
-        output = models.apply(config, params, *batch, key=key, dropout_rate=rate)
+        output = models.apply(shallow, params, *batch, key=key, dropout_rate=rate)
         return (output.logits**2).sum(), output.logits
 
-    grad = jax.grad(loss, has_aux=True)
-    together = jax.jit(jax.vmap(grad))(params, keys, rates)
+    single = jax.jit(jax.grad(loss, has_aux=True))
+    together = jax.jit(jax.vmap(single))(params, keys, rates)
     for run in range(3):
-        own = jax.tree.map(lambda leaf, run=run: leaf[run], (params, keys, rates))
-        alone = jax.jit(grad)(*own)
-        chex.assert_trees_all_close(
-            jax.tree.map(lambda leaf, run=run: leaf[run], together),
-            alone,
-            atol=1e-4,
-            rtol=1e-4,
-        )
+        own = lambda tree, run=run: jax.tree.map(lambda leaf: leaf[run], tree)
+        alone = single(*own((params, keys, rates)))
+        chex.assert_trees_all_close(own(together), alone, atol=1e-4, rtol=1e-4)
 
 
 def test_every_parameter_but_the_key_bias_has_a_gradient(config, params, batch):
     def loss(params):
         return models.apply(config, params, *batch).logits[:, 0].sum()
 
-    grads = traverse_util.flatten_dict(jax.grad(loss)(params), sep="/")
+    grads = traverse_util.flatten_dict(jax.jit(jax.grad(loss))(params), sep="/")
     silent = {path for path, grad in grads.items() if jnp.abs(grad).max() < 1e-5}
     assert silent == {
         f"bert/encoder/layer/{index}/attention/self/key/bias" for index in range(2)
     }
 
 
-def test_the_same_shapes_are_compiled_once(config, params, batch):
+def test_the_same_shapes_are_compiled_once(shallow, batch):
+    params = models.init_params(shallow, jax.random.key(0))
+
     @jax.jit
     @chex.assert_max_traces(n=1)
     def logits(params, batch, key, rate):
-        output = models.apply(config, params, *batch, key=key, dropout_rate=rate)
+        output = models.apply(shallow, params, *batch, key=key, dropout_rate=rate)
         return output.logits
 
     for seed in range(3):

@@ -2,6 +2,7 @@ import time
 
 import huggingface_hub
 import pytest
+from huggingface_hub import errors
 
 from cwgnc_jax import models
 
@@ -46,7 +47,7 @@ def hub(monkeypatch):
         def snapshot_download(self, model, **options):
             self.asked = options
             if self.failure is not None:
-                raise huggingface_hub.errors.LocalEntryNotFoundError("not cached")
+                raise errors.LocalEntryNotFoundError("not cached")
             return "snapshot"
 
     hub = Hub()
@@ -66,7 +67,7 @@ def test_only_config_weights_and_tokenizer_are_fetched(hub):
 
 @pytest.mark.parametrize("kind", ["RepositoryNotFoundError", "RevisionNotFoundError"])
 def test_a_model_that_the_hub_lacks_is_a_file_not_found(hub, kind):
-    failure = getattr(huggingface_hub.errors, kind)
+    failure = getattr(errors, kind)
     hub.failure = failure.__new__(failure)
     with pytest.raises(
         FileNotFoundError, match="hub has no model 'x/y' at revision v2"
@@ -79,7 +80,7 @@ def test_a_model_that_the_hub_lacks_is_a_file_not_found(hub, kind):
     "failure",
     [
         ConnectionError("no route\nto host"),
-        huggingface_hub.errors.HTTPError("no route"),
+        errors.HTTPError("no route"),
     ],
 )
 def test_without_the_hub_the_error_is_one_line_with_the_ways_out(hub, failure):

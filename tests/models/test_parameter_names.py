@@ -43,6 +43,7 @@ def test_at_most_five_names_of_each_kind_are_listed():
     expected = {f"e{index}": () for index in range(7)}
     found = {f"f{index}": () for index in range(6)}
     assert describe_differences(expected, found) == (
-        "missing e0, e1, e2, e3, e4 and 2 more; unexpected f0, f1, f2, f3, f4 and 1 more"
+        "missing e0, e1, e2, e3, e4 and 2 more; "
+        "unexpected f0, f1, f2, f3, f4 and 1 more"
     )
     assert describe_differences(expected, expected) == ""

@@ -190,7 +190,7 @@ def test_weights_that_are_not_finite_are_refused_by_name(directory, value):
     "name", ["bert.pooler.dense.bias", "classifier.bias", "classifier.weight"]
 )
 def test_half_a_pooler_or_half_a_head_is_damage(directory, name):
-    edit_tensors(directory, lambda ts: ts.pop(name) and None)
+    edit_tensors(directory, lambda ts: {n: t for n, t in ts.items() if n != name})
     with pytest.raises(ValueError, match=f"missing {name}$"):
         load(directory)
 

@@ -1,5 +1,7 @@
 """Checkpoints that go to and come from torch's transformers."""
 
+import dataclasses
+
 import jax
 import numpy as np
 import pytest
@@ -7,6 +9,8 @@ import torch
 import transformers
 
 from cwgnc_jax import models
+
+apply = jax.jit(models.apply, static_argnames="config")
 
 
 @pytest.fixture
@@ -42,7 +46,7 @@ def torch_output(model, batch):
 
 
 def assert_same_encoder(checkpoint, model, batch):
-    output = models.apply(checkpoint.config, checkpoint.params, *batch)
+    output = apply(checkpoint.config, checkpoint.params, *batch)
     expected = torch_output(model, batch).hidden_states[-1].numpy()
     np.testing.assert_allclose(output.hidden_states[-1], expected, atol=2e-5)
     return output
@@ -120,7 +124,7 @@ def test_a_roberta_is_refused(torch_config, tmp_path):
 @pytest.mark.parametrize("regression", [False, True])
 def test_transformers_opens_what_is_saved_here(config, batch, tmp_path, regression):
     if regression:
-        config = models.BertConfig(**{**vars(config), "num_labels": 1})
+        config = dataclasses.replace(config, num_labels=1)
     label_names = ["score"] if regression else ["no", "maybe", "yes"]
     params = models.init_params(config, jax.random.key(1))
     models.save_pretrained(
@@ -135,6 +139,6 @@ def test_transformers_opens_what_is_saved_here(config, batch, tmp_path, regressi
     assert model.config.problem_type == (
         "regression" if regression else "single_label_classification"
     )
-    output = models.apply(config, params, *batch)
+    output = apply(config, params, *batch)
     expected = torch_output(model, batch).logits.numpy()
     np.testing.assert_allclose(output.logits, expected, atol=2e-5)

@@ -1,0 +1,103 @@
+"""Twenty steps of the whole recipe beside torch's, on real weights."""
+
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+import safetensors.numpy
+import transformers
+
+from benchmarks.torch_version import finetune
+from cwgnc_jax import models
+from train import batches
+from train.config import PRESETS, DataConfig
+from train.loop import prepare
+from train.optimizer import hyperparameters
+from train.parallel import compile_train_step
+from train.steps import init_run
+
+STEPS, TOTAL = 20, 100
+
+
+@pytest.fixture
+def own_data(tiny_data):
+    train, validation = tiny_data
+    return DataConfig(
+        train_file=train, validation_file=validation, text_columns=("text",)
+    )
+
+
+@pytest.fixture
+def cola(glue_dir):
+    return DataConfig(task="cola", data_dir=glue_dir)
+
+
+def compare(data, max_norm, weight_decay, minilm, tmp_path):
+    preset = PRESETS["code"]
+    config = dataclasses.replace(
+        preset,
+        model=str(minilm),
+        workdir=tmp_path / "run",
+        data=data,
+        dropout=0.0,
+        optimizer=dataclasses.replace(
+            preset.optimizer, max_norm=max_norm, weight_decay=weight_decay
+        ),
+    )
+    prepared = prepare(config)
+    train = prepared.sets["train"]
+
+    def batch_of(step):
+        return batches.train_batch(train, config.seed, step, config.batch_size)
+
+    run = init_run(
+        prepared.recipe,
+        jax.tree.map(jax.numpy.array, prepared.checkpoint.params),
+        prepared.dropout_key,
+        hyperparameters(config, TOTAL),
+    )
+    start = tmp_path / "start"
+    models.save_pretrained(start, prepared.checkpoint.config, run.params)
+    step_fn = compile_train_step(prepared.recipe)
+    losses = []
+    for step in range(STEPS):
+        run, metrics = step_fn(run, batch_of(step))
+        losses.append(float(metrics.loss))
+
+    model = transformers.BertForSequenceClassification.from_pretrained(
+        start, attn_implementation="eager"
+    )
+    theirs = finetune(
+        model.eval(),  # no dropout
+        batch_of,
+        steps=STEPS,
+        total_steps=TOTAL,
+        learning_rate=config.optimizer.learning_rate,
+        max_norm=max_norm,
+        weight_decay=weight_decay,
+    )
+    np.testing.assert_allclose(losses, theirs, rtol=1e-4)
+
+    models.save_pretrained(tmp_path / "end", prepared.checkpoint.config, run.params)
+    ours = safetensors.numpy.load_file(tmp_path / "end" / "model.safetensors")
+    before = safetensors.numpy.load_file(start / "model.safetensors")
+    named = dict(model.named_parameters())
+    assert set(named) == set(ours)
+    for name, parameter in named.items():
+        np.testing.assert_allclose(
+            ours[name], parameter.detach().numpy(), rtol=0, atol=1e-5, err_msg=name
+        )
+    moved = max(np.abs(ours[name] - before[name]).max() for name in ours)
+    assert moved > 2e-4
+
+
+@pytest.mark.parametrize("max_norm", [0.05, np.inf], ids=["clip", "no clip"])
+def test_twenty_steps_equal_torch(own_data, max_norm, minilm, tmp_path):
+    compare(own_data, max_norm, 0.01, minilm, tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("max_norm", [0.05, np.inf], ids=["clip", "no clip"])
+def test_twenty_steps_on_cola_equal_torch(cola, max_norm, minilm, tmp_path):
+    compare(cola, max_norm, 0.0, minilm, tmp_path)
