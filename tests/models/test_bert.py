@@ -8,6 +8,7 @@ import pytest
 from flax import traverse_util
 
 from cwgnc_jax import models
+from cwgnc_jax.models import bert
 from cwgnc_jax.models.bert import parameter_shapes
 
 # Without jit every operation is compiled on its own, which takes longer.
@@ -120,35 +121,28 @@ def test_dropout_follows_the_key_and_the_rates_of_the_config(config, params, bat
     assert (abs(logits(0) - logits(0, dropout_rate=0.2)) > 1e-3).any()
 
 
-@pytest.mark.parametrize(
-    "name",
-    ["hidden_dropout_prob", "attention_probs_dropout_prob", "classifier_dropout"],
-)
-def test_each_rate_of_the_config_reaches_its_place(shallow, batch, name):
-    rates = {
-        "hidden_dropout_prob": 0.0,
-        "attention_probs_dropout_prob": 0.0,
-        "classifier_dropout": 0.0,
-        name: 0.5,
-    }
-    params = models.init_params(shallow, jax.random.key(0))
-    noisy = apply(
-        dataclasses.replace(shallow, **rates), params, *batch, key=jax.random.key(0)
+def test_dropout_acts_where_bert_has_it_with_a_key_for_each_place(
+    config, params, batch, monkeypatch
+):
+    sites = []
+
+    def record(key, x, rate):
+        sites.append((rate, x.shape, tuple(jax.random.key_data(key).tolist())))
+        return x
+
+    monkeypatch.setattr(bert, "dropout", record)
+    config = dataclasses.replace(
+        config,
+        hidden_dropout_prob=0.1,
+        attention_probs_dropout_prob=0.2,
+        classifier_dropout=0.3,
     )
-    plain = apply(shallow, params, *batch)
-    changed = [
-        bool(jnp.abs(a - b).max() > 1e-3)
-        for a, b in zip(noisy.hidden_states, plain.hidden_states, strict=True)
-    ]
-    assert (
-        changed
-        == {
-            "hidden_dropout_prob": [True, True],
-            "attention_probs_dropout_prob": [False, True],
-            "classifier_dropout": [False, False],
-        }[name]
-    )
-    assert jnp.abs(noisy.logits - plain.logits).max() > 1e-3
+    models.apply(config, params, *batch, key=jax.random.key(0))
+    # Attention probabilities, attention output, feed-forward output.
+    layer = [(0.2, (2, 3, 9, 9)), (0.1, (2, 9, 24)), (0.1, (2, 9, 24))]
+    expected = [(0.1, (2, 9, 24)), *layer, *layer, (0.3, (2, 24))]
+    assert [site[:2] for site in sites] == expected
+    assert len({site[2] for site in sites}) == len(sites)
 
 
 def test_runs_under_vmap_with_traced_rates_equal_single_runs(shallow, batch):
