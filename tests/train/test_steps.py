@@ -1,3 +1,5 @@
+import dataclasses
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -21,6 +23,7 @@ MODEL = models.BertConfig(
     max_position_embeddings=8,
     initializer_range=0.3,
 )
+STEP = jax.jit(train_step, static_argnums=0)
 RECIPE = Recipe(MODEL, False, "by_parameter", 0.9, 0.999, "float32")
 
 
@@ -69,7 +72,7 @@ def test_step_equals_autodiff_and_the_chain_by_hand():
         optax.scale(-1e-2),
     )
     updates, _ = tx.update(grads, tx.init(run.params), run.params)
-    stepped, metrics = train_step(RECIPE, run, batch)
+    stepped, metrics = STEP(RECIPE, run, batch)
     assert metrics.loss == pytest.approx(float(loss), rel=1e-6)
     assert metrics.grad_norm == pytest.approx(float(optax.tree.norm(grads)), rel=1e-5)
     chex.assert_trees_all_close(
@@ -82,8 +85,8 @@ def test_rows_of_weight_zero_count_for_nothing():
     batch = a_batch(4)
     padded = {k: np.concatenate([v, a_batch(3, 1)[k]]) for k, v in batch.items()}
     padded["weights"] = np.array([1, 1, 1, 1, 0, 0, 0], np.float32)
-    short, short_metrics = train_step(RECIPE, a_run(), batch)
-    long, long_metrics = train_step(RECIPE, a_run(), padded)
+    short, short_metrics = STEP(RECIPE, a_run(), batch)
+    long, long_metrics = STEP(RECIPE, a_run(), padded)
     np.testing.assert_allclose(short_metrics.loss, long_metrics.loss, rtol=1e-6)
     chex.assert_trees_all_close(
         short_metrics.norms, long_metrics.norms, rtol=1e-4, atol=1e-7
@@ -105,14 +108,14 @@ def test_step_compiles_once_and_takes_over_its_buffers(monkeypatch):
     ("max_norm", "rate"), [(jnp.inf, 0.0), (1e-9, 1.0)], ids=["none", "nearly all"]
 )
 def test_clip_rates_count_what_the_clip_scales(max_norm, rate):
-    _, metrics = train_step(RECIPE, a_run(max_norm=max_norm), a_batch())
+    _, metrics = STEP(RECIPE, a_run(max_norm=max_norm), a_batch())
     # Key biases have a gradient of zero up to rounding.
     assert metrics.clip_rate_components == pytest.approx(rate, abs=0.06)
     assert metrics.clip_rate_elements == pytest.approx(rate, abs=0.02)
 
 
 def test_clip_rates_are_weighted_by_components_and_by_elements():
-    _, metrics = train_step(RECIPE, a_run(max_norm=0.05), a_batch())
+    _, metrics = STEP(RECIPE, a_run(max_norm=0.05), a_batch())
     params = models.init_params(MODEL, jax.random.key(0))
     sizes = cwgnc_jax.component_sizes(params)
     clipped = {k for k, norm in metrics.norms.items() if norm + 1e-6 > 0.05}
@@ -124,9 +127,9 @@ def test_clip_rates_are_weighted_by_components_and_by_elements():
 
 def test_dropout_differs_from_step_to_step_and_follows_the_key():
     run, batch = a_run(dropout_rate=0.5, learning_rate=0.0), a_batch()
-    run, first = train_step(RECIPE, run, batch)
-    _, second = train_step(RECIPE, run, batch)
-    _, again = train_step(RECIPE, a_run(dropout_rate=0.5, learning_rate=0.0), batch)
+    run, first = STEP(RECIPE, run, batch)
+    _, second = STEP(RECIPE, run, batch)
+    _, again = STEP(RECIPE, a_run(dropout_rate=0.5, learning_rate=0.0), batch)
     assert first.loss != second.loss
     assert first.loss == again.loss
 
@@ -136,7 +139,7 @@ def test_runs_with_different_numbers_share_a_program_under_vmap():
     batch = a_batch()
 
     def first_step(max_norm):
-        return train_step(RECIPE, a_run(max_norm=max_norm), batch)[0].params
+        return STEP(RECIPE, a_run(max_norm=max_norm), batch)[0].params
 
     swept = jax.jit(jax.vmap(first_step))(thresholds)
     for i, max_norm in enumerate(thresholds):
@@ -147,8 +150,6 @@ def test_runs_with_different_numbers_share_a_program_under_vmap():
 
 
 def test_regression_is_trained_on_squared_errors():
-    import dataclasses
-
     model = dataclasses.replace(MODEL, num_labels=1)
     recipe = Recipe(model, True, "by_parameter", 0.9, 0.999, "float32")
     params = models.init_params(model, jax.random.key(0))
@@ -160,7 +161,7 @@ def test_regression_is_trained_on_squared_errors():
         *(batch[k] for k in ("input_ids", "attention_mask", "token_type_ids")),
     ).logits
     expected = np.mean((np.array(logits)[:, 0] - batch["labels"]) ** 2)
-    assert train_step(recipe, run, batch)[1].loss == pytest.approx(expected, rel=1e-5)
+    assert STEP(recipe, run, batch)[1].loss == pytest.approx(expected, rel=1e-5)
 
 
 @pytest.mark.parametrize("warmup", [0, 4])
@@ -186,10 +187,10 @@ def test_norms_of_the_step_cost_no_second_pass():
         return text.count(" reduce(")
 
     def without_metrics(run, batch):
-        return train_step(RECIPE, run, batch)[0]
+        return STEP(RECIPE, run, batch)[0]
 
     def with_metrics(run, batch):
-        stepped, metrics = train_step(RECIPE, run, batch)
+        stepped, metrics = STEP(RECIPE, run, batch)
         return stepped, metrics.norms
 
     assert reductions(with_metrics) == reductions(without_metrics)
