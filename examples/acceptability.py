@@ -102,6 +102,8 @@ BREAKS = {
 """Each returns a broken copy, or None for a sentence that it finds no place in."""
 
 WEIGHTS = (4, 3, 1, 2)
+# With the full stop; 16 tokens with the special ones and a doubled determiner.
+MAX_WORDS = 13
 
 
 def spell(words: Sentence) -> str:
@@ -126,7 +128,7 @@ def examples(seed: int) -> Iterator[Example]:
         while True:
             words = grammar.sentence()
             broken = BREAKS[name](words, rng)
-            if broken is None:
+            if broken is None or len(words) > MAX_WORDS:
                 continue
             pair = {spell(words), spell(broken)}
             if not pair & seen:

@@ -99,8 +99,7 @@ def test_a_cached_snapshot_serves_when_the_hub_is_unreachable(hub, monkeypatch):
     assert str(models.resolve("bert-base-uncased")) == "cached"
 
 
-def test_the_real_client_fails_quickly_without_a_network(tmp_path, monkeypatch):
-    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+def test_the_real_client_fails_quickly_when_it_is_offline():
     start = time.monotonic()
     with pytest.raises(OSError, match="is not in the hub's cache: give a local direct"):
         models.resolve("nobody/no-such-model-here")

@@ -52,7 +52,8 @@ def a_run(recipe=RECIPE, **changes):
 
 
 def test_step_equals_autodiff_and_the_chain_by_hand():
-    run, batch = a_run(weight_decay=0.1), a_batch()
+    # At a tiny eps Adam makes whole steps of the key biases' rounding errors.
+    run, batch = a_run(weight_decay=0.1, eps=1e-3), a_batch()
 
     def loss_fn(params):
         logits = models.apply(
@@ -67,7 +68,7 @@ def test_step_equals_autodiff_and_the_chain_by_hand():
     loss, grads = jax.value_and_grad(loss_fn)(run.params)
     tx = optax.chain(
         cwgnc_jax.component_clip_by_global_norm(0.05),
-        cwgnc_jax.scale_by_adam(),
+        cwgnc_jax.scale_by_adam(eps=1e-3),
         optax.add_decayed_weights(0.1, cwgnc_jax.decay_mask),
         optax.scale(-1e-2),
     )
@@ -76,7 +77,7 @@ def test_step_equals_autodiff_and_the_chain_by_hand():
     assert metrics.loss == pytest.approx(float(loss), rel=1e-6)
     assert metrics.grad_norm == pytest.approx(float(optax.tree.norm(grads)), rel=1e-5)
     chex.assert_trees_all_close(
-        stepped.params, optax.apply_updates(run.params, updates), atol=1e-5
+        stepped.params, optax.apply_updates(run.params, updates), atol=1e-6
     )
     assert stepped.step == 1
 
