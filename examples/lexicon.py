@@ -75,7 +75,7 @@ INTRANSITIVE = _verbs(
 )
 TRANSITIVE_WITH_BEINGS = _verbs(
     "follow avoid ignore protect choose/chose/chosen invite join identify threaten "
-    "encourage marry impress attract"
+    "encourage marry attract"
 )
 TRANSITIVE_WITH_THINGS = _verbs(
     "steal/stole/stolen lose/lost/lost buy/bought/bought seek/sought/sought destroy "

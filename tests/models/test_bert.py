@@ -154,27 +154,26 @@ def test_runs_under_vmap_with_traced_rates_equal_single_runs(shallow, batch):
         in_axes=(0, None),
     )(scales, models.init_params(shallow, jax.random.key(0)))
 
-    def loss(params, key, rate):
+    def logits(params, key, rate):
         output = models.apply(shallow, params, *batch, key=key, dropout_rate=rate)
-        return (output.logits**2).sum(), output.logits
+        return output.logits
 
-    single = jax.jit(jax.grad(loss, has_aux=True))
-    together = jax.jit(jax.vmap(single))(params, keys, rates)
+    together = jax.jit(jax.vmap(logits))(params, keys, rates)
+    alone = jax.jit(logits)
     for run in range(3):
-        own = lambda tree, run=run: jax.tree.map(lambda leaf: leaf[run], tree)
-        alone = single(*own((params, keys, rates)))
-        chex.assert_trees_all_close(own(together), alone, atol=1e-4, rtol=1e-4)
+        own = jax.tree.map(lambda leaf, run=run: leaf[run], (params, keys, rates))
+        chex.assert_trees_all_close(together[run], alone(*own), atol=2e-5)
 
 
-def test_every_parameter_but_the_key_bias_has_a_gradient(config, params, batch):
+def test_every_parameter_but_the_key_bias_has_a_gradient(shallow, batch):
+    params = models.init_params(shallow, jax.random.key(0))
+
     def loss(params):
-        return models.apply(config, params, *batch).logits[:, 0].sum()
+        return models.apply(shallow, params, *batch).logits[:, 0].sum()
 
     grads = traverse_util.flatten_dict(jax.jit(jax.grad(loss))(params), sep="/")
     silent = {path for path, grad in grads.items() if jnp.abs(grad).max() < 1e-5}
-    assert silent == {
-        f"bert/encoder/layer/{index}/attention/self/key/bias" for index in range(2)
-    }
+    assert silent == {"bert/encoder/layer/0/attention/self/key/bias"}
 
 
 def test_the_same_shapes_are_compiled_once(shallow, batch):

@@ -103,6 +103,8 @@ def test_a_single_class_predicted_has_no_matthews_correlation(labels, answer):
 
 
 def test_f1_is_0_if_no_positive_is_predicted():
+    none = np.zeros(3, int)
+    assert score(find_task("qqp"), none, none) == {"f1": 0.0, "accuracy": 1.0}
     assert score(find_task("qqp"), np.zeros(3, int), np.array([0, 1, 1])) == {
         "f1": 0.0,
         "accuracy": pytest.approx(1 / 3),
