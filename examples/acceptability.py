@@ -101,7 +101,7 @@ BREAKS = {
 }
 """Each returns a broken copy, or None for a sentence that it finds no place in."""
 
-WEIGHTS = (4, 3, 1, 2)
+WEIGHTS = (3, 4, 1, 2)
 # With the full stop; 16 tokens with the special ones and a doubled determiner.
 MAX_WORDS = 13
 

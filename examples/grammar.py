@@ -84,9 +84,9 @@ class Grammar:
             return keep_determiners([*first, Word("and"), *second])
         noun = self.noun_phrase(lexicon.BEINGS, plural)
         modifier = self.rng.random()
-        if modifier < 0.4:
+        if modifier < 0.2:
             return [*noun, *self.prepositional_phrase()]
-        if relatives and modifier < 0.6:
+        if relatives and modifier < 0.3:
             return [*noun, *self.relative_clause(plural)]
         return noun
 

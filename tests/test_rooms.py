@@ -55,8 +55,9 @@ def test_imports_of_the_library_go_one_way(module, forbidden):
 @pytest.mark.parametrize(
     ("module", "later"),
     [
-        ("config", "tasks examples batches optimizer steps parallel loop"),
-        ("tasks", "examples batches optimizer steps parallel loop"),
+        ("config", "tasks tables examples batches optimizer steps parallel loop"),
+        ("tasks", "tables examples batches optimizer steps parallel loop"),
+        ("tables", "examples batches optimizer steps parallel loop"),
         ("optimizer", "batches steps parallel loop"),
         ("steps", "parallel loop"),
         ("parallel", "loop"),

@@ -21,7 +21,8 @@ class DataConfig:
     """A folder with the official GLUE TSV files; without it the task is taken from
     the Hugging Face hub."""
     train_file: Path | None = None
-    """Own training data instead of a task: .csv, .tsv, .jsonl or .parquet."""
+    """Own training data instead of a task: .csv, .tsv, .json, .jsonl, .ndjson or
+    .parquet."""
     validation_file: Path | None = None
     """Own validation data, with the columns of --train-file."""
     text_columns: tuple[str, ...] = ()
@@ -108,7 +109,7 @@ class PredictConfig:
     split: str = "validation"
     """The task's split: validation or test (mnli: validation_matched, ...)."""
     input_file: Path | None = None
-    """Own texts instead of a task: .csv, .tsv, .jsonl or .parquet."""
+    """Own texts instead of a task: .csv, .tsv, .json, .jsonl, .ndjson or .parquet."""
     text_columns: tuple[str, ...] = ()
     """Own texts: the column of the text, or the two columns of a pair."""
     label_column: str | None = None
@@ -154,8 +155,8 @@ def check_finetune(config: FinetuneConfig) -> None:
     ):
         if value < 1:
             raise ValueError(f"{flag} must be at least 1, got {value}")
-    if config.seed < 0:
-        raise ValueError(f"--seed must be 0 or a positive number, got {config.seed}")
+    if not 0 <= config.seed < 2**63:
+        raise ValueError(f"--seed must lie in [0, 2**63), got {config.seed}")
     if config.dropout is not None and not 0 <= config.dropout < 1:
         raise ValueError(f"--dropout must lie in [0, 1), got {config.dropout}")
 
@@ -214,6 +215,11 @@ def check_data(data: DataConfig) -> None:
             raise ValueError(
                 f"--text-columns takes one column, or two for pairs of texts; got "
                 f"{len(data.text_columns)}"
+            )
+        if len({*data.text_columns, data.label_column}) <= len(data.text_columns):
+            raise ValueError(
+                f"--text-columns {' '.join(data.text_columns)} and --label-column "
+                f"{data.label_column} must be different columns"
             )
     if not 0 <= data.holdout < 1:
         raise ValueError(f"--holdout must lie in [0, 1), got {data.holdout}")

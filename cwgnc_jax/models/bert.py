@@ -325,28 +325,29 @@ def apply(
         config, input_ids, attention_mask, token_type_ids
     )
     graphdef, shapes = _abstract(config, jnp.dtype(dtype))
-    leaves = traverse_util.flatten_dict(params, sep="/")
+    leaves: dict[str, Any] = traverse_util.flatten_dict(params, sep="/")
     found = {path: jnp.shape(leaf) for path, leaf in leaves.items()}
     if found != shapes:
         raise ValueError(
             "params are not those of the config: " + describe_differences(shapes, found)
         )
-    rates = (
-        config.hidden_dropout_prob,
-        config.attention_probs_dropout_prob,
-        config.classifier_dropout,
-    )
     if dropout_rate is not None:
-        rates = (dropout_rate,) * 3
-    elif config.classifier_dropout is None:
-        rates = (*rates[:2], config.hidden_dropout_prob)
+        noise = _Noise(key, dropout_rate, dropout_rate, dropout_rate)
+    else:
+        hidden, head = config.hidden_dropout_prob, config.classifier_dropout
+        noise = _Noise(
+            key,
+            hidden=hidden,
+            attention=config.attention_probs_dropout_prob,
+            classifier=hidden if head is None else head,
+        )
     model = nnx.merge(graphdef, nnx.restore_int_paths(params))
     return model(
         input_ids,
         token_type_ids,
         jnp.arange(input_ids.shape[1])[None],
         _mask_bias(attention_mask[:, None, None, :]),
-        _Noise(key, *rates),
+        noise,
     )
 
 

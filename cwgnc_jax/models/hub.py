@@ -72,10 +72,13 @@ def _snapshot(model, revision):
     # Imported here: whoever has the files locally needs neither the package nor a net.
     from huggingface_hub import HfApi, snapshot_download
     from huggingface_hub.errors import (
-        HTTPError,
+        HTTPError,  # pyright: ignore[reportPrivateImportUsage]
         RepositoryNotFoundError,
         RevisionNotFoundError,
     )
+
+    # HTTPError is that of the hub's HTTP library, which differs between its versions;
+    # its failures to connect are no OSError.
 
     at = "" if revision is None else f" at revision {revision}"
     failure = None

@@ -203,9 +203,10 @@ def save_pretrained(
             f"a regression has num_labels = 1, got {config.num_labels}; leave out "
             f"regression=True for classes"
         )
-    leaves = traverse_util.flatten_dict(params, sep="/")
+    leaves: dict[str, Any] = traverse_util.flatten_dict(params, sep="/")
     differences = describe_differences(
-        parameter_shapes(config), {path: leaf.shape for path, leaf in leaves.items()}
+        parameter_shapes(config),
+        {path: leaf.shape for path, leaf in leaves.items()},
     )
     if differences:
         raise ValueError(f"params are not those of the config: {differences}")
