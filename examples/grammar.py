@@ -47,7 +47,7 @@ class Grammar:
         return make()
 
     def statement(self) -> Sentence:
-        """A subject, often with a noun between it and its verb, and a predicate."""
+        """A subject, sometimes with a noun between it and its verb, and a predicate."""
         plural = self.chance(0.5)
         return [*self.subject(plural), *self.predicate(plural), Word(".")]
 

@@ -70,7 +70,7 @@ PLACES = _nouns(
     "old small large famous modern beautiful ugly remote",
 )
 INTRANSITIVE = _verbs(
-    "arrive disappear sing/sang/sung speak/spoke/spoken emerge survive graduate "
+    "arrive disappear sing/sang/sung speak/spoke/spoken emerge survive perform "
     "proceed succeed compete"
 )
 TRANSITIVE_WITH_BEINGS = _verbs(

@@ -170,10 +170,10 @@ def corpus() -> list[acceptability.Example]:
     "sentence",
     [
         "The girl chosen has the basket.",
-        "The elephant weeping was beside the house.",
+        "The elephant disappearing was beside the house.",
         "My tall cat and dog give their neighbors letters.",
-        "The boys who the girl admired will not listen.",
-        "Why were the wolves behind our museum kneeling?",
+        "The boys who the girl ignored will not survive.",
+        "Why were the wolves behind our museum singing?",
     ],
 )
 def test_recognizer_knows_more_than_the_generator(recognizer, sentence):

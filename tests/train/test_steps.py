@@ -17,7 +17,7 @@ from train.steps import Recipe, init_run, train_step
 MODEL = models.BertConfig(
     vocab_size=20,
     hidden_size=8,
-    num_hidden_layers=2,
+    num_hidden_layers=1,
     num_attention_heads=2,
     intermediate_size=16,
     max_position_embeddings=8,
