@@ -14,7 +14,7 @@ quickstart: $(VENV)/train.stamp
 	$(BIN)/python -m train finetune --preset code --model quickstart/minilm \
 	  --train-file quickstart/data/train.tsv \
 	  --validation-file quickstart/data/validation.tsv \
-	  --text-columns sentence --epochs 2 --learning-rate 2e-4 \
+	  --text-columns sentence --epochs 3 --learning-rate 1.5e-4 \
 	  --workdir quickstart/run
 
 test: $(VENV)/test.stamp
