@@ -1,5 +1,6 @@
 """The picture of one run: its loss and how much of it was clipped."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +9,7 @@ from train.records import read_lines
 
 
 def draw_curves(workdir: Path) -> Path:
-    """Draws ``curves.png`` from the run's ``metrics.jsonl``.
+    """Draws ``curves.png`` from the run's ``metrics.jsonl`` and ``config.json``.
 
     Args:
       workdir: The run's folder.
@@ -22,32 +23,37 @@ def draw_curves(workdir: Path) -> Path:
     import matplotlib.pyplot as plt
 
     records = read_lines(workdir / "metrics.jsonl")
+    config = json.loads((workdir / "config.json").read_text())
     steps = np.array([record["step"] for record in records])
+    window = max(1, len(steps) // 30)
 
-    def series(name):
-        return np.array([float(record[name]) for record in records])
+    def draw(axes, name, color, label, scale=1.0):
+        values = scale * np.array([float(record[name]) for record in records])
+        axes.plot(steps, values, color=color, alpha=0.25, linewidth=0.7)
+        mean = np.convolve(values, np.ones(window) / window, "valid")
+        axes.plot(steps[window - 1 :], mean, color=color, label=label)
 
     figure, (top, bottom) = plt.subplots(
         2, 1, figsize=(7, 6), sharex=True, layout="constrained"
     )
-    loss = series("loss")
-    top.plot(steps, loss, color="tab:blue", alpha=0.3, linewidth=0.8, label="a step")
-    window = max(1, len(steps) // 30)
-    if window > 1:
-        mean = np.convolve(loss, np.ones(window) / window, "valid")
-        label = f"mean of {window} steps"
-        top.plot(steps[window - 1 :], mean, color="tab:blue", label=label)
-    top.set_ylabel("training loss")
-    top.set_ylim(bottom=0)
-    top.legend(frameon=False)
-    for name, label in (
-        ("clip_rate_components", "of components"),
-        ("clip_rate_elements", "of elements"),
-    ):
-        bottom.plot(steps, 100 * series(name), linewidth=1, label=label)
+    draw(top, "loss", "tab:blue", None)
+    top.set(ylabel="training loss", ylim=(0, None))
+    draw(bottom, "clip_rate_components", "tab:blue", "of components", 100)
+    draw(bottom, "clip_rate_elements", "tab:orange", "of elements", 100)
     bottom.set(xlabel="step", ylabel="clipped [%]", ylim=(-2, 102))
-    bottom.legend(frameon=False, title="clip rate")
+    bottom.legend(
+        frameon=False, ncols=2, loc="lower right", bbox_to_anchor=(1, 1), borderpad=0
+    )
+    data, model = config["data"], Path(config["model"]).name
+    top.set_title(
+        f"{data['task'] or Path(data['train_file']).name}, {model}, "
+        f"threshold {config['optimizer']['max_norm']}, seed {config['seed']}; "
+        f"strong lines: mean of {window} steps",
+        fontsize="medium",
+        loc="left",
+    )
     for axes in (top, bottom):
+        axes.margins(x=0.01)
         axes.spines[["top", "right"]].set_visible(False)
     path = workdir / "curves.png"
     figure.savefig(path, dpi=150)
