@@ -174,6 +174,8 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=3)
     parser.add_argument("--batch-size", type=int, default=16)
     parser.add_argument("--learning-rate", type=float, default=2e-5)
+    parser.add_argument("--warmup-ratio", type=float, default=0.0)
+    parser.add_argument("--weight-decay", type=float, default=0.0)
     parser.add_argument("--max-norm", type=float, default=0.05)
     parser.add_argument("--max-length", type=int, default=128)
     parser.add_argument("--json", type=Path)
@@ -191,6 +193,7 @@ def main() -> None:
     ).train()
     train = sets.pop("train")
     per_epoch = batches.steps_per_epoch(len(train.input_ids), args.batch_size)
+    load_before = os.getloadavg()[0]
     start = time.monotonic()
 
     def report(step, loss):
@@ -203,6 +206,8 @@ def main() -> None:
         lambda step: batches.train_batch(train, args.seed, step, args.batch_size),
         steps=steps,
         learning_rate=args.learning_rate,
+        warmup_steps=math.ceil(args.warmup_ratio * steps),
+        weight_decay=args.weight_decay,
         max_norm=args.max_norm,
         report=report,
     )
@@ -217,7 +222,7 @@ def main() -> None:
         "training_minutes": round(minutes, 2),
         "steps": steps,
         "threads": torch.get_num_threads(),
-        "load_average": os.getloadavg()[0],
+        "load_average": {"before": load_before, "after": os.getloadavg()[0]},
         "versions": {
             "torch": torch.__version__,
             "transformers": transformers.__version__,
