@@ -55,12 +55,17 @@ def test_imports_of_the_library_go_one_way(module, forbidden):
 @pytest.mark.parametrize(
     ("module", "later"),
     [
-        ("config", "tasks tables examples batches optimizer steps parallel loop"),
-        ("tasks", "tables examples batches optimizer steps parallel loop"),
-        ("tables", "examples batches optimizer steps parallel loop"),
-        ("optimizer", "batches steps parallel loop"),
-        ("steps", "parallel loop"),
-        ("parallel", "loop"),
+        ("config", "tasks tables examples batches optimizer steps inputs parallel"),
+        ("tasks", "tables examples batches optimizer steps inputs parallel"),
+        ("tables", "examples batches optimizer steps inputs parallel"),
+        ("optimizer", "batches steps inputs parallel loop experiments"),
+        ("steps", "inputs parallel evaluation loop experiments"),
+        ("inputs", "parallel evaluation loop experiments"),
+        ("parallel", "evaluation memory loop experiments"),
+        ("evaluation", "loop experiments"),
+        ("checkpoint", "loop experiments"),
+        ("memory", "loop experiments"),
+        ("loop", "experiments"),
     ],
 )
 def test_imports_of_the_application_go_one_way(module, later):
@@ -73,7 +78,9 @@ def test_pictures_are_drawn_without_jax():
         assert not {name for name in imports(path) if name.startswith("jax")}, path
 
 
-@pytest.mark.parametrize("command", [["--help"], ["finetune", "--help"]])
+@pytest.mark.parametrize(
+    "command", [["--help"], ["finetune", "--help"], ["stability", "--help"]]
+)
 def test_help_needs_no_jax(command):
     code = (
         "import sys\nfrom train.__main__ import main\n"

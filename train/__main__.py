@@ -1,4 +1,4 @@
-"""The command line: ``python -m train finetune|predict``."""
+"""The command line: ``python -m train finetune|predict|stability|report``."""
 
 import argparse
 import sys
@@ -7,13 +7,22 @@ from typing import Any
 
 import tyro
 
-from train.config import PRESETS, FinetuneConfig, PredictConfig, check_predict
+from train.config import (
+    PRESETS,
+    FinetuneConfig,
+    PredictConfig,
+    ReportConfig,
+    check_predict,
+)
+from train.experiments.plan import StabilityConfig
 
 _USAGE = """usage: python -m train COMMAND [--help]
 
 commands:
   finetune    fine-tune a pretrained encoder on a task or on own data
-  predict     predict with a fine-tuned model"""
+  predict     predict with a fine-tuned model
+  stability   fine-tune with many seeds, thresholds and methods
+  report      tables, tests and figures of such a study"""
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -25,12 +34,18 @@ def main(arguments: Sequence[str]) -> int:
     Returns:
       The exit status: 0, or 2 if the input was wrong.
     """
-    commands = {"finetune": _finetune, "predict": _predict}
+    commands = {
+        "finetune": _finetune,
+        "predict": _predict,
+        "stability": _stability,
+        "report": _report,
+    }
     if not arguments or arguments[0] in ("-h", "--help"):
         print(_USAGE)
         return 0 if arguments else 2
     if arguments[0] not in commands:
-        return _refuse(f"no command {arguments[0]!r}, expected finetune or predict")
+        expected = ", ".join(commands)
+        return _refuse(f"no command {arguments[0]!r}, expected one of {expected}")
     return commands[arguments[0]](list(arguments[1:]))
 
 
@@ -57,11 +72,11 @@ def _finetune(arguments: list[str]) -> int:
         prepared = prepare(config)
     except (ValueError, OSError) as error:
         return _refuse(error)
-    new = prepared.checkpoint.new_parameters
+    new = prepared.inputs.checkpoint.new_parameters
     if new:
         print(f"initialised anew: {', '.join(new)}", file=sys.stderr)
     results = train_and_evaluate(prepared)
-    _report(results["scores"], results["majority_line"])
+    _print_scores(results["scores"], results["majority_line"])
     if results["failed"]:
         print("the run failed: its score is not above the majority line")
     print(f"model    {config.workdir / 'model'}")
@@ -79,12 +94,40 @@ def _predict(arguments: list[str]) -> int:
         scores, lines = predict(config)
     except (ValueError, OSError) as error:
         return _refuse(error)
-    _report(scores, lines)
+    _print_scores(scores, lines)
     print(f"predictions  {config.output}")
     return 0
 
 
-def _report(scores: dict[str, dict[str, Any]], lines: dict[str, dict[str, Any]]):
+def _stability(arguments: list[str]) -> int:
+    config = tyro.cli(StabilityConfig, prog="python -m train stability", args=arguments)
+    try:
+        from train.experiments.stability import prepare_study, run_study
+
+        run_study(prepare_study(config))
+    except (ValueError, OSError, MemoryError) as error:
+        return _refuse(error)
+    except KeyboardInterrupt:
+        print("interrupted; the same command goes on", file=sys.stderr)
+        return 130
+    print(f"records  {config.workdir / 'records.jsonl'}")
+    print(f"next     python -m train report {config.workdir}")
+    return 0
+
+
+def _report(arguments: list[str]) -> int:
+    config = tyro.cli(ReportConfig, prog="python -m train report", args=arguments)
+    try:
+        from train.analysis.report import write_report
+
+        page = write_report(config.workdir, config.output, config.legacy_lines)
+    except (ValueError, OSError) as error:
+        return _refuse(error)
+    print(f"report  {page}")
+    return 0
+
+
+def _print_scores(scores: dict[str, dict[str, Any]], lines: dict[str, dict[str, Any]]):
     for name, metrics in scores.items():
         for metric, value in metrics.items():
             line = lines[name][metric]

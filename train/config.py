@@ -36,6 +36,8 @@ class DataConfig:
     hyperparameters on; the same examples whatever the seed."""
     max_length: int = 128
     """Longer texts are truncated to this many tokens."""
+    train_examples: int | None = None
+    """Train on this many examples only, the same ones whatever the seed."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,8 +50,10 @@ class OptimizerConfig:
     """The share of all steps over which the learning rate rises from 0."""
     max_norm: float = 0.05
     """The clip's threshold for every component's gradient norm; inf for no clip."""
-    components: Literal["by_parameter", "by_module", "by_layer"] = "by_parameter"
-    """What is clipped as one: each parameter (the paper), module or layer."""
+    components: Literal["by_parameter", "by_module", "by_layer", "global"] = (
+        "by_parameter"
+    )
+    """What is clipped as one: each parameter (the paper), module or layer, or all."""
     b1: float = 0.9
     """Decay of Adam's first moment."""
     b2: float = 0.999
@@ -118,6 +122,19 @@ class PredictConfig:
     """Examples a batch."""
     max_length: int = 128
     """Longer texts are truncated to this many tokens."""
+
+
+@dataclasses.dataclass(frozen=True)
+class ReportConfig:
+    """Write the tables, tests and figures of a study, from its records alone."""
+
+    workdir: tyro.conf.Positional[Path]
+    """The study's folder."""
+    output: Path | None = None
+    """Where to write; by default the folder report in the study's own."""
+    legacy_lines: bool = False
+    """Judge which runs failed by the constants of the paper's code instead of the
+    majority classifier."""
 
 
 _NO_DATA = DataConfig()
@@ -223,6 +240,10 @@ def check_data(data: DataConfig) -> None:
             )
     if not 0 <= data.holdout < 1:
         raise ValueError(f"--holdout must lie in [0, 1), got {data.holdout}")
+    if data.train_examples is not None and data.train_examples < 1:
+        raise ValueError(
+            f"--train-examples must be at least 1, got {data.train_examples}"
+        )
     if data.max_length < 3:
         raise ValueError(
             f"--max-length must be at least 3 (two special tokens and a word), "

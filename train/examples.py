@@ -54,6 +54,8 @@ def load_examples(data: DataConfig) -> tuple[Task, dict[str, Examples]]:
         task, splits = _load_own(data)
     if data.holdout:
         splits = _keep_back(splits, data.holdout)
+    if data.train_examples is not None:
+        splits["train"] = _first(splits["train"], data.train_examples)
     classes = np.unique(splits["train"].labels)
     if task.label_names and classes.size < 2:
         raise ValueError(
@@ -155,16 +157,28 @@ def _keep_back(splits: dict[str, Examples], part: float) -> dict[str, Examples]:
             f"--holdout {part} of {len(train)} training examples keeps {count} back "
             f"and leaves {len(train) - count} to train on; both must be at least 1"
         )
+    order = _fixed_order(len(train))
+    kept, rest = np.sort(order[:count]), np.sort(order[count:])
+    return {"train": _take(train, rest), "holdout": _take(train, kept), **others}
+
+
+def _first(train: Examples, count: int) -> Examples:
+    if count > len(train):
+        raise ValueError(
+            f"--train-examples {count}: there are only {len(train)} training examples"
+        )
+    return _take(train, np.sort(_fixed_order(len(train))[:count]))
+
+
+def _fixed_order(count: int) -> np.ndarray:
     # A constant key, whatever the seed of the run. The order of raw words is the same
     # in all versions of NumPy, which it does not promise of Generator.permutation.
-    order = np.argsort(np.random.Philox(key=2**128 - 1).random_raw(len(train)))
+    return np.argsort(np.random.Philox(key=2**128 - 1).random_raw(count))
 
-    def take(rows):
-        texts = tuple([column[row] for row in rows] for column in train.texts)
-        return Examples(texts, train.labels[rows])
 
-    kept, rest = np.sort(order[:count]), np.sort(order[count:])
-    return {"train": take(rest), "holdout": take(kept), **others}
+def _take(examples: Examples, rows: np.ndarray) -> Examples:
+    texts = tuple([column[row] for row in rows] for column in examples.texts)
+    return Examples(texts, examples.labels[rows])
 
 
 def _examples(table: Table, text_columns, label_column, label_values) -> Examples:

@@ -8,12 +8,13 @@ import optax
 from jax.typing import ArrayLike
 
 import cwgnc_jax
-from train.config import FinetuneConfig
+from train.config import OptimizerConfig
 
 COMPONENT_FNS = {
     "by_parameter": cwgnc_jax.by_parameter,
     "by_module": cwgnc_jax.by_module,
     "by_layer": cwgnc_jax.by_layer,
+    "global": lambda path: "all",
 }
 
 
@@ -33,9 +34,10 @@ class Hyperparameters(NamedTuple):
     dropout_rate: ArrayLike | None
 
 
-def hyperparameters(config: FinetuneConfig, total_steps: int) -> Hyperparameters:
+def hyperparameters(
+    optimizer: OptimizerConfig, dropout: float | None, total_steps: int
+) -> Hyperparameters:
     """Turns a config's numbers into arrays; warm-up is rounded up to whole steps."""
-    optimizer = config.optimizer
     return Hyperparameters(
         learning_rate=jnp.float32(optimizer.learning_rate),
         warmup_steps=jnp.int32(math.ceil(optimizer.warmup_ratio * total_steps)),
@@ -44,7 +46,7 @@ def hyperparameters(config: FinetuneConfig, total_steps: int) -> Hyperparameters
         eps=jnp.float32(optimizer.eps),
         bias_correction=jnp.bool_(optimizer.bias_correction),
         weight_decay=jnp.float32(optimizer.weight_decay),
-        dropout_rate=None if config.dropout is None else jnp.float32(config.dropout),
+        dropout_rate=None if dropout is None else jnp.float32(dropout),
     )
 
 

@@ -11,8 +11,8 @@ import numpy as np
 from cwgnc_jax import models
 from train import batches, tasks
 from train.config import PredictConfig
+from train.evaluation import predict_logits, predictions_of
 from train.examples import Examples, load_split, read_file
-from train.loop import predict_logits, predictions_of
 from train.parallel import compile_eval_step
 from train.steps import Recipe
 
@@ -57,7 +57,8 @@ def predict(config: PredictConfig) -> tuple[Scores, Scores]:
         checkpoint.config, regression, "by_parameter", 0.9, 0.999, "float32"
     )
     step = compile_eval_step(recipe)
-    logits = predict_logits(step, checkpoint.params, arrays, config.batch_size)
+    params = jax.tree.map(lambda leaf: leaf[None], checkpoint.params)
+    [logits] = predict_logits(step, params, arrays, config.batch_size)
     _write(config.output, task, logits)
     if examples.labels is None:
         return {}, {}

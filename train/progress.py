@@ -51,3 +51,63 @@ class Progress:
                 file=sys.stderr,
                 flush=True,
             )
+
+
+class StudyProgress:
+    """How far a study is: a line on a terminal, plain lines elsewhere.
+
+    Use as a context manager.
+
+    Args:
+      done: Runs that were finished before.
+      failed: How many of them failed.
+      runs: All runs of the study.
+      run_steps: Training steps still to take, over all runs.
+    """
+
+    def __init__(self, done: int, failed: int, runs: int, run_steps: int):
+        self.done, self.failed, self.running, self._runs = done, failed, 0, runs
+        self._steps, self._taken = run_steps, 0
+        self._start = self._printed = time.monotonic()
+        self._console = rich.console.Console(stderr=True, highlight=False)
+        self._status = None
+        if self._console.is_terminal:
+            self._status = self._console.status("compiling")
+
+    def __enter__(self):
+        if self._status:
+            self._status.start()
+        return self
+
+    def __exit__(self, *exception):
+        if self._status:
+            self._status.stop()
+
+    def took(self, run_steps: int) -> None:
+        """Counts steps of runs, those of a checkpoint not included."""
+        self._taken += run_steps
+        now = time.monotonic()
+        rate = self._taken / (now - self._start)
+        left = (self._steps - self._taken) / rate / 60
+        text = (
+            f"runs: {self.done} of {self._runs} done, {self.running} running, "
+            f"{self.failed} failed  {rate:.2f} run-steps/s  {left:.1f} min left"
+        )
+        if self._status:
+            self._status.update(text)
+        elif now - self._printed >= 30:
+            self._printed = now
+            self.say(text)
+
+    def finished(self, runs: int, failed: int) -> None:
+        """Counts runs as done, and how many of them failed."""
+        self.done += runs
+        self.failed += failed
+
+    def skip(self, run_steps: int) -> None:
+        """Takes steps off the count that were taken before an interruption."""
+        self._steps -= run_steps
+
+    def say(self, line: str) -> None:
+        """Prints a line that stays."""
+        self._console.print(line, soft_wrap=True, markup=False)

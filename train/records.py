@@ -32,13 +32,13 @@ def check_workdir(workdir: Path) -> None:
 def write_json(path: Path, content: Any) -> None:
     """Writes a file whole or not at all."""
     temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(json.dumps(_plain(content), indent=2) + "\n")
+    temporary.write_text(json.dumps(plain(content), indent=2) + "\n")
     os.replace(temporary, path)
 
 
 def append_line(file: Any, record: dict[str, Any]) -> None:
     """Appends one record to an open text file."""
-    file.write(json.dumps(_plain(record)) + "\n")
+    file.write(json.dumps(plain(record)) + "\n")
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
@@ -47,11 +47,33 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
         return [json.loads(line) for line in file]
 
 
-def _plain(value: Any) -> Any:
+def parse_lines(path: Path, content: bytes) -> list[dict[str, Any]]:
+    """Parses the whole lines of a file of records.
+
+    Raises:
+      ValueError: If one is no JSON object; it is named.
+    """
+    lines = []
+    for number, text in enumerate(content.splitlines(), 1):
+        try:
+            line = json.loads(text)
+        except ValueError:
+            line = None
+        if not isinstance(line, dict):
+            raise ValueError(
+                f"{path}, line {number}: expected a JSON object, got {text[:60]!r}; "
+                f"restore it, or remove all lines of its run to have that made again"
+            )
+        lines.append(line)
+    return lines
+
+
+def plain(value: Any) -> Any:
+    """Turns a value into what JSON can hold."""
     if isinstance(value, dict):
-        return {name: _plain(child) for name, child in value.items()}
+        return {name: plain(child) for name, child in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_plain(child) for child in value]
+        return [plain(child) for child in value]
     if isinstance(value, Path):
         return str(value)
     # JSON has no infinity (a threshold) and no NaN (a run that diverged).

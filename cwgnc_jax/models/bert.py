@@ -7,6 +7,7 @@ there, ``LayerNorm`` and ``self`` included.
 
 import functools
 import zlib
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import jax
@@ -261,6 +262,41 @@ def init_params(config: BertConfig, key: Array) -> dict[str, Any]:
         {path: initial_value(config, path, key) for path in parameter_shapes(config)},
         sep="/",
     )
+
+
+def redraw(
+    config: BertConfig, params: Params, paths: Iterable[str], key: Array
+) -> dict[str, Any]:
+    """Replaces some parameters by newly drawn ones.
+
+    So runs from one checkpoint get classifiers of their own; the result for a key is
+    the same as that of :func:`cwgnc_jax.models.load_pretrained` with it.
+
+    Args:
+      config: The model's config.
+      params: The parameters; they are left as they are.
+      paths: The "/"-joined paths of those to draw.
+      key: A random key, of which with the path each draw depends on alone.
+
+    Returns:
+      A new nested dict that shares all other leaves with ``params``.
+
+    Examples:
+      >>> import jax
+      >>> from cwgnc_jax import models
+      >>> config = models.BertConfig(vocab_size=99, hidden_size=8, num_hidden_layers=1,
+      ...                            num_attention_heads=2, intermediate_size=16)
+      >>> params = models.init_params(config, jax.random.key(0))
+      >>> other = models.redraw(
+      ...     config, params, ["classifier/kernel"], jax.random.key(1))
+      >>> bool((other["classifier"]["kernel"] == params["classifier"]["kernel"]).any())
+      False
+      >>> other["bert"]["pooler"] == params["bert"]["pooler"]
+      True
+    """
+    leaves: dict[str, Any] = traverse_util.flatten_dict(params, sep="/")
+    drawn = {path: initial_value(config, path, key) for path in paths}
+    return traverse_util.unflatten_dict(leaves | drawn, sep="/")
 
 
 def apply(

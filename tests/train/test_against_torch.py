@@ -12,10 +12,8 @@ from benchmarks.torch_version import finetune
 from cwgnc_jax import models
 from train import batches
 from train.config import PRESETS, DataConfig
-from train.loop import prepare
-from train.optimizer import hyperparameters
+from train.loop import prepare, start_run
 from train.parallel import compile_train_step
-from train.steps import init_run
 
 STEPS, TOTAL = 20, 100
 
@@ -46,24 +44,24 @@ def compare(data, max_norm, weight_decay, minilm, tmp_path):
         ),
     )
     prepared = prepare(config)
-    train = prepared.sets["train"]
+    prepared = dataclasses.replace(prepared, total_steps=TOTAL)
+    model_config, train = prepared.recipe.model, prepared.inputs.train
 
     def batch_of(step):
         return batches.train_batch(train, config.seed, step, config.batch_size)
 
-    run = init_run(
-        prepared.recipe,
-        jax.tree.map(jax.numpy.array, prepared.checkpoint.params),
-        prepared.dropout_key,
-        hyperparameters(config, TOTAL),
-    )
+    def only(stacked):
+        return jax.tree.map(lambda leaf: leaf[0], stacked)
+
+    run = start_run(prepared)
     start = tmp_path / "start"
-    models.save_pretrained(start, prepared.checkpoint.config, run.params)
+    models.save_pretrained(start, model_config, only(run.params))
     step_fn = compile_train_step(prepared.recipe)
     losses = []
     for step in range(STEPS):
-        run, metrics = step_fn(run, batch_of(step))
-        losses.append(float(metrics.loss))
+        batch = {name: array[None] for name, array in batch_of(step).items()}
+        run, metrics = step_fn(run, batch)
+        losses.append(float(metrics.loss[0]))
 
     model = transformers.BertForSequenceClassification.from_pretrained(
         start, attn_implementation="eager"
@@ -79,7 +77,7 @@ def compare(data, max_norm, weight_decay, minilm, tmp_path):
     )
     np.testing.assert_allclose(losses, theirs, rtol=1e-4)
 
-    models.save_pretrained(tmp_path / "end", prepared.checkpoint.config, run.params)
+    models.save_pretrained(tmp_path / "end", model_config, only(run.params))
     ours = safetensors.numpy.load_file(tmp_path / "end" / "model.safetensors")
     before = safetensors.numpy.load_file(start / "model.safetensors")
     named = dict(model.named_parameters())

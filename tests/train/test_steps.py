@@ -28,7 +28,7 @@ RECIPE = Recipe(MODEL, False, "by_parameter", 0.9, 0.999, "float32")
 
 
 def numbers(**changes) -> Hyperparameters:
-    values = hyperparameters(PRESETS["code"], 10)._replace(
+    values = hyperparameters(PRESETS["code"].optimizer, None, 10)._replace(
         learning_rate=jnp.float32(1e-2), dropout_rate=jnp.float32(0.0)
     )
     return values._replace(**{k: jnp.asarray(v) for k, v in changes.items()})
@@ -98,10 +98,11 @@ def test_step_compiles_once_and_takes_over_its_buffers(monkeypatch):
     traced = chex.assert_max_traces(train_step, n=1)
     monkeypatch.setattr("train.parallel.train_step", traced)
     step = compile_train_step(RECIPE)
-    run = a_run()
+    run = jax.tree.map(lambda leaf: leaf[None], a_run())
     old = run.params["classifier"]["kernel"]
     for seed in range(3):
-        run, _ = step(run, a_batch(seed=seed))
+        batch = {name: array[None] for name, array in a_batch(seed=seed).items()}
+        run, _ = step(run, batch)
     assert old.is_deleted()
 
 

@@ -1,0 +1,221 @@
+import base64
+import html.parser
+import json
+import math
+import re
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from tests.train.analysis.conftest import METRICS, demo_records, run_record, write_study
+from train.analysis.report import write_report
+
+
+class Page(html.parser.HTMLParser):
+    def __init__(self, text):
+        super().__init__()
+        self.links, self.tags, self.rows, self.open = [], [], {}, []
+        self.feed(text)
+        self.close()
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        self.links += [value for name, value in attrs if name in ("src", "href")]
+        if tag not in ("meta", "img"):
+            self.open.append(tag)
+        if tag == "tr":
+            self.row = dict(attrs).get("class") or ""
+            self.rows.setdefault(self.row, []).append("")
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        if "tr" in self.open:
+            self.rows[self.row][-1] += f" {data}"
+
+
+@pytest.fixture(scope="module")
+def report(demo_study):
+    return write_report(demo_study)
+
+
+@pytest.fixture(scope="module")
+def runs(demo_study):
+    lines = (demo_study / "records.jsonl").read_text().splitlines()
+    rows = [record for record in map(json.loads, lines) if record["kind"] == "run"]
+    for row in rows:
+        row["score"] = row["scores"]["validation"][row["metric"]]
+        row["held"] = row["scores"]["holdout"][row["metric"]]
+        row["max_norm"] = float(row["max_norm"])
+    return pd.DataFrame(rows)
+
+
+def table(report, name):
+    return pd.read_csv(report.parent / "tables" / f"{name}.csv")
+
+
+def test_the_page_stands_alone(report):
+    text = report.read_text(encoding="utf-8")
+    page = Page(text)
+    assert not page.open
+    assert page.links
+    assert all(link.startswith("data:image/svg+xml;base64,") for link in page.links)
+    assert not {"script", "link", "iframe"} & set(page.tags)
+    assert not re.search(r"https?://|url\(|@import", text)
+    for link in page.links:
+        assert b"</svg>" in base64.b64decode(link.partition(",")[2])
+
+
+def test_figures_and_tables_are_files_too(report):
+    for folder, kinds in (("figures", "png svg"), ("tables", "csv md")):
+        names = [
+            sorted(path.stem for path in (report.parent / folder).glob(f"*.{kind}"))
+            for kind in kinds.split()
+        ]
+        assert names[0] == names[1]
+        assert len(names[0]) == len(set(names[0])) > 0
+    figures = {path.stem for path in (report.parent / "figures").iterdir()}
+    kinds = "scores thresholds score_over_time clip_rate loss".split()
+    assert figures == {f"{kind}_{task}" for kind in kinds for task in ("cola", "mrpc")}
+
+
+def test_the_same_records_give_the_same_files(report, demo_study, tmp_path):
+    again = write_report(demo_study, tmp_path)
+    assert again == tmp_path / "report.html"
+    for path in report.parent.rglob("*.*"):
+        other = tmp_path / path.relative_to(report.parent)
+        assert path.read_bytes() == other.read_bytes(), path.name
+
+
+def test_table_1_has_the_numbers_of_the_chosen_cells(report, runs):
+    rows = table(report, "table1").query("source == 'this study'")
+    assert len(rows) == 6
+    keys = ["learning_rate", "max_norm"]
+    for row in rows.itertuples():
+        same = runs[(runs["task"] == row.task) & (runs["method"] == row.method)]
+        best = same.groupby(keys)["held"].mean().idxmax()
+        assert (row.learning_rate, row.max_norm) == best
+        scores = same.set_index(keys)["score"].loc[[best]]
+        assert row.runs == len(scores) == 6
+        for name in ("mean", "max", "min", "median"):
+            assert getattr(row, name) == pytest.approx(getattr(scores, name)())
+        assert row.std == pytest.approx(np.std(scores))
+        assert row.mean_low <= row.mean <= row.mean_high
+        line = {"cola": 0, "mrpc": 0.8122}[row.task]
+        assert row.failed == (scores <= line).sum()
+
+
+def test_the_papers_rows_are_marked_as_such(report):
+    rows = table(report, "table1")
+    paper = rows[rows["source"] != "this study"]
+    assert len(paper) == 6
+    assert paper["source"].str.startswith("paper: BERT-large-uncased, 25 runs").all()
+    cell = paper.query("task == 'cola' and method == 'cwgnc'").iloc[0]
+    assert list(cell[["std", "mean", "max"]]) == pytest.approx([0.017, 0.622, 0.65])
+    assert cell["source"].endswith("5 epochs")
+    marked = Page(report.read_text()).rows
+    shown = [text for key in marked if "paper" in key for text in marked[key]]
+    assert len(shown) == 6
+    assert all("[paper: BERT-large-uncased, 25 runs" in text for text in shown)
+    text = (report.parent / "tables" / "table1.md").read_text()
+    assert text.count("[paper: BERT-large-uncased, 25 runs") == 6
+
+
+def test_table_2_has_every_threshold_at_the_chosen_rate(report, runs):
+    chosen = table(report, "table1").query("source == 'this study'")
+    rows = table(report, "table2")
+    for task, group in rows.groupby("task"):
+        same = chosen[(chosen["task"] == task) & (chosen["method"] == "cwgnc")]
+        rate = same["learning_rate"].item()
+        assert list(group["learning_rate"].unique()) == [rate]
+        assert list(group["max_norm"]) == [0.05, 1, math.inf]
+        of_rate = runs[(runs["task"] == task) & (runs["learning_rate"] == rate)]
+        means = (
+            of_rate[of_rate["method"] == "cwgnc"].groupby("max_norm")["score"].mean()
+        )
+        assert list(group["mean"]) == pytest.approx(list(means))
+    assert "none" in (report.parent / "tables" / "table2.md").read_text()
+
+
+def test_pairs_of_methods_are_corrected_within_their_task(report):
+    rows = table(report, "tests_methods")
+    assert list(rows["a_method"][:3]) == ["cwgnc", "cwgnc", "bias_correction"]
+    for _, group in rows.groupby("task"):
+        raw, corrected = group["welch"], group["welch_holm"]
+        assert corrected.loc[raw.idxmin()] == pytest.approx(min(1, 3 * raw.min()))
+
+
+def test_too_few_runs_are_not_tested(tmp_path):
+    records = demo_records(("cola",), rates=(2e-5,), thresholds=(0.05,), seeds=2)
+    text = write_report(write_study(tmp_path, records)).read_text()
+    assert text.count("too few runs, 3 needed") == 3
+
+
+def test_without_a_holdout_every_cell_is_listed(tmp_path):
+    records = demo_records(("cola",), ("devlin", "cwgnc"), seeds=1, holdout=False)
+    report = write_report(write_study(tmp_path, records))
+    assert "Nothing was selected." in report.read_text()
+    assert len(table(report, "table1").query("source == 'this study'")) == 8
+    assert not (report.parent / "tables" / "selection.csv").exists()
+
+
+def test_the_report_counts_what_is_not_finished(tmp_path):
+    records = [
+        run_record("rte/cwgnc/lr=2e-05/max_norm=1/seed=1", 0.7),
+        {"kind": "metrics", "run": "rte/cwgnc/lr=2e-05/max_norm=1/seed=2", "step": 20},
+    ]
+    text = write_report(write_study(tmp_path, records)).read_text()
+    assert "1 finished, of which 0 failed" in text
+    assert "1 more have begun" in text
+
+
+def test_one_run_is_enough(tmp_path):
+    run = run_record("rte/own_<method>/lr=2e-05/max_norm=inf/seed=1", 0.7)
+    report = write_report(write_study(tmp_path, [run]))
+    text = report.read_text()
+    assert "own &lt;method&gt;" in text
+    assert "There was nothing to choose" in text
+    assert table(report, "table1")["std"].isna().all()
+    assert [path.name for path in (report.parent / "figures").glob("*.png")] == [
+        "scores_rte.png"
+    ]
+
+
+def test_scores_that_are_no_numbers_are_drawn_and_counted(tmp_path):
+    records = [
+        run_record(f"rte/cwgnc/lr=2e-05/max_norm={norm}/seed={i}", "nan")
+        | {"diverged_at_step": 7}
+        for norm in ("1", "inf")
+        for i in range(3)
+    ]
+    report = write_report(write_study(tmp_path, records))
+    rows = table(report, "table2")
+    assert list(rows["failed"]) == list(rows["not_a_number"]) == [3, 3]
+    assert rows["mean"].isna().all()
+
+
+def test_the_report_says_which_lines_it_used(tmp_path):
+    runs = [
+        run_record(f"{task}/cwgnc/lr=2e-05/max_norm=1/seed=1", 0.78) for task in METRICS
+    ]
+    report = write_report(write_study(tmp_path, runs))
+    assert "lines of failure are computed from the data" in report.read_text()
+    assert table(report, "failures")["task"].tolist() == ["mrpc"]
+    report = write_report(tmp_path, tmp_path / "legacy", legacy_lines=True)
+    assert "constants of the torch version for\nCoLA, MRPC, RTE" in report.read_text()
+    assert table(report, "tasks")["line"].tolist() == [0, 0.75, 0.53]
+    assert not (report.parent / "tables" / "failures.csv").exists()
+
+
+def test_no_folder_of_the_machine_is_in_the_report(report):
+    assert "models/bert-tiny" not in report.read_text()
+
+
+def test_seeds_of_the_data_follow_behind_a_stroke(tmp_path):
+    names = [f"rte/cwgnc/lr=2e-05/max_norm=1/seed={i}" for i in (1, 2)]
+    records = [run_record(names[0], 0.1), run_record(names[1], 0.2, data_seed=7)]
+    report = write_report(write_study(tmp_path, records))
+    text = (report.parent / "tables" / "failures.md").read_text()
+    assert "| 1 (10.0), 2/7 (20.0) |" in text

@@ -1,0 +1,179 @@
+"""Many runs in one program against the same runs alone."""
+
+import functools
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from cwgnc_jax import models
+from train import parallel
+from train.config import OptimizerConfig
+from train.optimizer import hyperparameters
+from train.parallel import ONE_RUN, Layout, device_mesh
+from train.steps import Recipe
+
+MODEL = models.BertConfig(
+    vocab_size=20,
+    hidden_size=8,
+    num_hidden_layers=1,
+    num_attention_heads=2,
+    intermediate_size=16,
+    max_position_embeddings=8,
+    initializer_range=0.3,
+)
+RECIPE = Recipe(MODEL, False, "by_parameter", 0.9, 0.999, "float32")
+HEAD = ("classifier/bias", "classifier/kernel")
+STEPS = 3
+# Eight runs that differ in every number there is.
+OPTIMIZERS = [
+    OptimizerConfig(
+        learning_rate=(i + 1) * 1e-3,
+        max_norm=[0.01, 0.1, 1.0, np.inf][i % 4],
+        weight_decay=0.1 * (i % 3),
+        warmup_ratio=0.25 * (i % 2),
+        # At a tiny eps Adam makes whole steps of the key biases' rounding errors.
+        eps=[1e-3, 1e-2][i % 2],
+        bias_correction=i % 2 == 0,
+    )
+    for i in range(8)
+]
+DROPOUTS = [0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.1, 0.1]
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    directory = tmp_path_factory.mktemp("model")
+    models.save_pretrained(
+        directory, MODEL, models.init_params(MODEL, jax.random.key(0))
+    )
+    return models.load_pretrained(
+        directory, num_labels=2, key=jax.random.key(0), new_head=True
+    )
+
+
+def batch_of(run, step):
+    rng = np.random.default_rng([run, step])
+    mask = np.arange(8)[None] < rng.integers(3, 9, (4, 1))
+    return {
+        "input_ids": rng.integers(5, 20, (4, 8)).astype(np.int32),
+        "attention_mask": mask.astype(np.int32),
+        "token_type_ids": rng.integers(0, 2, (4, 8)).astype(np.int32),
+        "labels": rng.integers(0, 2, 4).astype(np.int32),
+        "weights": np.ones(4, np.float32),
+    }
+
+
+def start(checkpoint, which, layout, **changes):
+    numbers = [hyperparameters(OPTIMIZERS[i], DROPOUTS[i], 10) for i in which]
+    numbers = [
+        n._replace(**changes.get(f"run{i}", {}))
+        for i, n in zip(which, numbers, strict=True)
+    ]
+    seeds = [(i, 100 + i) for i in which]
+    return parallel.init_runs(RECIPE, checkpoint, seeds, numbers, layout)
+
+
+compiled = functools.cache(functools.partial(parallel.compile_train_step, RECIPE))
+
+
+def finish(checkpoint, which, layout, **changes):
+    """The parameters and losses of some of the eight runs after a few steps."""
+    runs = start(checkpoint, which, layout, **changes)
+    step_fn = compiled(layout)
+    losses = []
+    for step in range(STEPS):
+        each = [batch_of(i, step) for i in which]
+        batch = {name: np.stack([b[name] for b in each]) for name in each[0]}
+        runs, metrics = step_fn(runs, parallel.place_batch(layout, batch))
+        losses.append(metrics.loss)
+    return jax.device_get((runs.params, jnp.stack(losses, axis=1)))
+
+
+def one_of(stacked, index):
+    return jax.tree.map(lambda leaf: leaf[index], stacked)
+
+
+@pytest.fixture(scope="module")
+def alone(checkpoint):
+    return [one_of(finish(checkpoint, [i], ONE_RUN), 0) for i in range(8)]
+
+
+LAYOUTS = {
+    "vmap": lambda: Layout(8, 8),
+    "map": lambda: Layout(8, 1),
+    "map over groups": lambda: Layout(8, 3),
+    "8 devices": lambda: Layout(8, 1, device_mesh(jax.devices())),
+    "4 x 2 devices": lambda: Layout(8, 8, device_mesh(jax.devices(), 2)),
+    "2 x 4 devices, map": lambda: Layout(8, 2, device_mesh(jax.devices(), 4)),
+}
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_runs_together_equal_the_runs_alone(name, checkpoint, alone):
+    together = finish(checkpoint, range(8), LAYOUTS[name]())
+    for i in range(8):
+        chex.assert_trees_all_close(one_of(together, i), alone[i], rtol=1e-5, atol=1e-6)
+    moved = [np.abs(a[1] - b[1]).max() for a, b in zip(alone, alone[1:], strict=False)]
+    assert min(moved) > 1e-4  # the runs do differ
+
+
+@pytest.mark.parametrize("name", ["vmap", "map over groups", "4 x 2 devices"])
+def test_neighbours_change_no_bit_of_a_run(name, checkpoint):
+    layout = LAYOUTS[name]()
+    usual = finish(checkpoint, range(8), layout)
+    others = finish(checkpoint, [7, 1, 7, 3, 7, 5, 7, 0], layout)
+    for i in (1, 3, 5):
+        chex.assert_trees_all_equal(one_of(usual, i), one_of(others, i))
+
+
+@pytest.mark.parametrize("name", ["vmap", "map over groups", "8 devices"])
+def test_a_run_that_diverges_leaves_the_others_alone(name, checkpoint):
+    layout = LAYOUTS[name]()
+    usual = finish(checkpoint, range(8), layout)
+    diverging = {"run2": {"learning_rate": jnp.float32(jnp.inf)}}
+    spoiled = finish(checkpoint, range(8), layout, **diverging)
+    assert not np.isfinite(one_of(spoiled, 2)[1]).all()
+    for i in (0, 1, 3, 4, 5, 6, 7):
+        chex.assert_trees_all_equal(one_of(usual, i), one_of(spoiled, i))
+
+
+def test_runs_of_one_program_lie_on_their_devices(checkpoint):
+    layout = Layout(8, 1, device_mesh(jax.devices(), 2))
+    kernel = start(checkpoint, range(8), layout).params["classifier"]["kernel"]
+    assert {shard.data.shape for shard in kernel.addressable_shards} == {(2, 8, 2)}
+
+
+def test_a_program_of_many_runs_is_traced_once(checkpoint, monkeypatch):
+    traced = chex.assert_max_traces(parallel.train_step, n=1)
+    monkeypatch.setattr(parallel, "train_step", traced)
+    finish(checkpoint, range(2), Layout(2, 2))
+
+
+def test_each_run_has_a_classifier_of_its_own(checkpoint):
+    params = start(checkpoint, [0, 1], Layout(2, 2)).params
+    assert (
+        params["classifier"]["kernel"][0] != params["classifier"]["kernel"][1]
+    ).all()
+    chex.assert_trees_all_equal(
+        one_of(params["bert"], 0), one_of(params["bert"], 1), checkpoint.params["bert"]
+    )
+
+
+def test_the_classifier_is_the_one_that_its_seed_draws(checkpoint):
+    params = start(checkpoint, [4], ONE_RUN).params
+    key = jax.random.split(jax.random.key(4))[0]
+    expected = models.redraw(MODEL, checkpoint.params, HEAD, key)
+    chex.assert_trees_all_equal(one_of(params, 0), expected)
+
+
+def test_devices_that_cannot_be_shared_evenly_are_refused():
+    with pytest.raises(ValueError, match="--data-devices must divide the 8 devices"):
+        device_mesh(jax.devices(), 3)
+    mesh = device_mesh(jax.devices())
+    with pytest.raises(ValueError, match="6 runs cannot be split evenly over 8"):
+        Layout(6, 1, mesh)
+    assert device_mesh(jax.devices()[:1]) is None
+    assert ONE_RUN.over_runs() is None

@@ -1,0 +1,191 @@
+"""Tables 1 and 2: the scores of the runs, beside those of the paper."""
+
+import dataclasses
+import itertools
+import math
+
+import pandas as pd
+
+from train.analysis.cells import cells_of, of_cell, threshold_groups
+from train.analysis.labels import (
+    NOTHING,
+    hundredfold,
+    mean_std,
+    method_label,
+    method_rank,
+    task_label,
+)
+from train.analysis.statistics import interval
+from train.analysis.study import Study
+from train.analysis.tables import CELL_COLUMNS, Table, make_table
+
+# Table 1 of the paper, in percent: standard deviation, mean, maximum.
+PAPER = {
+    "rte": {
+        "devlin": (4.5, 50.9, 67.5),
+        "bias_correction": (4.0, 70.6, 75.5),
+        "mixout": (7.9, 65.3, 74.4),
+        "mosbach": (2.7, 67.3, 71.1),
+        "cwgnc": (1.3, 73.1, 75.1),
+    },
+    "mrpc": {
+        "devlin": (3.9, 84.0, 91.2),
+        "bias_correction": (2.1, 89.2, 92.2),
+        "mixout": (3.8, 87.8, 91.8),
+        "mosbach": (0.8, 90.3, 91.7),
+        "cwgnc": (0.6, 90.5, 91.5),
+    },
+    "cola": {
+        "devlin": (25.6, 45.6, 64.6),
+        "bias_correction": (11.1, 59.2, 64.1),
+        "mixout": (20.9, 51.9, 64.0),
+        "mosbach": (1.8, 62.1, 65.3),
+        "cwgnc": (1.7, 62.2, 65.0),
+    },
+}
+# The paper states the epochs of these two only.
+_PAPER_EPOCHS = {"cwgnc": ", 5 epochs", "mosbach": ", 20 epochs"}
+
+
+def score_table(study: Study, cells: pd.DataFrame) -> Table:
+    """Makes Table 1: the scores of the chosen cells beside those of the paper.
+
+    Args:
+      study: The study.
+      cells: The result of ``choose_cells``.
+
+    Returns:
+      The table; it lists all cells of a method where nothing was chosen.
+    """
+    rows = []
+    for cell in cells_of(cells[cells["chosen"] | cells["open"]]):
+        rows.append(cell._asdict() | _summary(of_cell(study.runs, cell)))
+    # The paper's row comes behind the last row of its method.
+    with_paper = []
+    for row, after in itertools.zip_longest(rows, rows[1:]):
+        with_paper.append(row)
+        key = (row["task"], row["method"])
+        paper = PAPER.get(key[0], {}).get(key[1])
+        if paper and (after is None or (after["task"], after["method"]) != key):
+            with_paper.append(_paper_row(*key, paper))
+
+    def method(row):
+        if row["source"] == "this study":
+            return method_label(row["method"])
+        return f"{method_label(row['method'])} [{row['source']}]"
+
+    def spread(name):
+        return lambda row: _with_interval(row, name)
+
+    def percent(name):
+        return lambda row: hundredfold(row[name])
+
+    table = make_table(
+        "table1",
+        "Table 1: scores × 100 on the validation split",
+        with_paper,
+        {
+            "Task": CELL_COLUMNS["Task"],
+            "Method": method,
+            "Learning rate": CELL_COLUMNS["Learning rate"],
+            "Threshold": CELL_COLUMNS["Threshold"],
+            "Runs": lambda row: str(row["runs"]),
+            "Std": spread("std"),
+            "Mean": spread("mean"),
+            **{name: percent(name.lower()) for name in ("Max", "Min", "Median")},
+            "Failed": _failed,
+        },
+        "Deviation (ddof = 0) and mean with their 95 % bootstrap intervals over the "
+        "runs. Rows marked [paper: …] are no result of this study: they are the "
+        "paper's own numbers, of another model and other runs. The table Protocol says "
+        "whether a threshold is for each component or for the whole gradient.",
+        mark=lambda row: "" if row["source"] == "this study" else "paper",
+    )
+    # Counts stay whole numbers although the paper's rows lack them.
+    counts = dict.fromkeys(["not_a_number", "failed", "collapsed"], "Int64")
+    return dataclasses.replace(table, data=table.data.astype(counts))
+
+
+def threshold_table(study: Study, cells: pd.DataFrame) -> Table:
+    """Makes Table 2: a row a threshold, a column a task."""
+    rows = [
+        cell._asdict() | _summary(of_cell(study.runs, cell))
+        for group in threshold_groups(cells)
+        for cell in group
+    ]
+    columns = {
+        name: CELL_COLUMNS[name] for name in ("Method", "Learning rate", "Threshold")
+    }
+    lines: dict[tuple, dict[str, str]] = {}
+
+    def order(row):
+        return method_rank(row["method"]), row["learning_rate"], row["max_norm"]
+
+    for row in sorted(rows, key=order):
+        key = tuple(show(row) for show in columns.values())
+        score = mean_std(row["mean"], row["std"])
+        if row["failed"]:
+            score += f" ({row['failed']} of {row['runs']} failed)"
+        lines.setdefault(key, {})[task_label(row["task"])] = score
+    tasks = dict.fromkeys(task_label(row["task"]) for row in rows)
+    shown = [
+        dict(zip(columns, key, strict=True))
+        | {task: scores.get(task, NOTHING) for task in tasks}
+        for key, scores in lines.items()
+    ]
+    return Table(
+        "table2",
+        "Table 2: scores × 100 by threshold, mean ± std",
+        pd.DataFrame(rows),
+        pd.DataFrame(shown),
+        "Where a learning rate was chosen, it is the only one shown.",
+    )
+
+
+def _summary(runs):
+    scores = runs["score"].dropna()
+    statistics = {
+        "source": "this study",
+        "runs": len(runs),
+        "not_a_number": int(runs["score"].isna().sum()),
+    }
+    # With ddof 0 a single run would pass for one that always comes out the same.
+    std = scores.std(ddof=0) if len(scores) > 1 else math.nan
+    for name, value in (("std", std), ("mean", scores.mean())):
+        low, high = interval(scores, name)
+        statistics |= {name: value, f"{name}_low": low, f"{name}_high": high}
+    return statistics | {
+        "max": scores.max(),
+        "min": scores.min(),
+        "median": scores.median(),
+        "failed": int(runs["failed"].sum()),
+        "failed_share": runs["failed"].mean(),
+        "collapsed": int(runs["collapsed"].sum()),
+    }
+
+
+def _paper_row(task, method, numbers):
+    empty = dict.fromkeys(_summary(_NO_RUNS), math.nan)
+    std, mean, maximum = (value / 100 for value in numbers)
+    source = f"paper: BERT-large-uncased, 25 runs{_PAPER_EPOCHS.get(method, '')}"
+    cell = {"task": task, "method": method, "learning_rate": math.nan}
+    # The paper states the threshold of its own method only.
+    cell["max_norm"] = 0.05 if method == "cwgnc" else math.nan
+    values = {"source": source, "runs": 25, "std": std, "mean": mean, "max": maximum}
+    return cell | empty | values
+
+
+_NO_RUNS = pd.DataFrame(columns=["score", "failed", "collapsed"], dtype=float)
+
+
+def _failed(row):
+    if math.isnan(row["failed"]):
+        return NOTHING
+    return f"{row['failed']} ({100 * row['failed_share']:.0f} %)"
+
+
+def _with_interval(row, name):
+    value, low, high = (row[key] for key in (name, f"{name}_low", f"{name}_high"))
+    if math.isnan(low):
+        return hundredfold(value)
+    return f"{hundredfold(value)} [{hundredfold(low)}, {hundredfold(high)}]"

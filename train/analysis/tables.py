@@ -1,0 +1,211 @@
+"""The tables of a study, as numbers and as people read them."""
+
+import dataclasses
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from train.analysis.cells import CELL, cells_of, of_cell
+from train.analysis.labels import (
+    NOTHING,
+    hundredfold,
+    mean_std,
+    method_label,
+    metric_label,
+    rate,
+    task_label,
+    threshold,
+)
+from train.analysis.study import Study
+
+
+@dataclasses.dataclass(frozen=True)
+class Table:
+    """A table under the name of its files."""
+
+    name: str
+    title: str
+    data: pd.DataFrame
+    """The numbers, unrounded and not times 100, for the CSV file."""
+    shown: pd.DataFrame
+    """The same as text, for the Markdown file and the report."""
+    note: str = ""
+    marks: tuple[str, ...] = ()
+    """What kind of row each one is: paper, chosen or nothing."""
+
+    def write(self, folder: Path) -> None:
+        """Writes the CSV and the Markdown file."""
+        self.data.to_csv(folder / f"{self.name}.csv", index=False)
+        lines = [f"**{self.title}**", "", _markdown_row(self.shown.columns)]
+        lines.append(_markdown_row("---" for _ in self.shown.columns))
+        lines += [_markdown_row(row) for row in self.shown.itertuples(index=False)]
+        lines += ["", self.note]
+        (folder / f"{self.name}.md").write_text("\n".join(lines).rstrip() + "\n")
+
+
+def task_table(study: Study) -> Table:
+    """Makes the table of the tasks, their scores and majority lines."""
+    keys = ["task", "metric", "main_split", "line", "train_examples"]
+    data = study.runs[keys].drop_duplicates()
+    return make_table(
+        "tasks",
+        "Tasks",
+        data.to_dict("records"),
+        {
+            "Task": lambda row: task_label(row["task"]),
+            "Score": lambda row: metric_label(row["metric"]),
+            "Split": lambda row: row["main_split"].replace("_", " "),
+            "Line of failure": lambda row: hundredfold(row["line"]),
+            "Training examples": lambda row: _plain(row["train_examples"]),
+        },
+    )
+
+
+def protocol_table(study: Study) -> Table:
+    """Makes the table of how each method was trained."""
+    columns = {
+        "epochs": "Epochs",
+        "batch_size": "Batch",
+        "learning_rate": "Learning rates",
+        "max_norm": "Thresholds",
+        "warmup_ratio": "Warm-up",
+        "weight_decay": "Weight decay",
+        "bias_correction": "Bias correction",
+        "eps": "Adam's eps",
+        "components": "Components",
+    }
+    spell = {"learning_rate": rate, "max_norm": threshold, "eps": rate}
+    rows = [
+        {"method": method}
+        | {
+            name: ", ".join(map(spell.get(name, _plain), group[name].drop_duplicates()))
+            for name in columns
+        }
+        for method, group in study.runs.groupby("method", sort=False)
+    ]
+    pick = lambda name: lambda row: row[name]
+    shown = {title: pick(name) for name, title in columns.items()}
+    return make_table(
+        "protocol",
+        "Protocol",
+        rows,
+        {"Method": lambda row: method_label(row["method"])} | shown,
+    )
+
+
+def selection_table(cells: pd.DataFrame) -> Table:
+    """Makes the table of the means on the holdout, the chosen cells marked."""
+    return make_table(
+        "selection",
+        "Scores × 100 on the holdout",
+        cells.drop(columns="open").to_dict("records"),
+        {
+            **CELL_COLUMNS,
+            "Runs": lambda row: str(row["runs"]),
+            "Mean ± std": lambda row: mean_std(row["holdout_mean"], row["holdout_std"]),
+            "Chosen": lambda row: "chosen" if row["chosen"] else "",
+        },
+        mark=lambda row: "chosen" if row["chosen"] else "",
+    )
+
+
+def failure_table(study: Study) -> Table:
+    """Makes the list of failed, collapsed and diverged runs; shown is a row a cell."""
+    diverged = study.runs["diverged_at_step"].notna()
+    runs = study.runs[study.runs["failed"] | study.runs["collapsed"] | diverged]
+    keys = [*CELL, "seed", "data_seed", "metric", "score", "line"]
+    keys += ["failed", "collapsed", "diverged_at_step"]
+
+    def seeds(frame, remarks):
+        pairs = zip(frame["seed"], frame["data_seed"], remarks, strict=True)
+        texts = [
+            f"{seed}{remark}" if data == seed else f"{seed}/{data}{remark}"
+            for seed, data, remark in pairs
+        ]
+        return ", ".join(texts) or NOTHING
+
+    shown = []
+    for cell in cells_of(runs):
+        frame = of_cell(runs, cell)
+        failed, collapsed = frame[frame["failed"]], frame[frame["collapsed"]]
+        diverged = frame[frame["diverged_at_step"].notna()]
+        scores = [f" ({hundredfold(score)})" for score in failed["score"]]
+        steps = [f" ({step:g})" for step in diverged["diverged_at_step"]]
+        shown.append(
+            {title: show(cell._asdict()) for title, show in CELL_COLUMNS.items()}
+            | {
+                "Failed: seed (score)": seeds(failed, scores),
+                "Collapsed: seed": seeds(collapsed, [""] * len(collapsed)),
+                "Diverged: seed (at step)": seeds(diverged, steps),
+            }
+        )
+    return Table(
+        "failures",
+        "Failed, collapsed and diverged runs",
+        runs[keys],
+        pd.DataFrame(shown),
+        "Where the order of the data and the dropout have a seed of their own, it "
+        "follows behind a stroke.",
+    )
+
+
+def make_table(
+    name: str,
+    title: str,
+    rows: list[dict],
+    columns: dict[str, Callable[[Any], str]],
+    note: str = "",
+    mark: Callable[[Any], str] = lambda row: "",
+) -> Table:
+    """Makes a table of rows of numbers.
+
+    Args:
+      name: The name of its files.
+      title: Its heading.
+      rows: The numbers.
+      columns: What people see: by heading, the text made of a row.
+      note: What must be known to read it.
+      mark: Says what kind of row one is.
+
+    Returns:
+      The table.
+    """
+    shown = [{title: show(row) for title, show in columns.items()} for row in rows]
+    return Table(
+        name,
+        title,
+        pd.DataFrame(rows),
+        pd.DataFrame(shown, columns=list(columns)),
+        note,
+        tuple(mark(row) for row in rows),
+    )
+
+
+def _or_nothing(write):
+    return lambda value: NOTHING if math.isnan(value) else write(value)
+
+
+CELL_COLUMNS: dict[str, Callable[[Any], str]] = {
+    "Task": lambda row: task_label(row["task"]),
+    "Method": lambda row: method_label(row["method"]),
+    "Learning rate": lambda row: _or_nothing(rate)(row["learning_rate"]),
+    "Threshold": lambda row: _or_nothing(threshold)(row["max_norm"]),
+}
+
+
+def _plain(value):
+    if pd.isna(value):
+        return NOTHING
+    if isinstance(value, (bool, np.bool_)):
+        return "on" if value else "off"
+    if isinstance(value, (int, float)):
+        return f"{value:,.12g}"
+    return str(value).replace("_", " ")
+
+
+def _markdown_row(values):
+    return f"| {' | '.join(str(value).replace('|', '&#124;') for value in values)} |"

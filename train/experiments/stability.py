@@ -1,0 +1,159 @@
+"""The stability study: seeds × thresholds × methods, in a folder of its own."""
+
+import dataclasses
+import functools
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from cwgnc_jax import models
+from train import parallel
+from train.experiments.plan import (
+    StabilityConfig,
+    check_stability,
+    data_config,
+    planned_runs,
+    protocol,
+)
+from train.experiments.record_file import RecordFile
+from train.experiments.recorder import Recorder
+from train.experiments.study import Study
+from train.experiments.worker import Worker
+from train.inputs import Inputs, load_inputs
+from train.progress import StudyProgress
+from train.records import check_workdir, plain, write_json
+from train.tasks import find_task
+
+
+def prepare_study(config: StabilityConfig) -> Study:
+    """Reads and checks all that a study needs, and writes nothing.
+
+    Args:
+      config: The study's config.
+
+    Returns:
+      The study, ready to start or to go on.
+
+    Raises:
+      ValueError: If a setting, the data or the weights are wrong, or the folder holds a
+        study with other settings; the message says what differs and how to go on.
+      OSError: If a file is missing or a hub cannot be reached.
+    """
+    check_stability(config)
+    for task in config.tasks:
+        find_task(task)
+    known = _read_study(config.workdir)
+    if known is None:
+        check_workdir(config.workdir)
+    else:
+        settings = {name: known[name] for name in known if name != "data"}
+        _check_same(config.workdir, "settings", settings, _protocol(config))
+    devices = jax.devices()
+    if config.devices is not None and config.devices > len(devices):
+        raise ValueError(f"--devices {config.devices}: there are {len(devices)}")
+    mesh = parallel.device_mesh(devices[: config.devices], config.data_devices)
+    if config.runs_per_program != "auto":
+        parallel.Layout(config.runs_per_program, 1, mesh)
+    for flag, rows in (
+        ("--batch-size", config.batch_size),
+        ("--eval-batch-size", config.eval_batch_size),
+    ):
+        if rows % config.data_devices:
+            raise ValueError(
+                f"{flag} {rows} cannot be split evenly over --data-devices "
+                f"{config.data_devices}"
+            )
+    load_checkpoint = functools.cache(
+        lambda num_labels: models.load_pretrained(
+            config.model,
+            num_labels=num_labels,
+            key=jax.random.key(0),
+            revision=config.revision,
+        )
+    )
+    inputs = {
+        task: load_inputs(data_config(config, task), load_checkpoint)
+        for task in config.tasks
+    }
+    if known is not None:
+        digests = {task: _digest(inputs[task]) for task in inputs}
+        before = {task: known["data"].get(task, digests[task]) for task in inputs}
+        _check_same(config.workdir, "data of task", before, digests)
+    return Study(config, inputs, planned_runs(config), mesh)
+
+
+def run_study(study: Study) -> None:
+    """Makes all runs of a study that are not finished yet, and records them.
+
+    Args:
+      study: The study.
+
+    Raises:
+      ValueError: If the records were damaged by hand.
+      BlockingIOError: If another process is at work on the study.
+      MemoryError: If a device cannot hold even one run.
+    """
+    workdir = study.config.workdir
+    workdir.mkdir(parents=True, exist_ok=True)
+    with RecordFile(workdir / "records.jsonl") as records:
+        known = _read_study(workdir) or {"data": {}}
+        digests = {task: _digest(inputs) for task, inputs in study.inputs.items()}
+        description = _protocol(study.config) | {"data": known["data"] | digests}
+        if description != known:
+            write_json(workdir / "study.json", description)
+        recorder = Recorder(study, records)
+        before = [run for run in study.runs if recorder.is_finished(run)]
+        todo = [run for run in study.runs if not recorder.is_finished(run)]
+        with StudyProgress(
+            done=len(before),
+            failed=sum(recorder.failed(run) for run in before),
+            runs=len(study.runs),
+            run_steps=sum(study.total_steps(run) for run in todo),
+        ) as progress:
+            Worker(study, recorder, progress).work(todo)
+
+
+def _protocol(config: StabilityConfig) -> dict[str, Any]:
+    return plain(protocol(config))
+
+
+def _read_study(workdir: Path) -> dict[str, Any] | None:
+    path = workdir / "study.json"
+    if not path.exists():
+        return None
+    try:
+        known = json.loads(path.read_text())
+        if isinstance(known["data"], dict):
+            return known
+    except (ValueError, KeyError, TypeError):
+        pass
+    raise ValueError(
+        f"{path} is damaged: expected the study's settings; restore it, or start "
+        f" the study anew in another --workdir"
+    )
+
+
+def _check_same(workdir: Path, what: str, before: dict, now: dict) -> None:
+    names = [name for name in {**before, **now} if before.get(name) != now.get(name)]
+    if names:
+        differences = "; ".join(
+            f"{name} was {before.get(name)} and is {now.get(name)}" for name in names
+        )
+        raise ValueError(
+            f"{workdir} holds a study with other {what}: {differences}. Give the same "
+            f"to go on with it, or another --workdir to start a new one"
+        )
+
+
+def _digest(inputs: Inputs) -> str:
+    """Changes with any token or label of a task."""
+    digest = hashlib.sha256()
+    for name, arrays in inputs.sets.items():
+        digest.update(name.encode())
+        for array in dataclasses.astuple(arrays):
+            digest.update(np.ascontiguousarray(array))
+    return digest.hexdigest()[:16]

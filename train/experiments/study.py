@@ -1,0 +1,67 @@
+"""A study as a value: its runs, and all that they are made from."""
+
+import dataclasses
+
+import jax
+import numpy as np
+
+from train import batches, parallel
+from train.experiments.plan import PlannedRun, StabilityConfig
+from train.inputs import Inputs
+from train.optimizer import hyperparameters
+from train.steps import Recipe, Run
+
+
+@dataclasses.dataclass(frozen=True)
+class Study:
+    """A study that is ready to start or to go on: everything has been read."""
+
+    config: StabilityConfig
+    inputs: dict[str, Inputs]
+    """By task."""
+    runs: list[PlannedRun]
+    mesh: jax.sharding.Mesh | None
+
+    def total_steps(self, run: PlannedRun) -> int:
+        """The length of a run."""
+        examples = len(self.inputs[run.task].train)
+        return run.epochs * batches.steps_per_epoch(examples, self.config.batch_size)
+
+    def scored_at(self, run: PlannedRun) -> set[int]:
+        """The numbers of steps after which a run is evaluated."""
+        total, count = self.total_steps(run), self.config.evaluations or run.epochs
+        return {-(-total * (i + 1) // count) for i in range(count)}
+
+    def recipe(self, run: PlannedRun) -> Recipe:
+        """What is fixed when a run's step is compiled."""
+        return self.inputs[run.task].recipe(run.optimizer, self.config.dtype)
+
+    def shape(self, run: PlannedRun) -> tuple[str, int, Recipe]:
+        """Runs of one shape can go through a program together."""
+        return run.task, self.total_steps(run), self.recipe(run)
+
+    def program_name(self, run: PlannedRun) -> str:
+        """What tells a run's program from others in the records."""
+        length = self.inputs[run.task].train.input_ids.shape[1]
+        return f"{run.task}, {length} tokens, clip {run.optimizer.components}"
+
+    def start(self, runs: list[PlannedRun], layout: parallel.Layout) -> Run:
+        """Runs of one shape before their first step."""
+        return parallel.init_runs(
+            self.recipe(runs[0]),
+            self.inputs[runs[0].task].checkpoint,
+            [(run.seed, run.data_seed) for run in runs],
+            [
+                hyperparameters(
+                    run.optimizer, self.config.dropout, self.total_steps(run)
+                )
+                for run in runs
+            ],
+            layout,
+        )
+
+    def batch(self, runs: list[PlannedRun], step: int) -> dict[str, np.ndarray]:
+        """The batches of a step, with a leading axis of runs."""
+        arrays, size = self.inputs[runs[0].task].train, self.config.batch_size
+        each = [batches.train_batch(arrays, run.data_seed, step, size) for run in runs]
+        return {name: np.stack([batch[name] for batch in each]) for name in each[0]}

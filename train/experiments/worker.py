@@ -1,0 +1,242 @@
+"""Carries out the runs of a study, many in one program."""
+
+import dataclasses
+import itertools
+import shutil
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from train import checkpoint, memory, parallel
+from train.evaluation import Evaluation, evaluate
+from train.experiments.plan import PlannedRun
+from train.experiments.recorder import Recorder
+from train.experiments.study import Study
+from train.loop import train
+from train.parallel import Layout
+from train.progress import StudyProgress
+from train.steps import Metrics, Recipe, Run
+
+
+@dataclasses.dataclass(frozen=True)
+class _Program:
+    train_step: Callable[..., Any]
+    eval_step: Callable[..., Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class _State:
+    """Where runs stand: before their first step, or at a checkpoint."""
+
+    step: int = 0
+    seconds: float = 0.0
+    diverged_at: dict[str, int] = dataclasses.field(default_factory=dict)
+    checkpoint: Path | None = None
+
+
+class Worker:
+    """Carries out the runs of one study in one process.
+
+    Args:
+      study: The study.
+      recorder: Takes what the runs report.
+      progress: Shows how far the study is.
+    """
+
+    def __init__(self, study: Study, recorder: Recorder, progress: StudyProgress):
+        self._study, self._config = study, study.config
+        self._recorder, self._progress = recorder, progress
+        self._checkpoints = study.config.workdir / "checkpoint"
+        self._programs: dict[tuple[Recipe, int, Layout], _Program] = {}
+
+    def work(self, runs: Sequence[PlannedRun]) -> None:
+        """Makes these runs, those with a checkpoint first."""
+        runs = self._resume(list(runs))
+        for _, alike in itertools.groupby(runs, self._study.shape):
+            waiting = list(alike)
+            while waiting:
+                layout = self._layout(waiting)
+                if self._carry_out(waiting[: layout.runs], layout, _State()):
+                    waiting = waiting[layout.runs :]
+
+    def _resume(self, runs: list[PlannedRun]) -> list[PlannedRun]:
+        """Finishes what an earlier process had under way; returns the other runs."""
+        found = checkpoint.latest(self._checkpoints)
+        if found is None:
+            return runs
+        path, notes = found
+        started = [run for run in runs if run.name in notes["runs"]]
+        wanted = len(started) == len(notes["runs"])
+        if not wanted or notes["devices"] != self._recorder.environment["devices"]:
+            self._progress.say("the checkpoint is of other runs or devices: not used")
+            return runs
+        if notes["environment"] != self._recorder.environment:
+            self._progress.say(
+                "the checkpoint was made on another machine or with other versions: "
+                "its runs go on, but not to the same bits as without interruption"
+            )
+        layout = Layout(notes["layout_runs"], notes["group"], self._study.mesh)
+        state = _State(notes["step"], notes["seconds"], notes["diverged_at"], path)
+        self._progress.say(f"going on with {len(started)} runs at step {state.step}")
+        done = self._carry_out(started, layout, state)
+        return [run for run in runs if not (done and run in started)]
+
+    def _layout(self, runs: list[PlannedRun]) -> Layout:
+        """The layout for runs of one shape; what was chosen once is kept."""
+        wanted, program = (
+            self._config.runs_per_program,
+            self._study.program_name(runs[0]),
+        )
+        chosen = self._recorder.layouts(program, wanted)
+        if chosen:
+            return chosen[-1]
+        mesh = self._study.mesh
+        devices = jax.devices()[:1] if mesh is None else list(mesh.devices.flat)
+        layout, why = memory.choose_layout(
+            wanted,
+            len(runs),
+            mesh,
+            jax.default_backend(),
+            lambda layout: memory.bytes_needed(
+                self._program(runs[0], layout).train_step
+            ),
+            memory.bytes_free(devices),
+        )
+        self._choose(runs[0], layout, why)
+        return layout
+
+    def _choose(self, run: PlannedRun, layout: Layout, why: str) -> None:
+        program = self._study.program_name(run)
+        self._progress.say(f"{program}: {layout.runs} at a time ({why})")
+        self._recorder.layout(program, layout, self._config.runs_per_program, why)
+
+    def _program(self, run: PlannedRun, layout: Layout) -> _Program:
+        recipe, size = self._study.recipe(run), self._config.batch_size
+        length = self._study.inputs[run.task].train.input_ids.shape[1]
+        key = (recipe, length, layout)
+        if key not in self._programs:
+            start = time.monotonic()
+            copies = [run] * layout.runs
+            shapes = jax.eval_shape(lambda: self._study.start(copies, layout))
+            batch = parallel.place_batch(layout, self._study.batch(copies, 0))
+            step = parallel.compile_train_step(recipe, layout)
+            compiled = step.lower(parallel.placed(layout, shapes), batch).compile()
+            self._programs[key] = _Program(
+                compiled, parallel.compile_eval_step(recipe, layout)
+            )
+            self._progress.say(
+                f"compiled for {layout.runs} x {size} x {length} tokens in "
+                f"{time.monotonic() - start:.1f} s"
+            )
+        return self._programs[key]
+
+    def _carry_out(self, runs: list[PlannedRun], layout: Layout, state: _State) -> bool:
+        """Makes runs together; False if they do not fit into the device's memory."""
+        self._progress.running = len(runs)
+        try:
+            self._make(runs, layout, state)
+        except jax.errors.JaxRuntimeError as error:
+            if not memory.is_out_of_memory(error):
+                raise
+            smaller = memory.fewer(layout.runs, layout.run_devices)
+            if smaller == layout.runs:
+                raise MemoryError(
+                    "a device cannot hold a single run: lower --batch-size or "
+                    "--max-length, take --dtype bfloat16, or let devices share a "
+                    "run's batch with --data-devices"
+                ) from None
+            self._programs.clear()
+            self._choose(
+                runs[0],
+                dataclasses.replace(layout, runs=smaller),
+                f"{layout.runs} did not fit into the device's memory",
+            )
+            return False
+        finally:
+            self._progress.running = 0
+        return True
+
+    def _make(self, runs: list[PlannedRun], layout: Layout, state: _State) -> None:
+        study, record = self._study, self._recorder
+        # Copies of the last run fill up the program; nothing is recorded of them.
+        filled = [*runs, *[runs[-1]] * (layout.runs - len(runs))]
+        program, inputs = self._program(runs[0], layout), study.inputs[runs[0].task]
+        total, scored_at = study.total_steps(runs[0]), study.scored_at(runs[0])
+        every = self._config.record_every
+        ends = sorted({*range(every, total, every), *scored_at})
+        diverged_at = dict(state.diverged_at)
+        pending: tuple[int, list[Metrics]] | None = None
+        results: list[dict[str, Evaluation]] = []
+
+        def flush():
+            nonlocal pending
+            if pending is not None:
+                for name, step in record.metrics(runs, *pending).items():
+                    diverged_at.setdefault(name, step)
+            pending = None
+
+        values = study.start(filled, layout)
+        if state.checkpoint is not None:
+            values = checkpoint.restore_runs(state.checkpoint, values)
+            self._progress.skip(state.step * len(runs))
+        start = saved = time.monotonic()
+        for end, stepped, metrics in train(
+            program.train_step,
+            values,
+            lambda step: parallel.place_batch(layout, study.batch(filled, step)),
+            state.step,
+            [end for end in ends if end > state.step],
+        ):
+            flush()
+            pending = (end, metrics)
+            if end in scored_at:
+                flush()
+                results = evaluate(
+                    program.eval_step,
+                    stepped.params,
+                    inputs,
+                    self._config.eval_batch_size,
+                    layout,
+                )
+                record.evaluation(runs, end, results)
+            self._progress.took(len(metrics) * len(runs))
+            now = time.monotonic()
+            if end < total and now - saved >= self._config.checkpoint_seconds:
+                flush()
+                seconds = state.seconds + now - start
+                self._save(runs, layout, _State(end, seconds, diverged_at), stepped)
+                saved = time.monotonic()
+        seconds = state.seconds + time.monotonic() - start
+        for run, result in zip(runs, results, strict=False):
+            record.finished(
+                run,
+                result,
+                seconds=seconds / len(runs),
+                diverged_at=diverged_at.get(run.name),
+                together=layout.runs,
+            )
+        record.file.sync()
+        shutil.rmtree(self._checkpoints, ignore_errors=True)
+        self._progress.finished(len(runs), sum(record.failed(run) for run in runs))
+        for line in record.cells(runs):
+            self._progress.say(line)
+
+    def _save(
+        self, runs: list[PlannedRun], layout: Layout, state: _State, values: Run
+    ) -> None:
+        # Whoever reads the checkpoint finds the records of all steps before it.
+        self._recorder.file.sync()
+        notes = {
+            "runs": [run.name for run in runs],
+            "layout_runs": layout.runs,
+            "group": layout.group,
+            "devices": self._recorder.environment["devices"],
+            "step": state.step,
+            "seconds": state.seconds,
+            "diverged_at": state.diverged_at,
+            "environment": self._recorder.environment,
+        }
+        checkpoint.save_runs(self._checkpoints, state.step, values, notes)

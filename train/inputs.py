@@ -1,0 +1,98 @@
+"""What runs are made from: the examples as tokens, and the pretrained weights."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from cwgnc_jax import models
+from train import batches, tasks
+from train.config import DataConfig, OptimizerConfig
+from train.examples import load_examples
+from train.steps import Recipe
+
+
+@dataclasses.dataclass(frozen=True)
+class Inputs:
+    """All that is read before runs of a task can start."""
+
+    task: tasks.Task
+    sets: dict[str, batches.TokenArrays]
+    """By name: "train", and those that are scored, of one length all of them."""
+    tokenizer: Any
+    checkpoint: models.Checkpoint
+
+    @property
+    def train(self) -> batches.TokenArrays:
+        """The examples to train on."""
+        return self.sets["train"]
+
+    @property
+    def scored(self) -> dict[str, batches.TokenArrays]:
+        """The sets that runs are scored on, by name."""
+        return {name: arrays for name, arrays in self.sets.items() if name != "train"}
+
+    @property
+    def judged(self) -> str:
+        """The name of the set whose score decides whether a run failed."""
+        return next(name for name in self.scored if name.startswith("validation"))
+
+    def majority_lines(self) -> dict[str, dict[str, float]]:
+        """The majority classifier's scores on each set that is scored."""
+        return {
+            name: tasks.majority_line(self.task, _labels(arrays))
+            for name, arrays in self.scored.items()
+        }
+
+    def recipe(self, optimizer: OptimizerConfig, dtype: str) -> Recipe:
+        """What is fixed when a step for runs of this task is compiled."""
+        return Recipe(
+            model=self.checkpoint.config,
+            regression=self.task.regression,
+            components=optimizer.components,
+            b1=optimizer.b1,
+            b2=optimizer.b2,
+            dtype=dtype,
+        )
+
+
+def load_inputs(
+    data: DataConfig, load_checkpoint: Callable[[int], models.Checkpoint]
+) -> Inputs:
+    """Reads and checks a task's examples and the model's weights; writes nothing.
+
+    Args:
+      data: Which texts and labels.
+      load_checkpoint: Loads the weights for a number of labels.
+
+    Returns:
+      The inputs.
+
+    Raises:
+      ValueError: If the data or the weights are wrong; the message says what was
+        expected, what came and how to mend it.
+      OSError: If a file is missing or a hub cannot be reached.
+    """
+    task, examples = load_examples(data)
+    checkpoint = load_checkpoint(task.num_labels)
+    batches.check_length(data.max_length, checkpoint.config.max_position_embeddings)
+    tokenizer = batches.load_tokenizer(checkpoint.directory)
+    sets = {
+        name: batches.tokenize(tokenizer, part, data.max_length)
+        for name, part in examples.items()
+    }
+    # One length for all that is evaluated, so that evaluation compiles once.
+    evaluated = [name for name in sets if name != "train"]
+    length = max(sets[name].input_ids.shape[1] for name in evaluated)
+    for name in evaluated:
+        if sets[name].input_ids.shape[1] < length:
+            sets[name] = batches.tokenize(
+                tokenizer, examples[name], data.max_length, length
+            )
+    return Inputs(task, sets, tokenizer, checkpoint)
+
+
+def _labels(arrays: batches.TokenArrays) -> np.ndarray:
+    assert arrays.labels is not None
+    return arrays.labels
