@@ -29,6 +29,15 @@ def save_runs(folder: Path, step: int, runs: Run, notes: dict[str, Any]) -> None
             shutil.rmtree(other)
 
 
+def remove_checkpoints(folder: Path) -> None:
+    """Removes all checkpoints; none is left half there, whenever the process dies."""
+    gone = folder.with_name(folder.name + ".gone")
+    shutil.rmtree(gone, ignore_errors=True)
+    if folder.exists():
+        folder.rename(gone)
+        shutil.rmtree(gone)
+
+
 def latest(folder: Path) -> tuple[Path, dict[str, Any]] | None:
     """Finds the newest whole checkpoint of a folder, and its notes."""
     import orbax.checkpoint.experimental.v1 as ocp

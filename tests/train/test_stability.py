@@ -17,7 +17,7 @@ from train.experiments.plan import StabilityConfig
 from train.experiments.stability import prepare_study, run_study
 from train.loop import prepare, train_and_evaluate
 
-VOLATILE = ("seconds", "finished_at")
+VOLATILE = ("seconds", "own_seconds", "finished_at")
 
 
 @pytest.fixture(scope="module", autouse=True)

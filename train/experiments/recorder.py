@@ -113,6 +113,7 @@ class Recorder:
         result: dict[str, Evaluation],
         *,
         seconds: float,
+        own_seconds: float,
         diverged_at: int | None,
         together: int,
     ) -> None:
@@ -122,6 +123,7 @@ class Recorder:
           run: The run.
           result: Its last evaluation.
           seconds: Its share of the time that its program took.
+          own_seconds: What of it went into evaluations and checkpoints.
           diverged_at: The first step whose loss was not finite.
           together: How many runs its program holds.
         """
@@ -148,6 +150,7 @@ class Recorder:
             "collapsed": judged.collapsed,
             "diverged_at_step": diverged_at,
             "seconds": round(seconds, 2),
+            "own_seconds": round(own_seconds, 2),
             "runs_per_program": together,
             **self.environment,
             "finished_at": datetime.now(UTC).isoformat(timespec="seconds"),

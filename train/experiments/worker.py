@@ -2,7 +2,6 @@
 
 import dataclasses
 import itertools
-import shutil
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -33,6 +32,7 @@ class _State:
 
     step: int = 0
     seconds: float = 0.0
+    own_seconds: float = 0.0
     diverged_at: dict[str, int] = dataclasses.field(default_factory=dict)
     checkpoint: Path | None = None
 
@@ -79,7 +79,7 @@ class Worker:
                 "its runs go on, but not to the same bits as without interruption"
             )
         layout = Layout(notes["layout_runs"], notes["group"], self._study.mesh)
-        state = _State(notes["step"], notes["seconds"], notes["diverged_at"], path)
+        state = _State(**notes["state"], checkpoint=path)
         self._progress.say(f"going on with {len(started)} runs at step {state.step}")
         done = self._carry_out(started, layout, state)
         return [run for run in runs if not (done and run in started)]
@@ -167,7 +167,7 @@ class Worker:
         total, scored_at = study.total_steps(runs[0]), study.scored_at(runs[0])
         every = self._config.record_every
         ends = sorted({*range(every, total, every), *scored_at})
-        diverged_at = dict(state.diverged_at)
+        diverged_at, own = dict(state.diverged_at), state.own_seconds
         pending: tuple[int, list[Metrics]] | None = None
         results: list[dict[str, Evaluation]] = []
 
@@ -194,6 +194,7 @@ class Worker:
             pending = (end, metrics)
             if end in scored_at:
                 flush()
+                began = time.monotonic()
                 results = evaluate(
                     program.eval_step,
                     stepped.params,
@@ -202,24 +203,28 @@ class Worker:
                     layout,
                 )
                 record.evaluation(runs, end, results)
+                own += time.monotonic() - began
             self._progress.took(len(metrics) * len(runs))
             now = time.monotonic()
             if end < total and now - saved >= self._config.checkpoint_seconds:
                 flush()
                 seconds = state.seconds + now - start
-                self._save(runs, layout, _State(end, seconds, diverged_at), stepped)
+                reached = _State(end, seconds, own, diverged_at)
+                self._save(runs, layout, reached, stepped)
                 saved = time.monotonic()
+                own += saved - now
         seconds = state.seconds + time.monotonic() - start
         for run, result in zip(runs, results, strict=False):
             record.finished(
                 run,
                 result,
                 seconds=seconds / len(runs),
+                own_seconds=own / len(runs),
                 diverged_at=diverged_at.get(run.name),
                 together=layout.runs,
             )
         record.file.sync()
-        shutil.rmtree(self._checkpoints, ignore_errors=True)
+        checkpoint.remove_checkpoints(self._checkpoints)
         self._progress.finished(len(runs), sum(record.failed(run) for run in runs))
         for line in record.cells(runs):
             self._progress.say(line)
@@ -234,9 +239,12 @@ class Worker:
             "layout_runs": layout.runs,
             "group": layout.group,
             "devices": self._recorder.environment["devices"],
-            "step": state.step,
-            "seconds": state.seconds,
-            "diverged_at": state.diverged_at,
+            "state": {
+                "step": state.step,
+                "seconds": state.seconds,
+                "own_seconds": state.own_seconds,
+                "diverged_at": state.diverged_at,
+            },
             "environment": self._recorder.environment,
         }
         checkpoint.save_runs(self._checkpoints, state.step, values, notes)

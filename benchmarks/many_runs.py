@@ -1,0 +1,270 @@
+"""Many runs as one program against the same runs one after the other, and torch.
+
+    python -m benchmarks.many_runs [--model DIR] [--runs 1 2 4 8] [--json FILE]
+
+Without --model it takes random weights in the shape of MiniLM. All sides train on the
+same batches with the same recipe, in turn; before that their losses are compared.
+--quick takes less than two minutes on two cores. With --json a page is written beside
+the file.
+"""
+
+import argparse
+import json
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import torch
+import transformers
+
+from benchmarks.measure import in_turn, machine, median_ratio
+from benchmarks.torch_version import clip_each_parameter, logits_of, make_optimizer
+from cwgnc_jax import models
+from train import memory, parallel
+from train.config import PRESETS
+from train.optimizer import hyperparameters
+from train.parallel import ONE_RUN, Layout
+from train.steps import Recipe
+
+MINILM = models.BertConfig(
+    vocab_size=30522,
+    hidden_size=384,
+    num_hidden_layers=6,
+    num_attention_heads=12,
+    intermediate_size=1536,
+)
+LEARNING_RATE = 1e-4
+
+
+class Jax:
+    """Runs of one layout, ready to step."""
+
+    def __init__(self, checkpoint, layout: Layout, seeds, batch, dropout):
+        recipe = Recipe(checkpoint.config, False, "by_parameter", 0.9, 0.999, "float32")
+        numbers = hyperparameters(PRESETS["code"].optimizer, dropout, 1000)
+        numbers = numbers._replace(learning_rate=np.float32(LEARNING_RATE))
+        self.runs = parallel.init_runs(
+            recipe,
+            checkpoint,
+            [(seed, seed) for seed in seeds],
+            [numbers] * layout.runs,
+            layout,
+        )
+        self.batch = parallel.place_batch(layout, batch)
+        start = time.perf_counter()
+        step = parallel.compile_train_step(recipe, layout)
+        self.step_fn = step.lower(self.runs, self.batch).compile()
+        self.compile_seconds = time.perf_counter() - start
+        self.bytes = memory.bytes_needed(self.step_fn)
+
+    def step(self) -> np.ndarray:
+        """Takes a step and waits for it; the losses before it."""
+        self.runs, metrics = self.step_fn(self.runs, self.batch)
+        return jax.device_get(metrics.loss)
+
+
+class Torch:
+    """The torch version's run, ready to step."""
+
+    def __init__(self, directory: Path, batch, dropout: float | None, device: str):
+        changes = {}
+        if dropout is not None:
+            changes = dict.fromkeys(
+                ("hidden_dropout_prob", "attention_probs_dropout_prob"), dropout
+            )
+        self.model = transformers.BertForSequenceClassification.from_pretrained(
+            directory, **changes
+        ).to(device)
+        self.model.train()
+        self.optimizer = make_optimizer(
+            self.model, LEARNING_RATE, eps=1e-8, weight_decay=0.0, correct_bias=True
+        )
+        self.batch = {k: torch.from_numpy(v[0]).to(device) for k, v in batch.items()}
+
+    def step(self) -> float:
+        """Takes a step and waits for it; the loss before it."""
+        logits = logits_of(self.model, self.batch)
+        labels = self.batch["labels"].long()
+        loss = torch.nn.functional.cross_entropy(logits, labels)
+        self.optimizer.zero_grad()
+        loss.backward()
+        clip_each_parameter(self.model.parameters(), 0.05)
+        self.optimizer.step()
+        return loss.item()
+
+
+def layouts(counts: list[int], backend: str) -> dict[str, Layout]:
+    """The layouts to measure, by name: all runs together, or in groups."""
+    group = 1 if backend == "cpu" else 4
+    found = {}
+    for count in counts:
+        if count > 1:
+            found[f"{count} runs, vmap"] = Layout(count, count)
+        if count > group:
+            kind = "map" if group == 1 else f"map over groups of {group}"
+            found[f"{count} runs, {kind}"] = Layout(count, group)
+    return found
+
+
+def batch_of(config: models.BertConfig, runs: int, rows: int, length: int):
+    """Random tokens without padding, ``[runs, rows, length]``."""
+    rng = np.random.default_rng(0)
+    shape = (runs, rows, length)
+    return {
+        "input_ids": rng.integers(5, config.vocab_size, shape).astype(np.int32),
+        "attention_mask": np.ones(shape, np.int32),
+        "token_type_ids": np.zeros(shape, np.int32),
+        "labels": rng.integers(0, 2, (runs, rows)).astype(np.int32),
+        "weights": np.ones((runs, rows), np.float32),
+    }
+
+
+def measure(
+    model: str | None, counts: list[int], rows: int, length: int, rounds: int
+) -> dict[str, Any]:
+    """Measures all layouts and returns what the JSON file holds."""
+    with tempfile.TemporaryDirectory() as folder:
+        if model is None:
+            params = models.init_params(MINILM, jax.random.key(0))
+            models.save_pretrained(folder, MINILM, params)
+            model = folder
+        # What is drawn anew would differ between the sides: one complete checkpoint.
+        source = models.load_pretrained(model, num_labels=2, key=jax.random.key(0))
+        directory = Path(folder) / "complete"
+        models.save_pretrained(directory, source.config, source.params)
+        checkpoint = models.load_pretrained(
+            directory, num_labels=2, key=jax.random.key(0)
+        )
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        check_equal(checkpoint, directory, rows, length, device)
+        rows_of = [
+            measure_layout(checkpoint, name, layout, rows, length, rounds)
+            for name, layout in layouts(counts, jax.default_backend()).items()
+        ]
+        alone = Jax(
+            checkpoint, ONE_RUN, [0], batch_of(source.config, 1, rows, length), None
+        )
+        theirs = Torch(
+            directory, batch_of(source.config, 1, rows, length), None, device
+        )
+        timed = in_turn({"jax": alone.step, "torch": theirs.step}, rounds)
+    return {
+        "benchmark": "many_runs",
+        "model": Path(model).name if model != folder else "MiniLM's shape, random",
+        "parameters": sum(leaf.size for leaf in jax.tree.leaves(source.params)),
+        "batch": rows,
+        "length": length,
+        "rounds": rounds,
+        "machine": machine(),
+        "one run": {
+            "seconds_per_step": timed["jax"]["median"],
+            "compile_seconds": alone.compile_seconds,
+            "bytes": alone.bytes,
+            "torch_seconds_per_step": timed["torch"]["median"],
+            "torch_over_jax": median_ratio(timed, "torch", "jax"),
+        },
+        "together": rows_of,
+    }
+
+
+def check_equal(checkpoint, directory, rows, length, device) -> None:
+    """Raises if the sides do not compute the same losses without dropout."""
+    batch = batch_of(checkpoint.config, 1, rows, length)
+    ours = Jax(checkpoint, ONE_RUN, [0], batch, 0.0)
+    theirs = Torch(directory, batch, 0.0, device)
+    for _ in range(3):
+        np.testing.assert_allclose(ours.step()[0], theirs.step(), rtol=1e-3)
+
+
+def measure_layout(checkpoint, name, layout, rows, length, rounds) -> dict[str, Any]:
+    """One layout against the same runs one after the other."""
+    batch = batch_of(checkpoint.config, layout.runs, rows, length)
+    seeds = range(layout.runs)
+    together = Jax(checkpoint, layout, seeds, batch, None)
+    singles = [
+        Jax(checkpoint, ONE_RUN, [i], {k: v[i : i + 1] for k, v in batch.items()}, None)
+        for i in seeds
+    ]
+    for single in singles[1:]:
+        single.step_fn = singles[0].step_fn
+
+    def one_after_the_other():
+        return np.concatenate([single.step() for single in singles])
+
+    np.testing.assert_allclose(together.step(), one_after_the_other(), rtol=1e-4)
+    timed = in_turn({"together": together.step, "alone": one_after_the_other}, rounds)
+    return {
+        "layout": name,
+        "runs": layout.runs,
+        "run_steps_per_second": layout.runs / timed["together"]["median"],
+        "one_after_the_other": layout.runs / timed["alone"]["median"],
+        "cost": median_ratio(timed, "together", "alone"),
+        "spread": timed["together"]["spread"],
+        "compile_seconds": together.compile_seconds,
+        "bytes": together.bytes,
+    }
+
+
+def page(result: dict[str, Any]) -> str:
+    """The figures as Markdown."""
+    one, where = result["one run"], result["machine"]
+    versions = ", ".join(f"{k} {v}" for k, v in where["versions"].items())
+    lines = [
+        "# Many runs in one program",
+        "",
+        f"Model: {result['model']} ({result['parameters'] / 1e6:.1f} M parameters), "
+        f"batch {result['batch']}, {result['length']} tokens, float32, dropout on, "
+        f"clip 0.05. Median of {result['rounds']} rounds, the sides in turn. "
+        f"Machine: {where['device']}, {where['processor']}, {where['cores']} cores, "
+        f"load {where['load_average']:.1f}; {versions}; commit {where['commit']}.",
+        "",
+        f"One run: {1 / one['seconds_per_step']:.2f} steps/s, compiled in "
+        f"{one['compile_seconds']:.1f} s, {one['bytes'] / 2**30:.2f} GiB; the torch "
+        f"version takes {one['torch_over_jax']:.2f} times as long a step.",
+        "",
+        "| layout | run-steps/s | one after the other | cost | compile | memory |",
+        "|---|---:|---:|---:|---:|---:|",
+    ]
+    for row in result["together"]:
+        lines.append(
+            f"| {row['layout']} | {row['run_steps_per_second']:.2f} | "
+            f"{row['one_after_the_other']:.2f} | {row['cost']:.2f} | "
+            f"{row['compile_seconds']:.1f} s | {row['bytes'] / 2**30:.2f} GiB |"
+        )
+    lines += [
+        "",
+        "Cost: time together over time one after the other, in the same rounds; below "
+        "1 the program of many runs is the faster one. Memory: arguments, results and "
+        "intermediates as the compiler states them.",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    """Measures, prints the page, and writes both if asked to."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--model")
+    parser.add_argument("--runs", type=int, nargs="+", default=[1, 2, 4, 8])
+    parser.add_argument("--batch-size", type=int, default=16)
+    parser.add_argument("--length", type=int, default=48)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--json", type=Path)
+    args = parser.parse_args()
+    if args.quick:
+        args.runs, args.batch_size, args.length, args.rounds = [2], 8, 16, 3
+    result = measure(args.model, args.runs, args.batch_size, args.length, args.rounds)
+    print(page(result))
+    if args.json:
+        args.json.parent.mkdir(parents=True, exist_ok=True)
+        args.json.write_text(json.dumps(result, indent=2) + "\n")
+        args.json.with_suffix(".md").write_text(page(result))
+
+
+if __name__ == "__main__":
+    main()
