@@ -25,8 +25,8 @@ def choose_layout(
 ) -> tuple[Layout, str]:
     """Decides how many runs share a program, and how they lie in it.
 
-    On a CPU one run fills the cores, so each device takes one at a time. Elsewhere a
-    device takes up to eight together, as many as fit.
+    On a CPU one run fills the cores, so each device takes one at a time unless more are
+    asked for. Elsewhere a device takes up to eight together, as many as fit.
 
     Args:
       wanted: The number of runs, or "auto".
@@ -43,7 +43,7 @@ def choose_layout(
       ValueError: If the wanted number cannot be split evenly over the devices.
     """
     devices = 1 if mesh is None else mesh.shape["run"]
-    group = 1 if backend == "cpu" else _MOST_IN_A_GROUP
+    group = _MOST_IN_A_GROUP
     if wanted != "auto":
         layout = Layout(wanted, group, mesh)
         return layout, f"as asked for, in groups of {min(group, wanted // devices)}"

@@ -2,7 +2,12 @@
 
 import dataclasses
 import json
+import random
 import re
+import shutil
+import subprocess
+import sys
+import time
 
 import jax
 import numpy as np
@@ -296,8 +301,6 @@ def test_a_study_of_other_settings_is_left_alone(config, changes, message):
 
 
 def test_a_study_of_other_data_is_left_alone(config, tiny_glue, tmp_path):
-    import shutil
-
     data = tmp_path / "glue"
     shutil.copytree(tiny_glue, data)
     config = dataclasses.replace(config, data_dir=data, seeds=1, max_norms=(0.05,))
@@ -343,3 +346,34 @@ def test_study_and_report_from_the_command_line(config, capsys):
     assert main(["report", str(config.workdir)]) == 0
     assert (config.workdir / "report" / "report.html").stat().st_size > 10_000
     assert main(["report", str(config.workdir.parent)]) == 2
+
+
+@pytest.mark.slow
+def test_a_study_killed_at_random_moments_ends_with_the_same_bits(config):
+    def command(workdir):
+        names = ("model", "data_dir", "holdout", "batch_size", "epochs", "evaluations")
+        names += ("record_every", "max_length", "devices", "seeds")
+        flags = [f"--{n.replace('_', '-')}={getattr(config, n)}" for n in names]
+        flags += ["--tasks", "cola", "--methods", "cwgnc_code", "devlin"]
+        flags += ["--max-norms", "0.05", "inf", "--learning-rates", "3e-3"]
+        flags += ["--checkpoint-seconds", "0", "--workdir", str(workdir)]
+        return [sys.executable, "-m", "train", "stability", *flags]
+
+    unbroken, killed = config.workdir, config.workdir.with_name("killed")
+    start = time.monotonic()
+    subprocess.run(command(unbroken), check=True)
+    whole = time.monotonic() - start
+    kills, moments = 0, random.Random(0)
+    for _ in range(12):
+        process = subprocess.Popen(command(killed))
+        try:
+            assert process.wait(moments.uniform(0.3, 0.9) * whole) == 0
+            break
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+            kills += 1
+    else:
+        subprocess.run(command(killed), check=True)
+    assert kills >= 2
+    assert lasting(records(killed)) == lasting(records(unbroken))
