@@ -11,11 +11,18 @@ from cwgnc_jax._components import (
     by_rules,
     component_sizes,
 )
+from cwgnc_jax._depth import DepthFn, encoder_depth
+from cwgnc_jax._layer_decay import scale_by_layer_decay
+from cwgnc_jax._mixout import mixout
+from cwgnc_jax._prior_decay import add_decayed_weights_towards
+from cwgnc_jax._unfreezing import gradual_unfreezing
 
 __version__ = "0.1.0"
 
 __all__ = (
     "ComponentFn",
+    "DepthFn",
+    "add_decayed_weights_towards",
     "by_layer",
     "by_module",
     "by_parameter",
@@ -25,5 +32,9 @@ __all__ = (
     "component_sizes",
     "cwgnc_adamw",
     "decay_mask",
+    "encoder_depth",
+    "gradual_unfreezing",
+    "mixout",
     "scale_by_adam",
+    "scale_by_layer_decay",
 )

@@ -45,6 +45,11 @@ def test_the_application_uses_public_names_and_no_nnx():
         ("_components", {"_clipping", "_adam", "_alias", "models"}),
         ("_clipping", {"_adam", "_alias", "models"}),
         ("_adam", {"_alias", "_clipping", "models"}),
+        ("_depth", {"_clipping", "_adam", "_alias", "models", "_unfreezing"}),
+        ("_unfreezing", {"_clipping", "_adam", "_alias", "models"}),
+        ("_layer_decay", {"_clipping", "_adam", "_alias", "models"}),
+        ("_prior_decay", {"_clipping", "_adam", "_alias", "models"}),
+        ("_mixout", {"_clipping", "_adam", "_alias", "models", "_components"}),
     ],
 )
 def test_imports_of_the_library_go_one_way(module, forbidden):

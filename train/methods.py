@@ -2,6 +2,7 @@
 
 import dataclasses
 import difflib
+import math
 
 from train.config import PRESETS, OptimizerConfig
 
@@ -40,11 +41,21 @@ METHODS: dict[str, Method] = {
         PRESETS["code"].epochs,
         swept=True,
     ),
+    "full": Method(
+        "plain fine-tuning: no clip, with the values of the paper's code",
+        dataclasses.replace(PRESETS["code"].optimizer, max_norm=math.inf),
+        PRESETS["code"].epochs,
+    ),
     "devlin": Method("Adam without bias correction, global clip", _DEVLIN, 3),
     "bias_correction": Method(
         "the same with bias correction",
         dataclasses.replace(_DEVLIN, bias_correction=True),
         3,
+    ),
+    "mosbach": Method(
+        "with bias correction, and long",
+        dataclasses.replace(_DEVLIN, bias_correction=True),
+        20,
     ),
 }
 

@@ -66,6 +66,10 @@ def test_methods_follow_their_papers():
     assert not devlin.bias_correction
     corrected = dataclasses.replace(devlin, bias_correction=True)
     assert METHODS["bias_correction"].optimizer == corrected
+    assert METHODS["mosbach"].optimizer == corrected
+    assert (METHODS["bias_correction"].epochs, METHODS["mosbach"].epochs) == (3, 20)
+    full = dataclasses.replace(code.optimizer, max_norm=math.inf)
+    assert METHODS["full"].optimizer == full
 
 
 def test_flags_replace_what_the_methods_say():
@@ -86,7 +90,7 @@ def test_the_protocol_is_all_but_the_axes_and_the_execution():
         ({"tasks": ()}, "--tasks names nothing, so there is no run"),
         ({"tasks": ("cola", "cola")}, "--tasks names cola twice"),
         ({"methods": ("cwgn",)}, "did you mean 'cwgnc'"),
-        ({"methods": ("presets",)}, "the methods are cwgnc cwgnc_code devlin"),
+        ({"methods": ("presets",)}, "the methods are cwgnc cwgnc_code full devlin"),
         ({"seeds": 0}, "--seeds must be at least 1 .* no run to make"),
         ({"data_seeds": -1}, "--data-seeds at least 0"),
         ({"seed_list": ("1", "2", "1")}, "--seed-list names 1 twice"),

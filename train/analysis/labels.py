@@ -4,6 +4,7 @@ import math
 
 # In the order of the paper's Table 1; methods not named here come last.
 METHODS = {
+    "full": "plain fine-tuning",
     "devlin": "Devlin et al.",
     "bias_correction": "+ bias correction",
     "mixout": "Mixout (Lee et al.)",

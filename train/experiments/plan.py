@@ -27,7 +27,7 @@ class StabilityConfig:
     tasks: tuple[str, ...]
     """GLUE tasks: cola sst2 mrpc stsb qqp mnli qnli rte wnli."""
     methods: tuple[str, ...] = ("cwgnc",)
-    """What to compare: cwgnc cwgnc_code devlin bias_correction."""
+    """What to compare: cwgnc cwgnc_code full devlin bias_correction mosbach."""
     max_norms: tuple[float, ...] = (0.05,)
     """Thresholds of the component-wise methods; inf for no clip."""
     learning_rates: tuple[float, ...] = (2e-5,)

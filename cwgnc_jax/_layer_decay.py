@@ -1,0 +1,70 @@
+"""Smaller learning rates for lower layers."""
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from cwgnc_jax._depth import DepthFn, check_depth_fn, encoder_depth, rank_leaves
+
+
+def scale_by_layer_decay(
+    decay: float, depth_fn: DepthFn = encoder_depth
+) -> optax.GradientTransformation:
+    r"""Scales updates by a factor that falls with the distance from the output.
+
+    An update of the k-th depth from the top, counted from 0, is multiplied by
+
+    .. math:: \text{decay}^k
+
+    so that of an encoder with L layers the heads keep their learning rate, layer i
+    (from 0) gets :math:`\text{decay}^{L - i}` and the embeddings
+    :math:`\text{decay}^{L + 1}` of it. Put it behind Adam, which undoes constant
+    factors before it.
+
+    Args:
+      decay: The factor from one depth to the next lower one, in (0, 1].
+      depth_fn: Maps a parameter's "/"-joined path to its depth, a number that rises
+        from input to output; parameters of equal depth share a factor.
+
+    Returns:
+      An :class:`optax.GradientTransformation` without state.
+
+    Raises:
+      TypeError: If ``depth_fn`` is no function, or, from ``init`` on, returns no
+        number.
+      ValueError: If ``decay`` lies outside (0, 1].
+
+    Examples:
+      >>> import cwgnc_jax
+      >>> import jax.numpy as jnp
+      >>> import optax
+      >>> params = {"embeddings": jnp.ones(1), "layer_0": jnp.ones(1),
+      ...           "layer_1": jnp.ones(1), "classifier": jnp.ones(1)}
+      >>> tx = cwgnc_jax.scale_by_layer_decay(0.5)
+      >>> updates, _ = tx.update(params, tx.init(params))
+      >>> {name: float(update[0]) for name, update in updates.items()}
+      {'classifier': 1.0, 'embeddings': 0.125, 'layer_0': 0.25, 'layer_1': 0.5}
+
+    References:
+      Zhang et al., `Revisiting Few-sample BERT Fine-tuning
+      <https://arxiv.org/abs/2006.05987>`_, 2021
+    """
+    if not 0 < decay <= 1:
+        raise ValueError(f"decay must lie in (0, 1], got {decay}")
+    check_depth_fn(depth_fn)
+
+    def init_fn(params):
+        rank_leaves(params, depth_fn)
+        return optax.EmptyState()
+
+    def update_fn(updates, state, params=None):
+        del params
+        ranks, leaves, treedef = rank_leaves(updates, depth_fn)
+        top = max(ranks, default=0)
+        scaled = [
+            (leaf * decay ** (top - rank)).astype(jnp.result_type(leaf))
+            for rank, leaf in zip(ranks, leaves, strict=True)
+        ]
+        return jax.tree.unflatten(treedef, scaled), state
+
+    return optax.GradientTransformation(init_fn, update_fn)

@@ -1,0 +1,82 @@
+"""Weight decay towards the pretrained weights instead of zero."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.typing import ArrayLike
+
+
+def add_decayed_weights_towards(
+    pretrained: Any,
+    rate: ArrayLike,
+    mask: Any | Callable[[Any], Any] | None = None,
+) -> optax.GradientTransformation:
+    r"""Adds to each update the way back to the pretrained weights.
+
+    .. math:: u_i + \text{rate} \, (w_i - w_i^{\text{pretrained}})
+
+    With a learning rate behind it this is decoupled weight decay whose rest point is
+    the pretrained model; with zeros for ``pretrained`` it is
+    :func:`optax.add_decayed_weights`.
+
+    Args:
+      pretrained: A tree like the parameters. Under ``jax.jit`` pass it in as an
+        argument rather than as a constant of the program.
+      rate: The share, a number of at least 0 or a scalar array, which may be traced.
+      mask: A tree of booleans like the parameters, or a function that makes it from
+        them, such as :func:`decay_mask`; False spares a parameter.
+
+    Returns:
+      An :class:`optax.GradientTransformation` without state, whose ``update`` needs
+      ``params``.
+
+    Raises:
+      ValueError: If ``rate`` is negative; from ``init`` on if the parameters are not
+        laid out as the pretrained ones.
+
+    Examples:
+      >>> import cwgnc_jax
+      >>> import jax.numpy as jnp
+      >>> tx = cwgnc_jax.add_decayed_weights_towards({"w": jnp.array([1.0])}, 0.1)
+      >>> params = {"w": jnp.array([3.0])}
+      >>> updates, _ = tx.update({"w": jnp.zeros(1)}, tx.init(params), params)
+      >>> print(updates["w"])
+      [0.2]
+
+    References:
+      Chelba and Acero, `Adaptation of Maximum Entropy Capitalizer
+      <https://aclanthology.org/W04-3237>`_, 2004; Zhang et al., `Revisiting Few-sample
+      BERT Fine-tuning <https://arxiv.org/abs/2006.05987>`_, 2021
+    """
+    if not isinstance(rate, jax.core.Tracer) and not rate >= 0:
+        raise ValueError(f"rate must be 0 or positive, got {rate}")
+
+    def init_fn(params):
+        def shapes(tree):
+            return jax.tree.map(jnp.shape, tree)
+
+        if shapes(params) != shapes(pretrained):
+            raise ValueError(
+                "the parameters are not laid out as the pretrained ones: expected the "
+                "same tree with the same shapes"
+            )
+        return optax.EmptyState()
+
+    def update_fn(updates, state, params=None):
+        if params is None:
+            raise ValueError("add_decayed_weights_towards needs params in update")
+        wanted = mask(params) if callable(mask) else mask
+        if wanted is None:
+            wanted = jax.tree.map(lambda _: True, params)
+
+        def add(decayed, update, param, target):
+            if not decayed:
+                return update
+            return (update + rate * (param - target)).astype(update.dtype)
+
+        return jax.tree.map(add, wanted, updates, params, pretrained), state
+
+    return optax.GradientTransformation(init_fn, update_fn)

@@ -1,0 +1,104 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+
+from cwgnc_jax import mixout
+
+RATE = 0.7
+
+
+def trees(rows=6, columns=4):
+    rng = np.random.default_rng(0)
+    draw = lambda *shape: jnp.array(rng.normal(size=shape), jnp.float32)
+    return tuple(
+        {
+            "dense": {"kernel": draw(rows, columns), "bias": draw(columns)},
+            "LayerNorm": {"scale": draw(columns)},
+            "embedding": draw(5, columns),
+        }
+        for _ in range(2)
+    )
+
+
+def kernel(tree):
+    return tree["dense"]["kernel"]
+
+
+def kept_inputs(mixed, params, pretrained):
+    """Which inputs kept their weights, read off the mixed kernel."""
+    return (jnp.abs(kernel(mixed) - kernel(pretrained)) > 1e-5).any(axis=1)
+
+
+def test_equals_the_formula_of_the_authors():
+    params, pretrained = trees()
+    mixed = mixout(params, pretrained, RATE, jax.random.key(0))
+    noise = kept_inputs(mixed, params, pretrained)
+    assert 0 < noise.sum() < noise.size
+    # In torch's layout, (out, in), a row of noise is repeated for every output.
+    n = torch.tensor(np.array(noise, np.float32)).repeat(4, 1)
+    w, target = (torch.tensor(np.array(kernel(t))).T for t in (params, pretrained))
+    expected = ((1 - n) * target + n * w - RATE * target) / (1 - RATE)
+    np.testing.assert_allclose(kernel(mixed), expected.T.numpy(), rtol=1e-5, atol=1e-6)
+
+
+def test_the_gradient_is_that_of_the_authors():
+    params, pretrained = trees()
+    coefficients = jnp.arange(24.0).reshape(6, 4) + 1
+
+    def loss(params):
+        mixed = mixout(params, pretrained, RATE, jax.random.key(0))
+        return jnp.sum(coefficients * kernel(mixed))
+
+    noise = kept_inputs(mixout(params, pretrained, RATE, jax.random.key(0)), *trees())
+    grads = jax.grad(loss)(params)
+    # Their backward pass multiplies by the noise and does not divide by 1 - p.
+    np.testing.assert_array_equal(kernel(grads), coefficients * noise[:, None])
+
+
+def test_the_expectation_is_the_weights():
+    params, pretrained = trees()
+    keys = jax.random.split(jax.random.key(0), 20_000)
+    mixed = jax.vmap(lambda k: kernel(mixout(params, pretrained, RATE, k)))(keys)
+    scale = jnp.abs(kernel(params) - kernel(pretrained)).max()
+    error = jnp.abs(mixed.mean(0) - kernel(params)).max()
+    assert error < 5 * scale * (RATE / (1 - RATE) / len(keys)) ** 0.5
+
+
+def test_only_kernels_are_mixed():
+    params, pretrained = trees()
+    mixed = mixout(params, pretrained, RATE, jax.random.key(0))
+    for path in (("dense", "bias"), ("LayerNorm", "scale")):
+        assert (mixed[path[0]][path[1]] == params[path[0]][path[1]]).all()
+    assert (mixed["embedding"] == params["embedding"]).all()
+
+
+def test_rate_zero_changes_nothing_and_a_rate_may_be_traced():
+    params, pretrained = trees()
+    key = jax.random.key(0)
+    mix = jax.jit(lambda rate: kernel(mixout(params, pretrained, rate, key)))
+    np.testing.assert_array_equal(mix(0.0), kernel(params))
+    fixed = kernel(mixout(params, pretrained, RATE, key))
+    np.testing.assert_allclose(mix(RATE), fixed, rtol=1e-6)
+
+
+def test_kernels_and_steps_have_draws_of_their_own():
+    params, pretrained = trees(rows=64)
+    params, pretrained = ({"a": t, "b": t} for t in (params, pretrained))
+    mixed = mixout(params, pretrained, RATE, jax.random.key(0))
+    other = mixout(params, pretrained, RATE, jax.random.key(1))
+    assert (kernel(mixed["a"]) != kernel(mixed["b"])).any()
+    assert (kernel(mixed["a"]) != kernel(other["a"])).any()
+
+
+@pytest.mark.parametrize("rate", [-0.1, 1.0, 1.5, float("nan")])
+def test_bad_rates_are_refused(rate):
+    with pytest.raises(ValueError, match=r"rate must lie in \[0, 1\)"):
+        mixout(*trees(), rate, jax.random.key(0))
+
+
+def test_other_trees_are_refused():
+    params, pretrained = trees()
+    with pytest.raises(ValueError, match="pretrained must be a tree like params"):
+        mixout(params, pretrained["dense"], RATE, jax.random.key(0))
