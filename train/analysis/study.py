@@ -42,8 +42,9 @@ class Study:
 
     @property
     def model(self) -> str:
-        """The name of the model, without its folders."""
-        return Path(str(self.config.get("model") or "unknown model")).name
+        """The name of the model: a hub id, or a folder and the one it lies in."""
+        parts = Path(str(self.config.get("model") or "unknown model")).parts
+        return "/".join(part for part in parts[-2:] if part != "/")
 
 
 def read_study(workdir: Path, legacy_lines: bool = False) -> Study:
