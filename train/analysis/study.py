@@ -42,9 +42,10 @@ class Study:
 
     @property
     def model(self) -> str:
-        """The name of the model: a hub id, or a folder and the one it lies in."""
-        parts = Path(str(self.config.get("model") or "unknown model")).parts
-        return "/".join(part for part in parts[-2:] if part != "/")
+        """The name of the model, without its folders."""
+        path = Path(str(self.config.get("model") or "unknown model"))
+        # Every run's own folder has that name.
+        return path.parent.name if path.name == "model" else path.name
 
 
 def read_study(workdir: Path, legacy_lines: bool = False) -> Study:
