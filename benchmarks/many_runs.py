@@ -24,7 +24,7 @@ from benchmarks.measure import in_turn, machine, median_ratio
 from benchmarks.torch_version import clip_each_parameter, logits_of, make_optimizer
 from cwgnc_jax import models
 from train import memory, parallel
-from train.config import PRESETS
+from train.config import PRESETS, RegularizationConfig
 from train.optimizer import hyperparameters
 from train.parallel import ONE_RUN, Layout
 from train.steps import Recipe
@@ -44,7 +44,9 @@ class Jax:
 
     def __init__(self, checkpoint, layout: Layout, seeds, batch, dropout):
         recipe = Recipe(checkpoint.config, False, "by_parameter", 0.9, 0.999, "float32")
-        numbers = hyperparameters(PRESETS["code"].optimizer, dropout, 1000)
+        numbers = hyperparameters(
+            PRESETS["code"].optimizer, RegularizationConfig(dropout), 1000
+        )
         numbers = numbers._replace(learning_rate=np.float32(LEARNING_RATE))
         self.runs = parallel.init_runs(
             recipe,

@@ -3,12 +3,13 @@
 import jax
 import jax.numpy as jnp
 import optax
+from jax.typing import ArrayLike
 
 from cwgnc_jax._depth import DepthFn, check_depth_fn, encoder_depth, rank_leaves
 
 
 def scale_by_layer_decay(
-    decay: float, depth_fn: DepthFn = encoder_depth
+    decay: ArrayLike, depth_fn: DepthFn = encoder_depth
 ) -> optax.GradientTransformation:
     r"""Scales updates by a factor that falls with the distance from the output.
 
@@ -22,7 +23,8 @@ def scale_by_layer_decay(
     factors before it.
 
     Args:
-      decay: The factor from one depth to the next lower one, in (0, 1].
+      decay: The factor from one depth to the next lower one, in (0, 1]; a number or
+        a scalar array, which may be traced.
       depth_fn: Maps a parameter's "/"-joined path to its depth, a number that rises
         from input to output; parameters of equal depth share a factor.
 
@@ -49,7 +51,7 @@ def scale_by_layer_decay(
       Zhang et al., `Revisiting Few-sample BERT Fine-tuning
       <https://arxiv.org/abs/2006.05987>`_, 2021
     """
-    if not 0 < decay <= 1:
+    if not isinstance(decay, jax.core.Tracer) and not 0 < decay <= 1:
         raise ValueError(f"decay must lie in (0, 1], got {decay}")
     check_depth_fn(depth_fn)
 

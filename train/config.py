@@ -64,6 +64,23 @@ class OptimizerConfig:
     """Adam's bias correction; off is the BERT Adam of Devlin et al."""
     weight_decay: float = 0.0
     """Decoupled weight decay of all but biases and LayerNorm."""
+    prior_decay: float = 0.0
+    """Decoupled weight decay towards the weights that training starts from."""
+    layer_decay: float = 1.0
+    """Each layer's learning rate as a share of that of the layer above it."""
+
+
+@dataclasses.dataclass(frozen=True)
+class RegularizationConfig:
+    """What is done to weights and activations besides."""
+
+    dropout: float | None = None
+    """Replaces the model's own dropout rates."""
+    mixout: float = 0.0
+    """Probability with which a kernel's input has the weights that training started
+    from; wants --dropout 0."""
+    reinit_layers: int = 0
+    """Draw the pooler and this many of the top layers anew before training."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,8 +103,9 @@ class FinetuneConfig:
     """Examples a step; the last, partial batch of an epoch is kept."""
     eval_batch_size: int = 64
     """Examples a batch of evaluation."""
-    dropout: float | None = None
-    """Replaces the model's own dropout rates."""
+    regularization: tyro.conf.OmitArgPrefixes[RegularizationConfig] = (
+        RegularizationConfig()
+    )
     dtype: Literal["float32", "bfloat16"] = "float32"
     """The dtype of the computation; parameters are float32 in any case."""
     new_head: bool = False
@@ -174,8 +192,7 @@ def check_finetune(config: FinetuneConfig) -> None:
             raise ValueError(f"{flag} must be at least 1, got {value}")
     if not 0 <= config.seed < 2**63:
         raise ValueError(f"--seed must lie in [0, 2**63), got {config.seed}")
-    if config.dropout is not None and not 0 <= config.dropout < 1:
-        raise ValueError(f"--dropout must lie in [0, 1), got {config.dropout}")
+    check_regularization(config.regularization)
 
 
 def check_predict(config: PredictConfig) -> None:
@@ -262,6 +279,7 @@ def check_optimizer(optimizer: OptimizerConfig) -> None:
         ("--learning-rate", optimizer.learning_rate),
         ("--eps", optimizer.eps),
         ("--weight-decay", optimizer.weight_decay),
+        ("--prior-decay", optimizer.prior_decay),
     ):
         if not (value >= 0 and math.isfinite(value)):
             raise ValueError(f"{flag} must be 0 or a positive number, got {value}")
@@ -271,4 +289,25 @@ def check_optimizer(optimizer: OptimizerConfig) -> None:
     if not 0 <= optimizer.warmup_ratio <= 1:
         raise ValueError(
             f"--warmup-ratio must lie in [0, 1], got {optimizer.warmup_ratio}"
+        )
+    if not 0 < optimizer.layer_decay <= 1:
+        raise ValueError(
+            f"--layer-decay must lie in (0, 1], got {optimizer.layer_decay}"
+        )
+
+
+def check_regularization(regularization: RegularizationConfig) -> None:
+    """Raises a ValueError if a number lies outside its range."""
+    dropout, mixout = regularization.dropout, regularization.mixout
+    if dropout is not None and not 0 <= dropout < 1:
+        raise ValueError(f"--dropout must lie in [0, 1), got {dropout}")
+    if not 0 <= mixout < 1:
+        raise ValueError(f"--mixout must lie in [0, 1), got {mixout}")
+    if mixout and dropout != 0:
+        raise ValueError(
+            "--mixout takes the place of dropout and needs --dropout 0 beside it"
+        )
+    if regularization.reinit_layers < 0:
+        raise ValueError(
+            f"--reinit-layers must be 0 or more, got {regularization.reinit_layers}"
         )

@@ -8,7 +8,7 @@ import numpy as np
 
 from cwgnc_jax import models
 from train import batches, tasks
-from train.config import DataConfig, OptimizerConfig
+from train.config import DataConfig, OptimizerConfig, RegularizationConfig
 from train.examples import load_examples
 from train.steps import Recipe
 
@@ -45,7 +45,12 @@ class Inputs:
             for name, arrays in self.scored.items()
         }
 
-    def recipe(self, optimizer: OptimizerConfig, dtype: str) -> Recipe:
+    def recipe(
+        self,
+        optimizer: OptimizerConfig,
+        regularization: RegularizationConfig,
+        dtype: str,
+    ) -> Recipe:
         """What is fixed when a step for runs of this task is compiled."""
         return Recipe(
             model=self.checkpoint.config,
@@ -54,6 +59,9 @@ class Inputs:
             b1=optimizer.b1,
             b2=optimizer.b2,
             dtype=dtype,
+            mixout=regularization.mixout > 0,
+            prior_decay=optimizer.prior_decay > 0,
+            layer_decay=optimizer.layer_decay < 1,
         )
 
 

@@ -66,7 +66,7 @@ def prepare(config: FinetuneConfig) -> Prepared:
         ),
     )
     steps = batches.steps_per_epoch(len(inputs.train), config.batch_size)
-    recipe = inputs.recipe(config.optimizer, config.dtype)
+    recipe = inputs.recipe(config.optimizer, config.regularization, config.dtype)
     return Prepared(config, inputs, recipe, config.epochs * steps)
 
 
@@ -77,8 +77,13 @@ def start_run(prepared: Prepared) -> Run:
         prepared.recipe,
         prepared.inputs.checkpoint,
         [(config.seed, config.seed)],
-        [hyperparameters(config.optimizer, config.dropout, prepared.total_steps)],
+        [
+            hyperparameters(
+                config.optimizer, config.regularization, prepared.total_steps
+            )
+        ],
         ONE_RUN,
+        config.regularization.reinit_layers,
     )
 
 

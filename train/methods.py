@@ -4,16 +4,17 @@ import dataclasses
 import difflib
 import math
 
-from train.config import PRESETS, OptimizerConfig
+from train.config import PRESETS, OptimizerConfig, RegularizationConfig
 
 
 @dataclasses.dataclass(frozen=True)
 class Method:
-    """A recipe: its optimizer and the length of its training."""
+    """A recipe: its optimizer, its regularization and the length of its training."""
 
     summary: str
     optimizer: OptimizerConfig
     epochs: int
+    regularization: RegularizationConfig = RegularizationConfig()
     swept: bool = False
     """Whether the study's thresholds apply; otherwise the recipe has its own."""
 
@@ -27,6 +28,9 @@ _DEVLIN = OptimizerConfig(
     warmup_ratio=0.1,
     weight_decay=0.01,
 )
+_CORRECTED = dataclasses.replace(_DEVLIN, bias_correction=True)
+# Zhang et al. (2021): a corrected Adam without weight decay.
+_ZHANG = dataclasses.replace(_CORRECTED, eps=1e-8, weight_decay=0.0)
 
 METHODS: dict[str, Method] = {
     "cwgnc": Method(
@@ -47,29 +51,58 @@ METHODS: dict[str, Method] = {
         PRESETS["code"].epochs,
     ),
     "devlin": Method("Adam without bias correction, global clip", _DEVLIN, 3),
-    "bias_correction": Method(
-        "the same with bias correction",
-        dataclasses.replace(_DEVLIN, bias_correction=True),
+    "bias_correction": Method("the same with bias correction", _CORRECTED, 3),
+    "mosbach": Method("with bias correction, and long", _CORRECTED, 20),
+    "mixout": Method(
+        "as devlin without a clip, Mixout in place of dropout (Lee et al.)",
+        dataclasses.replace(_DEVLIN, max_norm=math.inf),
+        3,
+        RegularizationConfig(dropout=0.0, mixout=0.9),
+    ),
+    "reinit": Method(
+        "pooler and top 5 layers drawn anew (Zhang et al.)",
+        _ZHANG,
+        3,
+        RegularizationConfig(reinit_layers=5),
+    ),
+    "llrd": Method(
+        "smaller learning rates for lower layers (Zhang et al.)",
+        dataclasses.replace(_ZHANG, layer_decay=0.95),
         3,
     ),
-    "mosbach": Method(
-        "with bias correction, and long",
-        dataclasses.replace(_DEVLIN, bias_correction=True),
-        20,
+    "prior_decay": Method(
+        "weight decay towards the pretrained weights (Zhang et al.)",
+        dataclasses.replace(_ZHANG, prior_decay=1e-3),
+        3,
     ),
 }
 
 
 def find_method(name: str) -> Method:
-    """Returns the method of this name.
+    """Returns the method of this name; NAME+cwgnc is the method with the paper's clip.
 
     Raises:
-      ValueError: If there is none; the nearest name is suggested.
+      ValueError: If there is none, the nearest name is suggested; or if it cannot be
+        combined.
     """
-    if name in METHODS:
-        return METHODS[name]
-    near = difflib.get_close_matches(name.lower(), METHODS, n=1)
-    raise ValueError(
-        f"unknown method {name!r}{f', did you mean {near[0]!r}?' if near else ':'} "
-        f"the methods are {' '.join(METHODS)}"
+    base, plus, clip = name.partition("+")
+    if base not in METHODS:
+        near = difflib.get_close_matches(base.lower(), METHODS, n=1)
+        raise ValueError(
+            f"unknown method {name!r}{f', did you mean {near[0]!r}?' if near else ':'} "
+            f"the methods are {' '.join(METHODS)}, and NAME+cwgnc"
+        )
+    method = METHODS[base]
+    if not plus:
+        return method
+    if clip != "cwgnc" or method.swept:
+        raise ValueError(
+            f"method {name!r}: only +cwgnc can follow a method, and only one that has "
+            f"no component-wise clip of its own"
+        )
+    return dataclasses.replace(
+        method,
+        summary=f"{method.summary}, and the component-wise clip",
+        optimizer=dataclasses.replace(method.optimizer, components="by_parameter"),
+        swept=True,
     )

@@ -1,14 +1,14 @@
 """From the config to the schedule to the chain of Optax."""
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import optax
 from jax.typing import ArrayLike
 
 import cwgnc_jax
-from train.config import OptimizerConfig
+from train.config import OptimizerConfig, RegularizationConfig
 
 COMPONENT_FNS = {
     "by_parameter": cwgnc_jax.by_parameter,
@@ -31,13 +31,17 @@ class Hyperparameters(NamedTuple):
     eps: ArrayLike
     bias_correction: ArrayLike
     weight_decay: ArrayLike
+    prior_decay: ArrayLike
+    layer_decay: ArrayLike
+    mixout_rate: ArrayLike
     dropout_rate: ArrayLike | None
 
 
 def hyperparameters(
-    optimizer: OptimizerConfig, dropout: float | None, total_steps: int
+    optimizer: OptimizerConfig, regularization: RegularizationConfig, total_steps: int
 ) -> Hyperparameters:
     """Turns a config's numbers into arrays; warm-up is rounded up to whole steps."""
+    dropout = regularization.dropout
     return Hyperparameters(
         learning_rate=jnp.float32(optimizer.learning_rate),
         warmup_steps=jnp.int32(math.ceil(optimizer.warmup_ratio * total_steps)),
@@ -46,6 +50,9 @@ def hyperparameters(
         eps=jnp.float32(optimizer.eps),
         bias_correction=jnp.bool_(optimizer.bias_correction),
         weight_decay=jnp.float32(optimizer.weight_decay),
+        prior_decay=jnp.float32(optimizer.prior_decay),
+        layer_decay=jnp.float32(optimizer.layer_decay),
+        mixout_rate=jnp.float32(regularization.mixout),
         dropout_rate=None if dropout is None else jnp.float32(dropout),
     )
 
@@ -68,16 +75,40 @@ def linear_schedule(numbers: Hyperparameters) -> optax.Schedule:
 
 
 def make_optimizer(
-    numbers: Hyperparameters, components: str, b1: float, b2: float
+    numbers: Hyperparameters,
+    components: str,
+    b1: float,
+    b2: float,
+    *,
+    prior: Any = None,
+    layer_decay: bool = False,
 ) -> optax.GradientTransformation:
-    """The clip, Adam, the decay and the schedule, from numbers that may be traced."""
-    return cwgnc_jax.cwgnc_adamw(
-        linear_schedule(numbers),
-        numbers.max_norm,
-        COMPONENT_FNS[components],
-        b1=b1,
-        b2=b2,
-        eps=numbers.eps,
-        bias_correction=numbers.bias_correction,
-        weight_decay=numbers.weight_decay,
-    )
+    """The clip, Adam, the decays and the schedule, from numbers that may be traced.
+
+    Without ``prior`` and ``layer_decay`` this is ``cwgnc_jax.cwgnc_adamw``.
+
+    Args:
+      numbers: The run's hyperparameters.
+      components: What is clipped as one, a key of ``COMPONENT_FNS``.
+      b1: Decay of Adam's first moment.
+      b2: Decay of Adam's second moment.
+      prior: Decay towards these parameters, if at all.
+      layer_decay: Whether lower layers have smaller learning rates.
+
+    Returns:
+      The chain.
+    """
+    parts = [
+        cwgnc_jax.component_clip_by_global_norm(
+            numbers.max_norm, COMPONENT_FNS[components]
+        ),
+        cwgnc_jax.scale_by_adam(
+            b1, b2, numbers.eps, bias_correction=numbers.bias_correction
+        ),
+        optax.add_decayed_weights(numbers.weight_decay, cwgnc_jax.decay_mask),  # type: ignore
+    ]
+    if prior is not None:
+        parts.append(cwgnc_jax.add_decayed_weights_towards(prior, numbers.prior_decay))
+    if layer_decay:
+        parts.append(cwgnc_jax.scale_by_layer_decay(numbers.layer_decay))
+    return optax.chain(*parts, optax.scale_by_learning_rate(linear_schedule(numbers)))

@@ -86,25 +86,28 @@ def init_runs(
     seeds: Sequence[tuple[int, int]],
     numbers: Sequence[Hyperparameters],
     layout: Layout,
+    reinit_layers: int = 0,
 ) -> Run:
     """Starts runs from one checkpoint.
 
     Args:
       recipe: What is fixed at compilation.
       checkpoint: The pretrained weights.
-      seeds: For each run the seed of the parameters that the checkpoint lacks (the
-        classifier) and that of the dropout.
+      seeds: For each run the seed of the parameters that are drawn (the classifier,
+        as the checkpoint lacks it) and that of the dropout.
       numbers: Each run's hyperparameters.
       layout: Says how many runs there are and where they lie.
+      reinit_layers: How many of the top layers are drawn anew, the pooler with them.
 
     Returns:
       The runs, stacked along a leading axis.
     """
+    drawn = models.top_parameters(recipe.model, reinit_layers)
     trees = [
         models.redraw(
             recipe.model,
             checkpoint.params,
-            checkpoint.new_parameters,
+            {*checkpoint.new_parameters, *drawn},
             jax.random.split(jax.random.key(seed))[0],
         )
         for seed, _ in seeds

@@ -27,16 +27,24 @@ class Recipe:
     b1: float
     b2: float
     dtype: str
+    mixout: bool = False
+    prior_decay: bool = False
+    layer_decay: bool = False
 
 
 class Run(NamedTuple):
-    """A run is a value: all that its next step depends on besides the batch."""
+    """A run is a value: all that its next step depends on besides the batch.
+
+    ``origin`` are the parameters that it started from, where its recipe needs them,
+    else None.
+    """
 
     params: Any
     opt_state: Any
     key: jax.Array
     step: jax.Array
     numbers: Hyperparameters
+    origin: Any = None
 
 
 class Metrics(NamedTuple):
@@ -67,8 +75,10 @@ def init_run(
     recipe: Recipe, params: Any, key: jax.Array, numbers: Hyperparameters
 ) -> Run:
     """A run before its first step."""
-    tx = make_optimizer(numbers, recipe.components, recipe.b1, recipe.b2)
-    return Run(params, tx.init(params), key, jnp.zeros((), jnp.int32), numbers)
+    origin = params if recipe.mixout or recipe.prior_decay else None
+    tx = _optimizer(recipe, numbers, origin)
+    step = jnp.zeros((), jnp.int32)
+    return Run(params, tx.init(params), key, step, numbers, origin)
 
 
 def train_step(
@@ -85,15 +95,22 @@ def train_step(
       The run one step on, and what the step reports.
     """
     params, numbers = run.params, run.numbers
+    key = jax.random.fold_in(run.key, run.step)
 
     def loss_fn(params):
+        if recipe.mixout:
+            # The model draws from the keys that fold_in makes of small numbers.
+            mixout_key = jax.random.fold_in(key, 2**31)
+            params = cwgnc_jax.mixout(
+                params, run.origin, numbers.mixout_rate, mixout_key
+            )
         logits = models.apply(
             recipe.model,
             params,
             batch["input_ids"],
             batch["attention_mask"],
             batch["token_type_ids"],
-            key=jax.random.fold_in(run.key, run.step),
+            key=key,
             dropout_rate=numbers.dropout_rate,
             dtype=jnp.dtype(recipe.dtype),
         ).logits
@@ -101,7 +118,7 @@ def train_step(
         return jnp.sum(losses * batch["weights"]) / jnp.sum(batch["weights"])
 
     loss, grads = jax.value_and_grad(loss_fn)(params)
-    tx = make_optimizer(numbers, recipe.components, recipe.b1, recipe.b2)
+    tx = _optimizer(recipe, numbers, run.origin)
     updates, opt_state = tx.update(grads, run.opt_state, params)
 
     component_fn = COMPONENT_FNS[recipe.components]
@@ -137,6 +154,17 @@ def eval_step(recipe: Recipe, params: Any, batch: dict[str, jax.Array]) -> jax.A
         batch["token_type_ids"],
         dtype=jnp.dtype(recipe.dtype),
     ).logits
+
+
+def _optimizer(recipe: Recipe, numbers: Hyperparameters, origin: Any):
+    return make_optimizer(
+        numbers,
+        recipe.components,
+        recipe.b1,
+        recipe.b2,
+        prior=origin if recipe.prior_decay else None,
+        layer_decay=recipe.layer_decay,
+    )
 
 
 def example_losses(recipe: Recipe, logits: jax.Array, labels: jax.Array) -> jax.Array:

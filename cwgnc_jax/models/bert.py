@@ -299,6 +299,36 @@ def redraw(
     return traverse_util.unflatten_dict(leaves | drawn, sep="/")
 
 
+def top_parameters(config: BertConfig, layers: int) -> tuple[str, ...]:
+    """Lists the parameters of the pooler and of the top layers.
+
+    Args:
+      config: The model's config.
+      layers: How many layers, counted from the top; 0 for none, the pooler neither.
+
+    Returns:
+      The "/"-joined paths.
+
+    Raises:
+      ValueError: If the model has not so many layers.
+
+    Examples:
+      >>> from cwgnc_jax import models
+      >>> len(models.top_parameters(models.BertConfig(), 2))
+      34
+    """
+    if not 0 <= layers <= config.num_hidden_layers:
+        raise ValueError(
+            f"layers must lie between 0 and the model's {config.num_hidden_layers}, "
+            f"got {layers}"
+        )
+    numbers = range(config.num_hidden_layers - layers, config.num_hidden_layers)
+    prefixes = tuple(f"bert/encoder/layer/{number}/" for number in numbers)
+    if layers:
+        prefixes += ("bert/pooler/",)
+    return tuple(path for path in parameter_shapes(config) if path.startswith(prefixes))
+
+
 def apply(
     config: BertConfig,
     params: Params,

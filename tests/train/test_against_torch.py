@@ -11,7 +11,7 @@ import transformers
 from benchmarks.torch_version import finetune
 from cwgnc_jax import models
 from train import batches
-from train.config import PRESETS, DataConfig
+from train.config import PRESETS, DataConfig, RegularizationConfig
 from train.loop import prepare, start_run
 from train.parallel import compile_train_step
 
@@ -38,7 +38,7 @@ def compare(data, max_norm, weight_decay, minilm, tmp_path):
         model=str(minilm),
         workdir=tmp_path / "run",
         data=data,
-        dropout=0.0,
+        regularization=RegularizationConfig(dropout=0.0),
         optimizer=dataclasses.replace(
             preset.optimizer, max_norm=max_norm, weight_decay=weight_decay
         ),

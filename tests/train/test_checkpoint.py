@@ -15,7 +15,7 @@ def runs_of(seed, sharding=None):
     params = {"a": {"0": jnp.array(rng.normal(size=(8, 3)), jnp.float32)}}
     state = optax.adam(1e-3).init(params)
     state = jax.tree.map(lambda x: jnp.zeros((8, *x.shape), x.dtype) + seed, state)
-    numbers = Hyperparameters(*[jnp.ones(8)] * 7, None)
+    numbers = Hyperparameters(*[jnp.ones(8)] * 10, None)
     keys = jax.random.split(jax.random.key(seed), 8)
     runs = Run(params, state, keys, jnp.full(8, seed, jnp.int32), numbers)
     return runs if sharding is None else jax.device_put(runs, sharding)

@@ -10,7 +10,7 @@ import pytest
 
 from cwgnc_jax import models
 from train import parallel
-from train.config import OptimizerConfig
+from train.config import OptimizerConfig, RegularizationConfig
 from train.optimizer import hyperparameters
 from train.parallel import ONE_RUN, Layout, device_mesh
 from train.steps import Recipe
@@ -41,6 +41,7 @@ OPTIMIZERS = [
     for i in range(8)
 ]
 DROPOUTS = [0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.1, 0.1]
+REGULARIZATIONS = [RegularizationConfig(dropout=rate) for rate in DROPOUTS]
 
 
 @pytest.fixture(scope="module")
@@ -67,7 +68,7 @@ def batch_of(run, step):
 
 
 def start(checkpoint, which, layout, **changes):
-    numbers = [hyperparameters(OPTIMIZERS[i], DROPOUTS[i], 10) for i in which]
+    numbers = [hyperparameters(OPTIMIZERS[i], REGULARIZATIONS[i], 10) for i in which]
     numbers = [
         n._replace(**changes.get(f"run{i}", {}))
         for i, n in zip(which, numbers, strict=True)

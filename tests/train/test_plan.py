@@ -90,7 +90,10 @@ def test_the_protocol_is_all_but_the_axes_and_the_execution():
         ({"tasks": ()}, "--tasks names nothing, so there is no run"),
         ({"tasks": ("cola", "cola")}, "--tasks names cola twice"),
         ({"methods": ("cwgn",)}, "did you mean 'cwgnc'"),
-        ({"methods": ("presets",)}, "the methods are cwgnc cwgnc_code full devlin"),
+        (
+            {"methods": ("presets",)},
+            "the methods are cwgnc cwgnc_code full devlin .* NAME.cwgnc",
+        ),
         ({"seeds": 0}, "--seeds must be at least 1 .* no run to make"),
         ({"data_seeds": -1}, "--data-seeds at least 0"),
         ({"seed_list": ("1", "2", "1")}, "--seed-list names 1 twice"),
@@ -116,3 +119,37 @@ def test_bad_settings_are_refused(changes, message):
 
 def test_good_settings_pass():
     check_stability(study(methods=tuple(METHODS), max_norms=(0.01, math.inf)))
+
+
+def test_methods_of_zhang_and_lee_follow_their_papers():
+    runs = {
+        name: planned_runs(study(methods=(name,), seeds=1))[0]
+        for name in ("mixout", "reinit", "llrd", "prior_decay")
+    }
+    mixout = runs["mixout"]
+    assert (mixout.regularization.mixout, mixout.regularization.dropout) == (0.9, 0.0)
+    assert not mixout.optimizer.bias_correction
+    assert mixout.optimizer.max_norm == math.inf
+    assert runs["reinit"].regularization.reinit_layers == 5
+    assert runs["llrd"].optimizer.layer_decay == 0.95
+    assert runs["prior_decay"].optimizer.prior_decay == 1e-3
+    for name in ("reinit", "llrd", "prior_decay"):
+        optimizer = runs[name].optimizer
+        assert (optimizer.weight_decay, optimizer.bias_correction) == (0.0, True)
+
+
+def test_any_method_takes_the_clip_as_well():
+    runs = planned_runs(
+        study(methods=("llrd", "llrd+cwgnc"), seeds=1, max_norms=(0.05, 1.0))
+    )
+    assert [run.optimizer.components for run in runs] == ["global"] + 2 * [
+        "by_parameter"
+    ]
+    assert [run.optimizer.max_norm for run in runs] == [1.0, 0.05, 1.0]
+    assert {run.optimizer.layer_decay for run in runs} == {0.95}
+
+
+@pytest.mark.parametrize("name", ["llrd+mixout", "cwgnc+cwgnc", "llrd+", "cwgnc+llrd"])
+def test_methods_that_exclude_each_other_are_refused(name):
+    with pytest.raises(ValueError, match="only .cwgnc can follow a method"):
+        check_stability(study(methods=(name,)))

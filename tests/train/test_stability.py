@@ -311,6 +311,23 @@ def test_a_study_of_other_data_is_left_alone(config, tiny_glue, tmp_path):
         study(config)
 
 
+def test_every_method_makes_its_runs(config):
+    names = ("full", "devlin", "mosbach", "mixout", "llrd", "prior_decay+cwgnc")
+    lines = study(config, methods=names, max_norms=(0.05,), seeds=1, epochs=1)
+    runs = {run["method"]: run for run in of_kind(lines, "run")}
+    assert set(runs) == set(names)
+    assert runs["mixout"]["mixout"] == 0.9 and runs["mixout"]["dropout"] == 0.0
+    assert runs["llrd"]["layer_decay"] == 0.95
+    assert runs["prior_decay+cwgnc"]["max_norm"] == 0.05
+    assert all(run["diverged_at_step"] is None for run in runs.values())
+
+
+def test_more_new_layers_than_there_are_is_refused(config):
+    with pytest.raises(ValueError, match="'reinit' draws the top 5 layers .* has 2"):
+        study(config, methods=("reinit",))
+    assert not config.workdir.exists()
+
+
 def test_an_unknown_task_is_refused_before_anything_is_read(config):
     with pytest.raises(ValueError, match="did you mean 'cola'"):
         study(config, tasks=("rte", "colla"))

@@ -9,7 +9,7 @@ import pytest
 
 import cwgnc_jax
 from cwgnc_jax import models
-from train.config import PRESETS
+from train.config import PRESETS, RegularizationConfig
 from train.optimizer import Hyperparameters, hyperparameters, linear_schedule
 from train.parallel import compile_train_step
 from train.steps import Recipe, init_run, train_step
@@ -28,9 +28,9 @@ RECIPE = Recipe(MODEL, False, "by_parameter", 0.9, 0.999, "float32")
 
 
 def numbers(**changes) -> Hyperparameters:
-    values = hyperparameters(PRESETS["code"].optimizer, None, 10)._replace(
-        learning_rate=jnp.float32(1e-2), dropout_rate=jnp.float32(0.0)
-    )
+    values = hyperparameters(
+        PRESETS["code"].optimizer, RegularizationConfig(), 10
+    )._replace(learning_rate=jnp.float32(1e-2), dropout_rate=jnp.float32(0.0))
     return values._replace(**{k: jnp.asarray(v) for k, v in changes.items()})
 
 

@@ -12,7 +12,6 @@ from matplotlib.figure import Figure
 
 from train.analysis.cells import Cell, cells_of, of_cell, threshold_groups
 from train.analysis.labels import (
-    METHODS,
     method_label,
     metric_label,
     rate,
@@ -135,19 +134,13 @@ def _panel(title, cells, label):
 
 def _method_panel(cells):
     cells = cells[:MOST_CELLS]
-    names = list(METHODS)
-    others = iter(_PALETTE[len(names) :] * MOST_CELLS)
-    colors = [
-        _PALETTE[names.index(cell.method)] if cell.method in names else next(others)
-        for cell in cells
-    ]
 
     def label(cell):
         words = f"{method_label(cell.method)}\nlr {rate(cell.learning_rate)}"
         norm = cell.max_norm
         return words if math.isinf(norm) else f"{words}, threshold {threshold(norm)}"
 
-    return _Panel("Methods", cells, label, colors)
+    return _Panel("Methods", cells, label, _PALETTE[: len(cells)])
 
 
 def _distribution(study, task, panels):

@@ -9,6 +9,9 @@ METHODS = {
     "bias_correction": "+ bias correction",
     "mixout": "Mixout (Lee et al.)",
     "mosbach": "Mosbach et al.",
+    "reinit": "re-initialised top (Zhang et al.)",
+    "llrd": "layer-wise decay (Zhang et al.)",
+    "prior_decay": "prior decay (Zhang et al.)",
     "cwgnc": "CWGNC",
     "cwgnc_code": "CWGNC (its code's values)",
 }
@@ -36,7 +39,9 @@ NOTHING = "–"
 
 def method_label(method: str) -> str:
     """Returns the name of a method as the paper has it."""
-    return METHODS.get(method, method.replace("_", " "))
+    base, plus, clip = method.partition("+")
+    label = METHODS.get(base, base.replace("_", " "))
+    return f"{label} + {METHODS.get(clip, clip)}" if plus else label
 
 
 def method_rank(method: str) -> tuple[int, str]:

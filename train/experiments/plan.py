@@ -5,8 +5,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from train.config import DataConfig, OptimizerConfig, check_data, check_optimizer
-from train.methods import METHODS, find_method
+from train.config import (
+    DataConfig,
+    OptimizerConfig,
+    RegularizationConfig,
+    check_data,
+    check_optimizer,
+    check_regularization,
+)
+from train.methods import find_method
 
 # The thirty seeds of the paper's code.
 CODE_SEEDS = (
@@ -27,7 +34,9 @@ class StabilityConfig:
     tasks: tuple[str, ...]
     """GLUE tasks: cola sst2 mrpc stsb qqp mnli qnli rte wnli."""
     methods: tuple[str, ...] = ("cwgnc",)
-    """What to compare: cwgnc cwgnc_code full devlin bias_correction mosbach."""
+    """What to compare: cwgnc cwgnc_code full devlin bias_correction mosbach mixout
+    reinit llrd prior_decay; all but the first two also with the component-wise clip,
+    as NAME+cwgnc."""
     max_norms: tuple[float, ...] = (0.05,)
     """Thresholds of the component-wise methods; inf for no clip."""
     learning_rates: tuple[float, ...] = (2e-5,)
@@ -100,6 +109,7 @@ class PlannedRun:
     task: str
     method: str
     optimizer: OptimizerConfig
+    regularization: RegularizationConfig
     epochs: int
     seed: int
     data_seed: int
@@ -136,10 +146,11 @@ def planned_runs(config: StabilityConfig) -> list[PlannedRun]:
     runs = []
     for task in config.tasks:
         for name in config.methods:
-            method = METHODS[name]
+            epochs = config.epochs or find_method(name).epochs
+            regularization = _regularization(config, name)
             for optimizer in _optimizers(config, name):
-                epochs = method.epochs if config.epochs is None else config.epochs
-                runs += [PlannedRun(task, name, optimizer, epochs, *p) for p in pairs]
+                recipe = (task, name, optimizer, regularization, epochs)
+                runs += [PlannedRun(*recipe, *pair) for pair in pairs]
     return runs
 
 
@@ -182,6 +193,7 @@ def check_stability(config: StabilityConfig) -> None:
         )
     _check_distinct("--seed-list", _seeds(config))
     for method in config.methods:
+        check_regularization(_regularization(config, method))
         for optimizer in _optimizers(config, method):
             check_optimizer(optimizer)
     for flag, value in (
@@ -195,8 +207,6 @@ def check_stability(config: StabilityConfig) -> None:
     ):
         if isinstance(value, int) and value < 1:
             raise ValueError(f"{flag} must be at least 1, got {value}")
-    if config.dropout is not None and not 0 <= config.dropout < 1:
-        raise ValueError(f"--dropout must lie in [0, 1), got {config.dropout}")
     if not config.checkpoint_seconds >= 0:
         raise ValueError(
             f"--checkpoint-seconds must be 0 or more, got {config.checkpoint_seconds}"
@@ -219,8 +229,15 @@ def _seeds(config: StabilityConfig) -> list[int]:
     return seeds
 
 
+def _regularization(config: StabilityConfig, name: str) -> RegularizationConfig:
+    regularization = find_method(name).regularization
+    if config.dropout is None:
+        return regularization
+    return dataclasses.replace(regularization, dropout=config.dropout)
+
+
 def _optimizers(config: StabilityConfig, name: str) -> list[OptimizerConfig]:
-    method = METHODS[name]
+    method = find_method(name)
     changes = {
         field: getattr(config, field)
         for field in ("warmup_ratio", "weight_decay")

@@ -24,6 +24,7 @@ from train.experiments.recorder import Recorder
 from train.experiments.study import Study
 from train.experiments.worker import Worker
 from train.inputs import Inputs, load_inputs
+from train.methods import find_method
 from train.progress import StudyProgress
 from train.records import check_workdir, plain, write_json
 from train.tasks import find_task
@@ -83,6 +84,7 @@ def prepare_study(config: StabilityConfig) -> Study:
         digests = {task: _digest(inputs[task]) for task in inputs}
         before = {task: known["data"].get(task, digests[task]) for task in inputs}
         _check_same(config.workdir, "data of task", before, digests)
+    _check_layers(config, inputs)
     return Study(config, inputs, planned_runs(config), mesh)
 
 
@@ -115,6 +117,17 @@ def run_study(study: Study) -> None:
             run_steps=sum(study.total_steps(run) for run in todo),
         ) as progress:
             Worker(study, recorder, progress).work(todo)
+
+
+def _check_layers(config: StabilityConfig, inputs: dict[str, Inputs]) -> None:
+    layers = min(i.checkpoint.config.num_hidden_layers for i in inputs.values())
+    for name in config.methods:
+        wanted = find_method(name).regularization.reinit_layers
+        if wanted > layers:
+            raise ValueError(
+                f"method {name!r} draws the top {wanted} layers anew, but "
+                f"{config.model} has {layers}"
+            )
 
 
 def _protocol(config: StabilityConfig) -> dict[str, Any]:

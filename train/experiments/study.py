@@ -1,6 +1,7 @@
 """A study as a value: its runs, and all that they are made from."""
 
 import dataclasses
+from typing import Any
 
 import jax
 import numpy as np
@@ -34,16 +35,29 @@ class Study:
 
     def recipe(self, run: PlannedRun) -> Recipe:
         """What is fixed when a run's step is compiled."""
-        return self.inputs[run.task].recipe(run.optimizer, self.config.dtype)
+        return self.inputs[run.task].recipe(
+            run.optimizer, run.regularization, self.config.dtype
+        )
 
-    def shape(self, run: PlannedRun) -> tuple[str, int, Recipe]:
+    def shape(self, run: PlannedRun) -> tuple[Any, ...]:
         """Runs of one shape can go through a program together."""
-        return run.task, self.total_steps(run), self.recipe(run)
+        regularization = run.regularization
+        return (
+            *(run.task, self.total_steps(run), self.recipe(run)),
+            *(regularization.reinit_layers, regularization.dropout is None),
+        )
 
     def program_name(self, run: PlannedRun) -> str:
         """What tells a run's program from others in the records."""
-        length = self.inputs[run.task].train.input_ids.shape[1]
-        return f"{run.task}, {length} tokens, clip {run.optimizer.components}"
+        recipe = self.recipe(run)
+        parts = [
+            f"{run.task}, {self.inputs[run.task].train.input_ids.shape[1]} tokens",
+            f"clip {recipe.components}",
+            *(["mixout"] if recipe.mixout else []),
+            *(["prior decay"] if recipe.prior_decay else []),
+            *(["layer decay"] if recipe.layer_decay else []),
+        ]
+        return ", ".join(parts)
 
     def start(self, runs: list[PlannedRun], layout: parallel.Layout) -> Run:
         """Runs of one shape before their first step."""
@@ -53,11 +67,12 @@ class Study:
             [(run.seed, run.data_seed) for run in runs],
             [
                 hyperparameters(
-                    run.optimizer, self.config.dropout, self.total_steps(run)
+                    run.optimizer, run.regularization, self.total_steps(run)
                 )
                 for run in runs
             ],
             layout,
+            runs[0].regularization.reinit_layers,
         )
 
     def batch(self, runs: list[PlannedRun], step: int) -> dict[str, np.ndarray]:

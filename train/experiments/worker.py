@@ -50,7 +50,7 @@ class Worker:
         self._study, self._config = study, study.config
         self._recorder, self._progress = recorder, progress
         self._checkpoints = study.config.workdir / "checkpoint"
-        self._programs: dict[tuple[Recipe, int, Layout], _Program] = {}
+        self._programs: dict[tuple[Recipe, bool, int, Layout], _Program] = {}
 
     def work(self, runs: Sequence[PlannedRun]) -> None:
         """Makes these runs, those with a checkpoint first."""
@@ -116,7 +116,8 @@ class Worker:
     def _program(self, run: PlannedRun, layout: Layout) -> _Program:
         recipe, size = self._study.recipe(run), self._config.batch_size
         length = self._study.inputs[run.task].train.input_ids.shape[1]
-        key = (recipe, length, layout)
+        own_dropout = run.regularization.dropout is None
+        key = (recipe, own_dropout, length, layout)
         if key not in self._programs:
             start = time.monotonic()
             copies = [run] * layout.runs
