@@ -38,6 +38,11 @@ class Inputs:
         """The name of the set whose score decides whether a run failed."""
         return next(name for name in self.scored if name.startswith("validation"))
 
+    @property
+    def layers(self) -> int:
+        """How many layers the encoder has."""
+        return self.checkpoint.config.num_hidden_layers
+
     def majority_lines(self) -> dict[str, dict[str, float]]:
         """The majority classifier's scores on each set that is scored."""
         return {

@@ -65,6 +65,9 @@ def prepare(config: FinetuneConfig) -> Prepared:
             revision=config.revision,
         ),
     )
+    layers, new = inputs.layers, config.regularization.reinit_layers
+    if new > layers:
+        raise ValueError(f"--reinit-layers {new}: {config.model} has {layers} layers")
     steps = batches.steps_per_epoch(len(inputs.train), config.batch_size)
     recipe = inputs.recipe(config.optimizer, config.regularization, config.dtype)
     return Prepared(config, inputs, recipe, config.epochs * steps)

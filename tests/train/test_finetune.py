@@ -166,6 +166,8 @@ def test_presets_set_what_flags_do_not_override(flags):
         ({"seed": 2**64}, "--seed must lie in"),
         ({"label_column": "text"}, "must be different columns"),
         ({"dropout": 1}, "--dropout must lie in"),
+        ({"mixout": 0.5}, "--mixout takes the place of dropout"),
+        ({"reinit_layers": 3}, "--reinit-layers 3: .* has 2 layers"),
         ({"holdout": 1}, "--holdout must lie in"),
         ({"max_length": 2}, "--max-length must be at least 3"),
         ({"max_length": 512}, "512.*32"),

@@ -120,7 +120,7 @@ def run_study(study: Study) -> None:
 
 
 def _check_layers(config: StabilityConfig, inputs: dict[str, Inputs]) -> None:
-    layers = min(i.checkpoint.config.num_hidden_layers for i in inputs.values())
+    layers = min(of_task.layers for of_task in inputs.values())
     for name in config.methods:
         wanted = find_method(name).regularization.reinit_layers
         if wanted > layers:
