@@ -344,6 +344,13 @@ def test_damaged_descriptions_and_foreign_folders_are_refused(config):
         study(config)
 
 
+def test_a_study_that_died_at_once_is_begun_again(config):
+    config.workdir.mkdir()
+    (config.workdir / "study.json.tmp").write_text('{"mod')
+    lines = study(config, seeds=1, max_norms=(0.05,))
+    assert len(of_kind(lines, "run")) == 1
+
+
 def test_bad_input_on_the_command_line_is_one_line(config, capsys):
     status = main(
         ["stability", "--model", config.model, "--workdir", str(config.workdir)]

@@ -49,7 +49,8 @@ def prepare_study(config: StabilityConfig) -> Study:
         find_task(task)
     known = _read_study(config.workdir)
     if known is None:
-        check_workdir(config.workdir)
+        if not _died_at_once(config.workdir):
+            check_workdir(config.workdir)
     else:
         settings = {name: known[name] for name in known if name != "data"}
         _check_same(config.workdir, "settings", settings, _protocol(config))
@@ -101,12 +102,12 @@ def run_study(study: Study) -> None:
     """
     workdir = study.config.workdir
     workdir.mkdir(parents=True, exist_ok=True)
+    known = _read_study(workdir) or {"data": {}}
+    digests = {task: _digest(inputs) for task, inputs in study.inputs.items()}
+    description = _protocol(study.config) | {"data": known["data"] | digests}
+    if description != known:
+        write_json(workdir / "study.json", description)
     with RecordFile(workdir / "records.jsonl") as records:
-        known = _read_study(workdir) or {"data": {}}
-        digests = {task: _digest(inputs) for task, inputs in study.inputs.items()}
-        description = _protocol(study.config) | {"data": known["data"] | digests}
-        if description != known:
-            write_json(workdir / "study.json", description)
         recorder = Recorder(study, records)
         before = [run for run in study.runs if recorder.is_finished(run)]
         todo = [run for run in study.runs if not recorder.is_finished(run)]
@@ -148,6 +149,12 @@ def _read_study(workdir: Path) -> dict[str, Any] | None:
         f"{path} is damaged: expected the study's settings; restore it, or start "
         f" the study anew in another --workdir"
     )
+
+
+def _died_at_once(workdir: Path) -> bool:
+    """Whether all that is left of a study is a description half written."""
+    names = [path.name for path in workdir.iterdir()] if workdir.is_dir() else []
+    return names == ["study.json.tmp"]
 
 
 def _check_same(workdir: Path, what: str, before: dict, now: dict) -> None:
