@@ -65,6 +65,8 @@ class _Panel:
     title: str
     cells: list[Cell]
     label: Callable[[Cell], str]
+    heading: str | None
+    """What the labels are; None if they say it themselves."""
     colors: list
 
 
@@ -106,6 +108,7 @@ def _panels(cells):
                 f"{method_label(method)} by threshold, learning rate {rate(value)}",
                 group,
                 lambda cell: threshold(cell.max_norm),
+                "threshold",
             )
         )
     for method, group in cells[cells["open"]].groupby("method", sort=False):
@@ -115,6 +118,7 @@ def _panels(cells):
                     f"{method_label(method)} by learning rate",
                     cells_of(group),
                     lambda cell: rate(cell.learning_rate),
+                    "learning rate",
                 )
             )
     if compared and not any(set(compared) <= set(panel.cells) for panel in panels):
@@ -122,14 +126,14 @@ def _panels(cells):
     return panels[:MOST_PANELS]
 
 
-def _panel(title, cells, label):
+def _panel(title, cells, label, heading):
     kept = cells
     if len(cells) > MOST_CELLS:
         places = np.linspace(0, len(cells) - 1, MOST_CELLS).round().astype(int)
         kept = [cells[i] for i in places]
         title += f" ({MOST_CELLS} of {len(cells)})"
     colors = list(colormaps["viridis"](np.linspace(0, 0.8, len(kept))))
-    return _Panel(title, kept, label, colors)
+    return _Panel(title, kept, label, heading, colors)
 
 
 def _method_panel(cells):
@@ -140,7 +144,7 @@ def _method_panel(cells):
         norm = cell.max_norm
         return words if math.isinf(norm) else f"{words}, threshold {threshold(norm)}"
 
-    return _Panel("Methods", cells, label, _PALETTE[: len(cells)])
+    return _Panel("Methods", cells, label, None, _PALETTE[: len(cells)])
 
 
 def _distribution(study, task, panels):
@@ -252,6 +256,7 @@ def _clip_rates(study, task, panels):
         {name: f"{name.rpartition('_')[2]} clipped [%]" for name in columns},
         "share of the components, and of all elements of the gradient in components, "
         "whose norm was above the threshold",
+        bounds=(0, 100),
         ylim=(-3, 103),
     )
 
@@ -278,7 +283,17 @@ def _loss(study, task, panels):
 
 
 def _course(
-    study, task, panels, frame, title, name, columns, what, scale=100, **settings
+    study,
+    task,
+    panels,
+    frame,
+    title,
+    name,
+    columns,
+    what,
+    scale=100,
+    bounds=(None, None),
+    **settings,
 ):
     """Means over steps with a band of a standard deviation, a row of axes a panel."""
     figure, rows = _figure(
@@ -289,25 +304,32 @@ def _course(
             for cell, color in zip(panel.cells, panel.colors, strict=True):
                 steps = of_cell(frame, cell).groupby("step")[column]
                 mean, std = scale * steps.mean(), scale * steps.std(ddof=0)
+                low, high = (mean - std).clip(*bounds), (mean + std).clip(*bounds)
                 style = "--" if math.isinf(cell.max_norm) else "-"
                 (line,) = axes.plot(
                     *(mean.index, mean), color=color, linestyle=style, linewidth=1.6
                 )
                 line.set_label(panel.label(cell))
                 axes.fill_between(
-                    *(mean.index, mean - std, mean + std),
+                    *(mean.index, low, high),
                     color=color,
                     alpha=0.12,
                     linewidth=0,
                 )
                 # Edges tell bands apart that lie upon each other.
-                for edge in (mean - std, mean + std):
+                for edge in (low, high):
                     axes.plot(
                         *(mean.index, edge), color=color, linewidth=0.5, alpha=0.6
                     )
             axes.set(ylabel=label, **settings)
         row[0].set_title(panel.title)
-        row[-1].legend(loc="upper left", bbox_to_anchor=(1.01, 1), borderaxespad=0)
+        row[-1].legend(
+            title=panel.heading,
+            loc="upper left",
+            bbox_to_anchor=(1.01, 1),
+            borderaxespad=0,
+            alignment="left",
+        )
     for axes in rows[-1]:
         axes.set_xlabel("step")
     return Picture(
