@@ -112,7 +112,18 @@ LAYOUTS = {
 }
 
 
-@pytest.mark.parametrize("name", LAYOUTS)
+QUICK = ("vmap", "8 devices", "4 x 2 devices")
+
+
+def layouts(*names):
+    """Names of layouts; those that are not quick to compile are tested when slow."""
+    return [
+        name if name in QUICK else pytest.param(name, marks=pytest.mark.slow)
+        for name in names
+    ]
+
+
+@pytest.mark.parametrize("name", layouts(*LAYOUTS))
 def test_runs_together_equal_the_runs_alone(name, checkpoint, alone):
     together = finish(checkpoint, range(8), LAYOUTS[name]())
     for i in range(8):
@@ -121,7 +132,7 @@ def test_runs_together_equal_the_runs_alone(name, checkpoint, alone):
     assert min(moved) > 1e-4  # the runs do differ
 
 
-@pytest.mark.parametrize("name", ["vmap", "map over groups", "4 x 2 devices"])
+@pytest.mark.parametrize("name", layouts("vmap", "map over groups", "4 x 2 devices"))
 def test_neighbours_change_no_bit_of_a_run(name, checkpoint):
     layout = LAYOUTS[name]()
     usual = finish(checkpoint, range(8), layout)
@@ -130,7 +141,7 @@ def test_neighbours_change_no_bit_of_a_run(name, checkpoint):
         chex.assert_trees_all_equal(one_of(usual, i), one_of(others, i))
 
 
-@pytest.mark.parametrize("name", ["vmap", "map over groups", "8 devices"])
+@pytest.mark.parametrize("name", layouts("vmap", "map over groups", "8 devices"))
 def test_a_run_that_diverges_leaves_the_others_alone(name, checkpoint):
     layout = LAYOUTS[name]()
     usual = finish(checkpoint, range(8), layout)

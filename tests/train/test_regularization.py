@@ -43,6 +43,9 @@ def loss_fn(params, batch):
     ).mean()
 
 
+GRAD = jax.jit(jax.grad(loss_fn))
+
+
 def by_hand(after_adam, count=3):
     """The same chain put together here, with what comes behind Adam."""
     tx = optax.chain(
@@ -53,7 +56,7 @@ def by_hand(after_adam, count=3):
     )
     params, state = PARAMS, tx.init(PARAMS)
     for step in range(count):
-        grads = jax.jit(jax.grad(loss_fn))(params, batch_of(0, step))
+        grads = GRAD(params, batch_of(0, step))
         updates, state = tx.update(grads, state, params)
         params = optax.apply_updates(params, updates)
     return params
