@@ -136,21 +136,6 @@ def test_dropout_differs_from_step_to_step_and_follows_the_key():
     assert first.loss == again.loss
 
 
-def test_runs_with_different_numbers_share_a_program_under_vmap():
-    thresholds = jnp.array([0.01, 1.0, jnp.inf])
-    batch = a_batch()
-
-    def first_step(max_norm):
-        return STEP(RECIPE, a_run(max_norm=max_norm), batch)[0].params
-
-    swept = jax.jit(jax.vmap(first_step))(thresholds)
-    for i, max_norm in enumerate(thresholds):
-        alone = first_step(max_norm)
-        one = jax.tree.map(lambda leaf, i=i: leaf[i], swept)
-        # The first step of Adam is the sign of the gradient where that is tiny.
-        chex.assert_trees_all_close(one["classifier"], alone["classifier"], atol=1e-5)
-
-
 def test_regression_is_trained_on_squared_errors():
     model = dataclasses.replace(MODEL, num_labels=1)
     recipe = Recipe(model, True, "by_parameter", 0.9, 0.999, "float32")
