@@ -8,7 +8,7 @@ import torch
 
 import cwgnc_jax
 from cwgnc_jax import encoder_depth, models, scale_by_layer_decay
-from cwgnc_jax.models.bert import parameter_shapes
+from cwgnc_jax.models.parameters import parameter_shapes
 
 
 def test_every_parameter_of_bert_has_its_depth():

@@ -12,7 +12,7 @@ import jax
 import numpy as np
 
 from cwgnc_jax import models
-from train import batches
+from train import batches, tasks
 from train.analysis.curves import draw_curves
 from train.config import FinetuneConfig, check_finetune
 from train.evaluation import evaluate
@@ -146,7 +146,7 @@ def train_and_evaluate(prepared: Prepared) -> dict[str, Any]:
         "metric": metric,
         "scores": scores,
         "majority_line": lines,
-        "failed": scores[judged][metric] <= lines[judged][metric],
+        "failed": tasks.has_failed(scores[judged][metric], lines[judged][metric]),
         "collapsed": evaluations[judged].collapsed,
         "diverged_at_step": diverged_at,
         "steps": prepared.total_steps,

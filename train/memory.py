@@ -9,7 +9,7 @@ from jax.sharding import Mesh
 
 from train.parallel import Layout
 
-# Enough for the matrix units of a GPU; more gain nothing.
+# Enough to fill the matrix units of a GPU.
 _MOST_IN_A_GROUP = 8
 # The rest is for what the analysis does not see: fragments, other programs.
 _USABLE = 0.9
@@ -25,8 +25,9 @@ def choose_layout(
 ) -> tuple[Layout, str]:
     """Decides how many runs share a program, and how they lie in it.
 
-    On a CPU one run fills the cores, so each device takes one at a time unless more are
-    asked for. Elsewhere a device takes up to eight together, as many as fit.
+    A CPU gains little from more than one run at a time, so each of its devices takes
+    one unless more are asked for. Elsewhere a device takes up to eight together, as
+    many as fit.
 
     Args:
       wanted: The number of runs, or "auto".
@@ -49,7 +50,7 @@ def choose_layout(
         return layout, f"as asked for, in groups of {min(group, wanted // devices)}"
     if backend == "cpu":
         layout = Layout(devices, group, mesh)
-        why = "one run keeps a CPU busy"
+        why = "a CPU gains little from more"
         return layout, why + _need(needed(layout), free)
     # Programs of about equal size: 25 runs go as 7, 7, 7 and 4, not as 8, 8, 8 and 1.
     programs = -(-count // (group * devices))

@@ -163,6 +163,19 @@ def majority_line(task: Task, labels: np.ndarray) -> dict[str, float]:
     return score(task, np.full(labels.shape, answer), labels)
 
 
+def has_failed(score: float, line: float) -> bool:
+    """Says whether a run has failed: its score is not above the majority line.
+
+    Args:
+      score: The run's final score by the task's metric.
+      line: The majority classifier's score by the same metric.
+
+    Returns:
+      True also for a score that is not a number.
+    """
+    return not score > line
+
+
 def collapsed(predictions: np.ndarray) -> bool:
     """Says whether all predictions are the same, whatever the text.
 

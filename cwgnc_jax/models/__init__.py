@@ -4,9 +4,10 @@ A model here is three values: a :class:`BertConfig`, a plain nested dict of para
 and the pure function :func:`apply`. The only names a caller needs from NNX: none.
 """
 
-from cwgnc_jax.models.bert import BertOutput, apply, init_params, redraw, top_parameters
+from cwgnc_jax.models.bert import BertOutput, apply
 from cwgnc_jax.models.config import BertConfig
 from cwgnc_jax.models.hub import resolve
+from cwgnc_jax.models.parameters import init_params, redraw, top_parameters
 from cwgnc_jax.models.weights import Checkpoint, load_pretrained, save_pretrained
 
 __all__ = (

@@ -20,7 +20,7 @@ import safetensors.numpy
 from flax import traverse_util
 from jax import Array
 
-from cwgnc_jax.models.bert import Params, initial_value, parameter_shapes
+from cwgnc_jax.models.bert import Params
 from cwgnc_jax.models.config import BertConfig
 from cwgnc_jax.models.hub import resolve
 from cwgnc_jax.models.names import (
@@ -30,6 +30,7 @@ from cwgnc_jax.models.names import (
     from_checkpoint,
     to_checkpoint,
 )
+from cwgnc_jax.models.parameters import initial_value, parameter_shapes
 
 _CONFIG = "config.json"
 _WEIGHTS = "model.safetensors"

@@ -9,7 +9,7 @@ from flax import traverse_util
 
 from cwgnc_jax import models
 from cwgnc_jax.models import bert
-from cwgnc_jax.models.bert import parameter_shapes
+from cwgnc_jax.models.parameters import parameter_shapes
 
 # Without jit every operation is compiled on its own, which takes longer.
 apply = jax.jit(models.apply, static_argnames="config")

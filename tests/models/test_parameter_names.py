@@ -1,12 +1,12 @@
 import pytest
 
-from cwgnc_jax.models.bert import parameter_shapes
 from cwgnc_jax.models.names import (
     canonical_name,
     describe_differences,
     from_checkpoint,
     to_checkpoint,
 )
+from cwgnc_jax.models.parameters import parameter_shapes
 
 
 def test_the_two_spellings_map_one_to_one(config):

@@ -1,15 +1,42 @@
-"""A tiny model with a tokenizer, and a tiny task that it can learn."""
+"""A tiny model with a tokenizer and a task it can learn; a smaller one for steps."""
 
 import json
 from pathlib import Path
 
 import jax
+import numpy as np
 import pytest
 
 from cwgnc_jax import models
+from train.steps import Recipe
 
 WORDS = "the a dog cat dogs cats sleeps sleep sees see not often . ?".split()
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+
+
+MODEL = models.BertConfig(
+    vocab_size=20,
+    hidden_size=8,
+    num_hidden_layers=1,
+    num_attention_heads=2,
+    intermediate_size=16,
+    max_position_embeddings=8,
+    initializer_range=0.3,
+)
+RECIPE = Recipe(MODEL, False, "by_parameter", 0.9, 0.999, "float32")
+
+
+def a_batch(rows=6, seed=0):
+    """Random tokens for MODEL, padded to 8."""
+    rng = np.random.default_rng(seed)
+    mask = np.arange(8)[None] < rng.integers(3, 9, (rows, 1))
+    return {
+        "input_ids": rng.integers(5, 20, (rows, 8)).astype(np.int32),
+        "attention_mask": mask.astype(np.int32),
+        "token_type_ids": rng.integers(0, 2, (rows, 8)).astype(np.int32),
+        "labels": rng.integers(0, 2, rows).astype(np.int32),
+        "weights": np.ones(rows, np.float32),
+    }
 
 
 @pytest.fixture(scope="session")

@@ -9,22 +9,12 @@ import numpy as np
 import pytest
 
 from cwgnc_jax import models
+from tests.train.conftest import MODEL, RECIPE, a_batch
 from train import parallel
 from train.config import OptimizerConfig, RegularizationConfig
 from train.optimizer import hyperparameters
 from train.parallel import ONE_RUN, Layout, device_mesh
-from train.steps import Recipe
 
-MODEL = models.BertConfig(
-    vocab_size=20,
-    hidden_size=8,
-    num_hidden_layers=1,
-    num_attention_heads=2,
-    intermediate_size=16,
-    max_position_embeddings=8,
-    initializer_range=0.3,
-)
-RECIPE = Recipe(MODEL, False, "by_parameter", 0.9, 0.999, "float32")
 HEAD = ("classifier/bias", "classifier/kernel")
 STEPS = 3
 # Eight runs that differ in every number there is.
@@ -56,15 +46,7 @@ def checkpoint(tmp_path_factory):
 
 
 def batch_of(run, step):
-    rng = np.random.default_rng([run, step])
-    mask = np.arange(8)[None] < rng.integers(3, 9, (4, 1))
-    return {
-        "input_ids": rng.integers(5, 20, (4, 8)).astype(np.int32),
-        "attention_mask": mask.astype(np.int32),
-        "token_type_ids": rng.integers(0, 2, (4, 8)).astype(np.int32),
-        "labels": rng.integers(0, 2, 4).astype(np.int32),
-        "weights": np.ones(4, np.float32),
-    }
+    return a_batch(4, [run, step])
 
 
 def start(checkpoint, which, layout, **changes):

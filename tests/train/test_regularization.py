@@ -11,7 +11,8 @@ import pytest
 
 import cwgnc_jax
 from cwgnc_jax import models
-from tests.train.test_parallel import MODEL, RECIPE, batch_of
+from tests.train.conftest import MODEL, RECIPE
+from tests.train.test_parallel import batch_of
 from train.config import (
     OptimizerConfig,
     RegularizationConfig,

@@ -9,22 +9,13 @@ import pytest
 
 import cwgnc_jax
 from cwgnc_jax import models
+from tests.train.conftest import MODEL, RECIPE, a_batch
 from train.config import PRESETS, RegularizationConfig
 from train.optimizer import Hyperparameters, hyperparameters, linear_schedule
 from train.parallel import compile_train_step
 from train.steps import Recipe, init_run, train_step
 
-MODEL = models.BertConfig(
-    vocab_size=20,
-    hidden_size=8,
-    num_hidden_layers=1,
-    num_attention_heads=2,
-    intermediate_size=16,
-    max_position_embeddings=8,
-    initializer_range=0.3,
-)
 STEP = jax.jit(train_step, static_argnums=0)
-RECIPE = Recipe(MODEL, False, "by_parameter", 0.9, 0.999, "float32")
 
 
 def numbers(**changes) -> Hyperparameters:
@@ -32,18 +23,6 @@ def numbers(**changes) -> Hyperparameters:
         PRESETS["code"].optimizer, RegularizationConfig(), 10
     )._replace(learning_rate=jnp.float32(1e-2), dropout_rate=jnp.float32(0.0))
     return values._replace(**{k: jnp.asarray(v) for k, v in changes.items()})
-
-
-def a_batch(rows=6, seed=0):
-    rng = np.random.default_rng(seed)
-    mask = np.arange(8)[None] < rng.integers(3, 9, (rows, 1))
-    return {
-        "input_ids": rng.integers(5, 20, (rows, 8)).astype(np.int32),
-        "attention_mask": mask.astype(np.int32),
-        "token_type_ids": rng.integers(0, 2, (rows, 8)).astype(np.int32),
-        "labels": rng.integers(0, 2, rows).astype(np.int32),
-        "weights": np.ones(rows, np.float32),
-    }
 
 
 def a_run(recipe=RECIPE, **changes):

@@ -3,7 +3,15 @@ import math
 import numpy as np
 import pytest
 
-from train.tasks import GLUE, collapsed, find_task, majority_line, own_task, score
+from train.tasks import (
+    GLUE,
+    collapsed,
+    find_task,
+    has_failed,
+    majority_line,
+    own_task,
+    score,
+)
 
 BINARY = own_task(("text",), ("no", "yes"))
 THREE = own_task(("text",), ("a", "b", "c"))
@@ -150,3 +158,10 @@ def test_predictions_are_collapsed_if_they_are_all_one():
     assert collapsed(np.array([1, 1, 1]))
     assert not collapsed(np.array([1, 0, 1]))
     assert collapsed(np.full(3, np.nan))
+
+
+@pytest.mark.parametrize(
+    ("final", "failed"), [(0.6, False), (0.5, True), (0.4, True), (math.nan, True)]
+)
+def test_a_run_fails_whose_score_is_not_above_the_line(final, failed):
+    assert has_failed(final, 0.5) == failed

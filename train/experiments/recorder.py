@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from train import tasks
 from train.evaluation import Evaluation
 from train.experiments.plan import PlannedRun
 from train.experiments.record_file import RecordFile
@@ -146,7 +147,9 @@ class Recorder:
             "steps": self._study.total_steps(run),
             "scores": {split: e.scores for split, e in result.items()},
             "majority_line": lines,
-            "failed": not judged.scores[metric] > lines[inputs.judged][metric],
+            "failed": tasks.has_failed(
+                judged.scores[metric], lines[inputs.judged][metric]
+            ),
             "collapsed": judged.collapsed,
             "diverged_at_step": diverged_at,
             "seconds": round(seconds, 2),

@@ -69,11 +69,11 @@ class Worker:
             return runs
         path, notes = found
         started = [run for run in runs if run.name in notes["runs"]]
-        wanted = len(started) == len(notes["runs"])
-        if not wanted or notes["devices"] != self._recorder.environment["devices"]:
+        before, now = notes["environment"], self._recorder.environment
+        if len(started) < len(notes["runs"]) or before["devices"] != now["devices"]:
             self._progress.say("the checkpoint is of other runs or devices: not used")
             return runs
-        if notes["environment"] != self._recorder.environment:
+        if before != now:
             self._progress.say(
                 "the checkpoint was made on another machine or with other versions: "
                 "its runs go on, but not to the same bits as without interruption"
@@ -86,11 +86,8 @@ class Worker:
 
     def _layout(self, runs: list[PlannedRun]) -> Layout:
         """The layout for runs of one shape; what was chosen once is kept."""
-        wanted, program = (
-            self._config.runs_per_program,
-            self._study.program_name(runs[0]),
-        )
-        chosen = self._recorder.layouts(program, wanted)
+        wanted = self._config.runs_per_program
+        chosen = self._recorder.layouts(self._study.program_name(runs[0]), wanted)
         if chosen:
             return chosen[-1]
         mesh = self._study.mesh
@@ -239,7 +236,6 @@ class Worker:
             "runs": [run.name for run in runs],
             "layout_runs": layout.runs,
             "group": layout.group,
-            "devices": self._recorder.environment["devices"],
             "state": {
                 "step": state.step,
                 "seconds": state.seconds,

@@ -1,0 +1,151 @@
+"""The parameters of BERT: their shapes, and how they are drawn."""
+
+import zlib
+from collections.abc import Iterable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import traverse_util
+from jax import Array
+
+from cwgnc_jax.models.bert import Params, abstract_model
+from cwgnc_jax.models.config import BertConfig
+
+
+def parameter_shapes(config: BertConfig) -> dict[str, tuple[int, ...]]:
+    """Lists the parameters of a model.
+
+    Args:
+      config: The model's config.
+
+    Returns:
+      The shape of each parameter by its "/"-joined path.
+
+    Examples:
+      >>> from cwgnc_jax import models
+      >>> from cwgnc_jax.models.parameters import parameter_shapes
+      >>> shapes = parameter_shapes(models.BertConfig())
+      >>> len(shapes), shapes["bert/encoder/layer/11/intermediate/dense/kernel"]
+      (201, (768, 3072))
+    """
+    return dict(abstract_model(config, jnp.float32.dtype)[1])
+
+
+def initial_value(config: BertConfig, path: str, key: Array) -> Array:
+    """Draws one parameter; it depends on the key, its path and its shape alone.
+
+    So a fresh classifier is the same on a random encoder and on a loaded one.
+
+    Args:
+      config: The model's config.
+      path: The parameter's "/"-joined path.
+      key: The key of the whole model.
+
+    Returns:
+      A float32 array: zeros for a bias, ones for a scale, else normal with standard
+      deviation ``config.initializer_range``.
+    """
+    shape = parameter_shapes(config)[path]
+    match path.rpartition("/")[2]:
+        case "bias":
+            return jnp.zeros(shape, jnp.float32)
+        case "scale":
+            return jnp.ones(shape, jnp.float32)
+    key = jax.random.fold_in(key, zlib.crc32(path.encode()))
+    return config.initializer_range * jax.random.normal(key, shape, jnp.float32)
+
+
+def init_params(config: BertConfig, key: Array) -> dict[str, Any]:
+    """Draws the parameters of a model from scratch.
+
+    Kernels and embeddings come from N(0, initializer_range²), biases are 0, LayerNorm
+    scales 1.
+
+    Args:
+      config: The model's config.
+      key: A random key.
+
+    Returns:
+      A nested dict of float32 arrays. The "/"-joined paths are Hugging Face's names,
+      ``bert/encoder/layer/0/attention/self/query/kernel``; a kernel has the shape
+      (in, out).
+
+    Examples:
+      >>> import jax
+      >>> from cwgnc_jax import models
+      >>> config = models.BertConfig(vocab_size=99, hidden_size=8, num_hidden_layers=1,
+      ...                            num_attention_heads=2, intermediate_size=16)
+      >>> params = models.init_params(config, jax.random.key(0))
+      >>> params["classifier"]["kernel"].shape
+      (8, 2)
+    """
+    return traverse_util.unflatten_dict(
+        {path: initial_value(config, path, key) for path in parameter_shapes(config)},
+        sep="/",
+    )
+
+
+def redraw(
+    config: BertConfig, params: Params, paths: Iterable[str], key: Array
+) -> dict[str, Any]:
+    """Replaces some parameters by newly drawn ones.
+
+    So runs from one checkpoint get classifiers of their own; the result for a key is
+    the same as that of :func:`cwgnc_jax.models.load_pretrained` with it.
+
+    Args:
+      config: The model's config.
+      params: The parameters; they are left as they are.
+      paths: The "/"-joined paths of those to draw.
+      key: A random key, of which with the path each draw depends on alone.
+
+    Returns:
+      A new nested dict that shares all other leaves with ``params``.
+
+    Examples:
+      >>> import jax
+      >>> from cwgnc_jax import models
+      >>> config = models.BertConfig(vocab_size=99, hidden_size=8, num_hidden_layers=1,
+      ...                            num_attention_heads=2, intermediate_size=16)
+      >>> params = models.init_params(config, jax.random.key(0))
+      >>> other = models.redraw(
+      ...     config, params, ["classifier/kernel"], jax.random.key(1))
+      >>> bool((other["classifier"]["kernel"] == params["classifier"]["kernel"]).any())
+      False
+      >>> other["bert"]["pooler"] == params["bert"]["pooler"]
+      True
+    """
+    leaves: dict[str, Any] = traverse_util.flatten_dict(params, sep="/")
+    drawn = {path: initial_value(config, path, key) for path in paths}
+    return traverse_util.unflatten_dict(leaves | drawn, sep="/")
+
+
+def top_parameters(config: BertConfig, layers: int) -> tuple[str, ...]:
+    """Lists the parameters of the pooler and of the top layers.
+
+    Args:
+      config: The model's config.
+      layers: How many layers, counted from the top; 0 for none, the pooler neither.
+
+    Returns:
+      The "/"-joined paths.
+
+    Raises:
+      ValueError: If the model has not so many layers.
+
+    Examples:
+      >>> from cwgnc_jax import models
+      >>> len(models.top_parameters(models.BertConfig(), 2))
+      34
+    """
+    if not 0 <= layers <= config.num_hidden_layers:
+        raise ValueError(
+            f"layers must lie between 0 and the model's {config.num_hidden_layers}, "
+            f"got {layers}"
+        )
+    numbers = range(config.num_hidden_layers - layers, config.num_hidden_layers)
+    prefixes = tuple(f"bert/encoder/layer/{number}/" for number in numbers)
+    if layers:
+        prefixes += ("bert/pooler/",)
+    return tuple(path for path in parameter_shapes(config) if path.startswith(prefixes))

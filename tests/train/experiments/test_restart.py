@@ -1,0 +1,83 @@
+"""Studies that were interrupted, or are to have more runs."""
+
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from tests.train.experiments.conftest import (
+    interrupt_at,
+    lasting,
+    of_kind,
+    records,
+    study,
+)
+from train.experiments import worker
+
+
+@pytest.mark.parametrize("together", [1, pytest.param(3, marks=pytest.mark.slow)])
+def test_an_interrupted_study_goes_on_to_the_same_bits(config, together, monkeypatch):
+    changes = {"runs_per_program": together, "checkpoint_seconds": 0.0}
+    unbroken = study(config, **changes)
+    changes["workdir"] = config.workdir.with_name("broken")
+    for calls in (5, 4, 12):
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            interrupt_at(patch, calls)
+            study(config, **changes)
+    steps = []
+    with monkeypatch.context() as patch:
+        real = worker.train
+        patch.setattr(worker, "train", lambda *a: (steps.append(a[3]), real(*a))[1])
+        resumed = study(config, **changes)
+    assert steps[0] > 0  # it went on from a checkpoint
+    assert lasting(resumed) == lasting(unbroken)
+    assert not (changes["workdir"] / "checkpoint").exists()
+
+
+def test_finished_runs_are_not_repeated_and_more_seeds_run_only_the_new(
+    config, monkeypatch
+):
+    first = study(config)
+    made = []
+    real = worker.Worker._make
+    monkeypatch.setattr(
+        worker.Worker,
+        "_make",
+        lambda self, runs, *a: (made.extend(runs), real(self, runs, *a))[1],
+    )
+    assert study(config) == first and not made
+    more = study(config, seeds=3, max_norms=(0.05, 1.0, float("inf")))
+    assert len(made) == 5 and len(of_kind(more, "run")) == 9
+    assert more[: len(first)] == first
+
+
+@pytest.mark.slow
+def test_a_study_killed_at_random_moments_ends_with_the_same_bits(config):
+    def command(workdir):
+        names = ("model", "data_dir", "holdout", "batch_size", "epochs", "evaluations")
+        names += ("record_every", "max_length", "devices", "seeds")
+        flags = [f"--{n.replace('_', '-')}={getattr(config, n)}" for n in names]
+        flags += ["--tasks", "cola", "--methods", "cwgnc_code", "devlin"]
+        flags += ["--max-norms", "0.05", "inf", "--learning-rates", "3e-3"]
+        flags += ["--checkpoint-seconds", "0", "--workdir", str(workdir)]
+        return [sys.executable, "-m", "train", "stability", *flags]
+
+    def written(workdir):
+        path = workdir / "records.jsonl"
+        return path.read_bytes().count(b"\n") if path.exists() else 0
+
+    unbroken, killed = config.workdir, config.workdir.with_name("killed")
+    subprocess.run(command(unbroken), check=True)
+    moments = random.Random(0)
+    for _ in range(4):
+        process = subprocess.Popen(command(killed))
+        until = written(killed) + moments.randint(3, 12)
+        while written(killed) < until and process.poll() is None:
+            time.sleep(moments.uniform(0.0, 0.02))
+        process.kill()
+        assert process.wait() == -signal.SIGKILL
+    subprocess.run(command(killed), check=True)
+    assert lasting(records(killed)) == lasting(records(unbroken))
