@@ -14,9 +14,10 @@ from tests.train.experiments.conftest import (
     of_kind,
     study,
 )
-from train import parallel
+from train import batches, parallel
 from train.__main__ import main
 from train.config import PRESETS, DataConfig
+from train.experiments.stability import prepare_study
 from train.loop import prepare, train_and_evaluate
 
 
@@ -85,6 +86,22 @@ def test_runs_together_equal_one_at_a_time(config):
         if one["kind"] == "metrics":
             assert one["loss"] == pytest.approx(other["loss"], rel=1e-3)
             assert one["grad_norm"] == pytest.approx(other["grad_norm"], rel=1e-3)
+        else:
+            assert one["scores"] == other["scores"]
+
+
+def test_the_data_seed_draws_the_order_and_the_dropout(config):
+    prepared = prepare_study(dataclasses.replace(config, seeds=1, data_seeds=2))
+    run = prepared.runs[1]
+    assert (run.seed, run.data_seed) == (1, 2)
+    train = prepared.inputs["cola"].train
+    batch, expected = prepared.batch([run], 3), batches.train_batch(train, 2, 3, 8)
+    for name in expected:
+        np.testing.assert_array_equal(batch[name][0], expected[name])
+    other = batches.train_batch(train, 1, 3, 8)
+    assert (other["input_ids"] != expected["input_ids"]).any()
+    started = prepared.start([run], parallel.ONE_RUN)
+    assert started.key[0] == jax.random.split(jax.random.key(2))[1]
 
 
 def test_fewer_runs_go_together_when_memory_runs_out(config, monkeypatch):
