@@ -82,6 +82,27 @@ def write_tsv(path: Path, rows: list[tuple[str, str]]) -> Path:
 
 
 @pytest.fixture(scope="session")
+def compiled(tmp_path_factory):
+    """Where compiled programs are kept until all tests are done."""
+    return tmp_path_factory.mktemp("compiled")
+
+
+@pytest.fixture(scope="module")
+def compilation_cache(compiled):
+    """Programs that another test has compiled are not compiled again."""
+    names = {
+        "jax_compilation_cache_dir": str(compiled),
+        "jax_persistent_cache_min_compile_time_secs": 0.0,
+    }
+    before = {name: getattr(jax.config, name) for name in names}
+    for name, value in names.items():
+        jax.config.update(name, value)
+    yield
+    for name, value in before.items():
+        jax.config.update(name, value)
+
+
+@pytest.fixture(scope="session")
 def tiny_data(tmp_path_factory) -> tuple[Path, Path]:
     """A training file of 37 examples and a validation file of 20."""
     directory = tmp_path_factory.mktemp("tiny_data")

@@ -13,6 +13,8 @@ from train.__main__ import main
 
 from .conftest import sentences, write_tsv
 
+pytestmark = pytest.mark.usefixtures("compilation_cache")
+
 
 @pytest.fixture
 def flags(tiny_model, tiny_data, tmp_path):

@@ -3,7 +3,6 @@
 import dataclasses
 import json
 
-import jax
 import pytest
 
 from tests.train.conftest import sentences
@@ -14,25 +13,9 @@ from train.experiments.stability import prepare_study, run_study
 VOLATILE = ("seconds", "own_seconds", "finished_at")
 
 
-@pytest.fixture(scope="session")
-def compiled(tmp_path_factory):
-    """Where programs are kept for all studies."""
-    return tmp_path_factory.mktemp("compiled")
-
-
 @pytest.fixture(scope="module", autouse=True)
-def compilation_cache(compiled):
-    """The same few programs are compiled by every study."""
-    names = {
-        "jax_compilation_cache_dir": str(compiled),
-        "jax_persistent_cache_min_compile_time_secs": 0.0,
-    }
-    before = {name: getattr(jax.config, name) for name in names}
-    for name, value in names.items():
-        jax.config.update(name, value)
-    yield
-    for name, value in before.items():
-        jax.config.update(name, value)
+def _programs_are_kept(compilation_cache):
+    """Studies compile the same few programs again and again."""
 
 
 @pytest.fixture(scope="module")
