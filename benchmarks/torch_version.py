@@ -157,11 +157,13 @@ def logits_of(model: torch.nn.Module, batch: Mapping[str, torch.Tensor]):
 def evaluate(model: torch.nn.Module, arrays: batches.TokenArrays) -> np.ndarray:
     """The logits of a whole set, ``[examples, classes]``, without dropout."""
     model.eval()
-    parts = [
-        logits_of(model, {k: torch.from_numpy(v) for k, v in batch.items()}).numpy()
-        for batch in batches.eval_batches(arrays, 64)
-    ]
-    return np.concatenate(parts)[: len(arrays.input_ids)]
+    rows, parts = [], []
+    for of_batch, batch in batches.eval_batches(arrays, 64):
+        rows.append(of_batch)
+        tensors = {k: torch.from_numpy(v) for k, v in batch.items()}
+        parts.append(logits_of(model, tensors).numpy())
+    logits = np.concatenate(parts)[: len(arrays)]
+    return logits[np.argsort(np.concatenate(rows))]
 
 
 def main() -> None:

@@ -152,11 +152,38 @@ def train_batch(arrays: TokenArrays, seed: int, step: int, batch_size: int) -> B
     return _take(arrays, order[start : start + batch_size], batch_size)
 
 
-def eval_batches(arrays: TokenArrays, batch_size: int) -> Iterator[Batch]:
-    """Yields the examples in their order, the last batch filled up with weight 0."""
+def eval_batches(
+    arrays: TokenArrays, batch_size: int
+) -> Iterator[tuple[np.ndarray, Batch]]:
+    """Takes all examples, the shortest first, without most of their padding.
+
+    A batch has the smallest of at most three lengths that holds its longest example:
+    that of the arrays, a half and a quarter of it, so that evaluation compiles three
+    programs at most.
+
+    Args:
+      arrays: The examples.
+      batch_size: Rows of a batch; the last one is filled up with rows of weight 0.
+
+    Yields:
+      The indices of the examples and their batch.
+    """
+    lengths = arrays.attention_mask.sum(axis=1)
+    order = np.argsort(lengths, kind="stable")
     for start in range(0, len(arrays), batch_size):
-        end = min(start + batch_size, len(arrays))
-        yield _take(arrays, np.arange(start, end), batch_size)
+        rows = order[start : start + batch_size]
+        fits = [x for x in eval_lengths(arrays) if x >= lengths[rows].max()]
+        batch = _take(arrays, rows, batch_size)
+        for name in ("input_ids", "attention_mask", "token_type_ids"):
+            batch[name] = batch[name][:, : fits[0]]
+        yield rows, batch
+
+
+def eval_lengths(arrays: TokenArrays) -> list[int]:
+    """The lengths that batches of evaluation may have, the shortest first."""
+    longest = arrays.input_ids.shape[1]
+    halves = [-(-longest // (8 * part)) * 8 for part in (4, 2)]
+    return sorted({*(x for x in halves if x < longest), longest})
 
 
 def _padded(tokenizer: Any, encoded: Any, length: int) -> tuple[np.ndarray, ...]:

@@ -62,11 +62,14 @@ def predict_logits(
     layout: Layout = ONE_RUN,
 ) -> np.ndarray:
     """Computes the logits of a whole set, ``[runs, examples, num_labels]``."""
-    parts = [
-        step_fn(params, place_batch(layout, _inputs(batch), shared=True))
-        for batch in batches.eval_batches(arrays, batch_size)
-    ]
-    return np.concatenate(jax.device_get(parts), axis=1)[:, : len(arrays)]
+    rows, parts = [], []
+    for of_batch, batch in batches.eval_batches(arrays, batch_size):
+        rows.append(of_batch)
+        parts.append(
+            step_fn(params, place_batch(layout, inputs_of(batch), shared=True))
+        )
+    logits = np.concatenate(jax.device_get(parts), axis=1)[:, : len(arrays)]
+    return logits[:, np.argsort(np.concatenate(rows))]
 
 
 def predictions_of(task: tasks.Task, logits: np.ndarray) -> np.ndarray:
@@ -74,5 +77,6 @@ def predictions_of(task: tasks.Task, logits: np.ndarray) -> np.ndarray:
     return logits[:, 0] if task.regression else logits.argmax(-1)
 
 
-def _inputs(batch: batches.Batch) -> batches.Batch:
+def inputs_of(batch: batches.Batch) -> batches.Batch:
+    """What the model reads of a batch."""
     return {name: batch[name] for name in batch if name not in ("labels", "weights")}

@@ -95,7 +95,7 @@ def load_inputs(
         name: batches.tokenize(tokenizer, part, data.max_length)
         for name, part in examples.items()
     }
-    # One length for all that is evaluated, so that evaluation compiles once.
+    # One length for all that is evaluated: no set needs programs of its own.
     evaluated = [name for name in sets if name != "train"]
     length = max(sets[name].input_ids.shape[1] for name in evaluated)
     for name in evaluated:

@@ -21,7 +21,7 @@ from train.optimizer import hyperparameters
 from train.parallel import ONE_RUN, compile_eval_step, compile_train_step, init_runs
 from train.progress import Progress
 from train.records import append_line, check_workdir, write_json
-from train.steps import Metrics, Recipe, Run
+from train.steps import CURVES, Metrics, Recipe, Run
 
 # Metrics are fetched this many steps at a time, and never those of the step that was
 # just dispatched, so that the device does not wait for the host.
@@ -91,18 +91,16 @@ def start_run(prepared: Prepared) -> Run:
 
 
 def train(
-    step_fn: Callable[..., Any],
+    step_fn: Callable[[Run, int], tuple[Run, Metrics]],
     runs: Run,
-    batch_of: Callable[[int], Any],
     first: int,
     ends: Iterable[int],
 ) -> Iterator[tuple[int, Run, list[Metrics]]]:
     """Takes steps, without waiting for the device.
 
     Args:
-      step_fn: See ``parallel.compile_train_step``; it takes over the runs' buffers.
+      step_fn: Takes a step, counted from 0; it takes over the runs' buffers.
       runs: The runs so far.
-      batch_of: The batches of a step, counted from 0.
       first: The step to begin with.
       ends: Rising numbers of steps done, at which to yield.
 
@@ -113,7 +111,7 @@ def train(
     for end in ends:
         metrics = []
         for step in range(first, end):
-            runs, of_step = step_fn(runs, batch_of(step))
+            runs, of_step = step_fn(runs, step)
             metrics.append(of_step)
         first = end
         yield end, runs, metrics
@@ -191,12 +189,12 @@ def save_model(directory: Path, inputs: Inputs, params: Any) -> None:
 def _train(prepared: Prepared, run: Run) -> tuple[Run, int | None]:
     config, arrays = prepared.config, prepared.inputs.train
     total = prepared.total_steps
-    step_fn = compile_train_step(prepared.recipe)
+    compiled = compile_train_step(prepared.recipe)
     diverged_at = None
 
-    def batch_of(step):
+    def step_fn(run, step):
         batch = batches.train_batch(arrays, config.seed, step, config.batch_size)
-        return {name: array[None] for name, array in batch.items()}
+        return compiled(run, {name: array[None] for name, array in batch.items()})
 
     def record(end: int, reported: list[Metrics]):
         nonlocal diverged_at
@@ -216,7 +214,7 @@ def _train(prepared: Prepared, run: Run) -> tuple[Run, int | None]:
         Progress(total) as progress,
     ):
         ends = [*range(_CHUNK, total, _CHUNK), total]
-        pending, segments = (0, []), train(step_fn, run, batch_of, 0, ends)
+        pending, segments = (0, []), train(step_fn, run, 0, ends)
         for segment in segments:
             record(*pending)
             end, run, metrics = segment
@@ -228,9 +226,8 @@ def _train(prepared: Prepared, run: Run) -> tuple[Run, int | None]:
 def _record(number: int, metrics: Metrics, config: FinetuneConfig, examples: int):
     steps = batches.steps_per_epoch(examples, config.batch_size)
     record = {"step": number, "epoch": round(number / steps, 4)}
-    for name, value in metrics._asdict().items():
-        if name != "norms":
-            record[name] = float(value)
+    for name in CURVES:
+        record[name] = float(getattr(metrics, name))
     if number == 1 or number % config.norms_every == 0:
         record["norms"] = {name: float(norm) for name, norm in metrics.norms.items()}
     return record

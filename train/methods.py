@@ -3,6 +3,7 @@
 import dataclasses
 import difflib
 import math
+from typing import Literal
 
 from train.config import PRESETS, OptimizerConfig, RegularizationConfig
 
@@ -17,8 +18,12 @@ class Method:
     regularization: RegularizationConfig = RegularizationConfig()
     swept: bool = False
     """Whether the study's thresholds apply; otherwise the recipe has its own."""
+    unfreezing: Literal["carry", "restart"] | None = None
+    """Gradual unfreezing: whether an iteration goes on from the weights of the one
+    before it or starts from the pretrained ones. The epochs are those of each."""
 
 
+_FULL = dataclasses.replace(PRESETS["code"].optimizer, max_norm=math.inf)
 # Devlin et al. (2019) as Mosbach et al. (2021) state it, with the global clip.
 _DEVLIN = OptimizerConfig(
     components="global",
@@ -47,8 +52,20 @@ METHODS: dict[str, Method] = {
     ),
     "full": Method(
         "plain fine-tuning: no clip, with the values of the paper's code",
-        dataclasses.replace(PRESETS["code"].optimizer, max_norm=math.inf),
+        _FULL,
         PRESETS["code"].epochs,
+    ),
+    "gu": Method(
+        "gradual unfreezing: plain fine-tuning of the top layer, the top two, ...",
+        _FULL,
+        3,
+        unfreezing="carry",
+    ),
+    "gu_restart": Method(
+        "the same, each iteration from the pretrained weights",
+        _FULL,
+        3,
+        unfreezing="restart",
     ),
     "devlin": Method("Adam without bias correction, global clip", _DEVLIN, 3),
     "bias_correction": Method("the same with bias correction", _CORRECTED, 3),

@@ -87,6 +87,7 @@ def init_runs(
     numbers: Sequence[Hyperparameters],
     layout: Layout,
     reinit_layers: int = 0,
+    part: int = 0,
 ) -> Run:
     """Starts runs from one checkpoint.
 
@@ -98,42 +99,51 @@ def init_runs(
       numbers: Each run's hyperparameters.
       layout: Says how many runs there are and where they lie.
       reinit_layers: How many of the top layers are drawn anew, the pooler with them.
+      part: Counts the parts of a run that have dropout of their own.
 
     Returns:
       The runs, stacked along a leading axis.
     """
     drawn = models.top_parameters(recipe.model, reinit_layers)
+    new = {*checkpoint.new_parameters, *drawn}
     trees = [
         models.redraw(
-            recipe.model,
-            checkpoint.params,
-            {*checkpoint.new_parameters, *drawn},
+            *(recipe.model, checkpoint.params, new),
             jax.random.split(jax.random.key(seed))[0],
         )
         for seed, _ in seeds
     ]
     # What the checkpoint holds is the same for all and not copied until the end.
-    shared = jax.tree.map(
-        lambda first, *others: all(o is first for o in others), *trees
-    )
-    params = jax.tree.map(
-        lambda same, *x: x[0] if same else jnp.stack(x), shared, *trees
-    )
-    axes = jax.tree.map(lambda same: None if same else 0, shared)
-    keys = jnp.stack([jax.random.split(jax.random.key(seed))[1] for _, seed in seeds])
+    _, same = models.split_params(checkpoint.params, new.__contains__)
+    parts = [models.split_params(tree, new.__contains__)[0] for tree in trees]
+    own = jax.tree.map(lambda *leaves: jnp.stack(leaves), *parts)
+    keys = [jax.random.split(jax.random.key(seed))[1] for _, seed in seeds]
+    if part:
+        keys = [jax.random.fold_in(key, part) for key in keys]
     stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *numbers)
-    start = jax.vmap(
-        functools.partial(init_run, recipe), (axes, 0, 0), axis_size=layout.runs
-    )
-    return jax.jit(start, out_shardings=layout.over_runs())(params, keys, stacked)
+    return _start(recipe, layout, same, own, jnp.stack(keys), stacked)
 
 
-def compile_train_step(recipe: Recipe, layout: Layout = ONE_RUN) -> Callable[..., Any]:
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _start(recipe: Recipe, layout: Layout, same, own, keys, numbers) -> Run:
+    def start(own, key, numbers):
+        return init_run(recipe, models.merge_params(same, own), key, numbers)
+
+    runs = jax.vmap(start, axis_size=layout.runs)(own, keys, numbers)
+    if layout.mesh is None:
+        return runs
+    return jax.lax.with_sharding_constraint(runs, layout.over_runs())
+
+
+def compile_train_step(
+    recipe: Recipe, layout: Layout = ONE_RUN, measured: bool = False
+) -> Callable[..., Any]:
     """``train_step`` of a recipe over the runs of a layout, jitted.
 
     Args:
       recipe: What is fixed at compilation.
       layout: How many runs there are and where they lie.
+      measured: Whether the step measures the components.
 
     Returns:
       A function from runs and their batches (:func:`place_batch`), both with a leading
@@ -141,7 +151,8 @@ def compile_train_step(recipe: Recipe, layout: Layout = ONE_RUN) -> Callable[...
     """
 
     def step(runs, batch):
-        return _over_runs(functools.partial(train_step, recipe), layout, (runs, batch))
+        step_of_one = functools.partial(train_step, recipe, measured=measured)
+        return _over_runs(step_of_one, layout, (runs, batch))
 
     return jax.jit(step, donate_argnums=0)
 

@@ -9,6 +9,7 @@ import optax
 
 import cwgnc_jax
 from cwgnc_jax import models
+from train.component_statistics import component_statistics
 from train.optimizer import (
     COMPONENT_FNS,
     Hyperparameters,
@@ -30,6 +31,17 @@ class Recipe:
     mixout: bool = False
     prior_decay: bool = False
     layer_decay: bool = False
+    trained_layers: int | None = None
+    """How many of the top layers train, the heads with them; None for everything."""
+    statistics: bool = False
+    """Whether the components of some steps are measured."""
+
+    def trains(self, path: str) -> bool:
+        """Whether the parameter of this path trains."""
+        if self.trained_layers is None:
+            return True
+        frozen = self.model.num_hidden_layers - self.trained_layers
+        return cwgnc_jax.encoder_depth(path) > frozen
 
 
 class Run(NamedTuple):
@@ -57,6 +69,7 @@ class Metrics(NamedTuple):
       clip_rate_components: The share of components that were clipped.
       clip_rate_elements: The same with every component weighted by its size.
       norms: Each component's gradient norm before the clip.
+      statistics: See ``component_statistics``; None for a step that is not measured.
     """
 
     loss: jax.Array
@@ -65,7 +78,11 @@ class Metrics(NamedTuple):
     clip_rate_components: jax.Array
     clip_rate_elements: jax.Array
     norms: dict[str, jax.Array]
+    statistics: jax.Array | None = None
 
+
+CURVES = tuple(x for x in Metrics._fields if x not in ("norms", "statistics"))
+"""The metrics that are one number a step."""
 
 # torch's rule, which the clip follows by default: clipped if norm + 1e-6 > max_norm.
 _CLIP_EPS = 1e-6
@@ -75,29 +92,41 @@ def init_run(
     recipe: Recipe, params: Any, key: jax.Array, numbers: Hyperparameters
 ) -> Run:
     """A run before its first step."""
-    origin = params if recipe.mixout or recipe.prior_decay else None
-    tx = _optimizer(recipe, numbers, origin)
-    step = jnp.zeros((), jnp.int32)
-    return Run(params, tx.init(params), key, step, numbers, origin)
+    needed = recipe.mixout or recipe.prior_decay or recipe.statistics
+    origin = params if needed else None
+    trained, _ = models.split_params(params, recipe.trains)
+    opt_state = _optimizer(recipe, numbers, origin).init(trained)
+    return Run(params, opt_state, key, jnp.zeros((), jnp.int32), numbers, origin)
 
 
 def train_step(
-    recipe: Recipe, run: Run, batch: dict[str, jax.Array]
+    recipe: Recipe,
+    run: Run,
+    batch: dict[str, jax.Array],
+    measured: bool = False,
 ) -> tuple[Run, Metrics]:
     """Makes one update: forward, backward, clip, Adam, decay, learning rate.
+
+    Only what trains is differentiated: there is no backward pass below the lowest layer
+    that does, and frozen parameters are passed on as they are.
 
     Args:
       recipe: What is fixed at compilation.
       run: The run so far.
       batch: See ``batches.train_batch``; rows of weight 0 do not count.
+      measured: Whether to measure the components, with a recipe that has statistics. It
+        is fixed at compilation: a branch within the step would cost every step copies
+        of the parameters.
 
     Returns:
       The run one step on, and what the step reports.
     """
-    params, numbers = run.params, run.numbers
+    numbers = run.numbers
     key = jax.random.fold_in(run.key, run.step)
+    trained, frozen = models.split_params(run.params, recipe.trains)
 
-    def loss_fn(params):
+    def loss_fn(trained):
+        params = models.merge_params(trained, frozen)
         if recipe.mixout:
             # The model draws from the keys that fold_in makes of small numbers.
             mixout_key = jax.random.fold_in(key, 2**31)
@@ -117,9 +146,9 @@ def train_step(
         losses = example_losses(recipe, logits, batch["labels"])
         return jnp.sum(losses * batch["weights"]) / jnp.sum(batch["weights"])
 
-    loss, grads = jax.value_and_grad(loss_fn)(params)
+    loss, grads = jax.value_and_grad(loss_fn)(trained)
     tx = _optimizer(recipe, numbers, run.origin)
-    updates, opt_state = tx.update(grads, run.opt_state, params)
+    updates, opt_state = tx.update(grads, run.opt_state, trained)
 
     component_fn = COMPONENT_FNS[recipe.components]
     # The compiler computes these once, together with the clip's own.
@@ -136,8 +165,16 @@ def train_step(
         clip_rate_elements=jnp.sum(clipped * shares),
         norms=norms,
     )
+    params = models.merge_params(optax.apply_updates(trained, updates), frozen)
+    if measured:
+        clip = cwgnc_jax.component_clip_by_global_norm(numbers.max_norm, component_fn)
+        clipped, _ = clip.update(grads, optax.EmptyState())
+        zeros = jax.tree.map(jnp.zeros_like, frozen)
+        changes = [models.merge_params(x, zeros) for x in (grads, clipped, updates)]
+        statistics = component_statistics(params, run.origin, *changes)
+        metrics = metrics._replace(statistics=statistics)
     run = run._replace(
-        params=optax.apply_updates(params, updates),
+        params=params,
         opt_state=opt_state,
         step=run.step + 1,
     )
@@ -157,6 +194,8 @@ def eval_step(recipe: Recipe, params: Any, batch: dict[str, jax.Array]) -> jax.A
 
 
 def _optimizer(recipe: Recipe, numbers: Hyperparameters, origin: Any):
+    if origin is not None:
+        origin, _ = models.split_params(origin, recipe.trains)
     return make_optimizer(
         numbers,
         recipe.components,

@@ -7,7 +7,13 @@ and the pure function :func:`apply`. The only names a caller needs from NNX: non
 from cwgnc_jax.models.bert import BertOutput, apply
 from cwgnc_jax.models.config import BertConfig
 from cwgnc_jax.models.hub import resolve
-from cwgnc_jax.models.parameters import init_params, redraw, top_parameters
+from cwgnc_jax.models.parameters import (
+    init_params,
+    merge_params,
+    redraw,
+    split_params,
+    top_parameters,
+)
 from cwgnc_jax.models.weights import Checkpoint, load_pretrained, save_pretrained
 
 __all__ = (
@@ -17,8 +23,10 @@ __all__ = (
     "apply",
     "init_params",
     "load_pretrained",
+    "merge_params",
     "redraw",
     "resolve",
     "save_pretrained",
+    "split_params",
     "top_parameters",
 )

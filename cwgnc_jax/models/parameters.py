@@ -1,7 +1,7 @@
 """The parameters of BERT: their shapes, and how they are drawn."""
 
 import zlib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import jax
@@ -149,3 +149,40 @@ def top_parameters(config: BertConfig, layers: int) -> tuple[str, ...]:
     if layers:
         prefixes += ("bert/pooler/",)
     return tuple(path for path in parameter_shapes(config) if path.startswith(prefixes))
+
+
+def split_params(
+    params: Params, belongs: Callable[[str], bool]
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Splits parameters in two, such as those that train and those that do not.
+
+    Args:
+      params: A nested dict of arrays.
+      belongs: Says of a "/"-joined path whether it goes into the first part.
+
+    Returns:
+      Two nested dicts; :func:`merge_params` joins them again.
+
+    Examples:
+      >>> from cwgnc_jax import models
+      >>> params = {"bert": {"pooler": 1, "embeddings": 2}, "classifier": 3}
+      >>> models.split_params(params, lambda path: path.startswith("bert/pooler"))
+      ({'bert': {'pooler': 1}}, {'bert': {'embeddings': 2}, 'classifier': 3})
+    """
+    leaves = traverse_util.flatten_dict(params, sep="/")
+    first = {path: leaf for path, leaf in leaves.items() if belongs(path)}
+    second = {path: leaf for path, leaf in leaves.items() if path not in first}
+    one, other = (traverse_util.unflatten_dict(x, sep="/") for x in (first, second))
+    return one, other
+
+
+def merge_params(one: Params, other: Params) -> dict[str, Any]:
+    """Joins two parts of one nested dict.
+
+    Examples:
+      >>> from cwgnc_jax import models
+      >>> models.merge_params({"bert": {"pooler": 1}}, {"bert": {"embeddings": 2}})
+      {'bert': {'pooler': 1, 'embeddings': 2}}
+    """
+    leaves = [traverse_util.flatten_dict(part, sep="/") for part in (one, other)]
+    return traverse_util.unflatten_dict(leaves[0] | leaves[1], sep="/")

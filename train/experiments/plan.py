@@ -34,9 +34,9 @@ class StabilityConfig:
     tasks: tuple[str, ...]
     """GLUE tasks: cola sst2 mrpc stsb qqp mnli qnli rte wnli."""
     methods: tuple[str, ...] = ("cwgnc",)
-    """What to compare: cwgnc cwgnc_code full devlin bias_correction mosbach mixout
-    reinit llrd prior_decay; all but the first two also with the component-wise clip,
-    as NAME+cwgnc."""
+    """What to compare: cwgnc cwgnc_code full gu gu_restart devlin bias_correction
+    mosbach mixout reinit llrd prior_decay; all but the first two also with the
+    component-wise clip, as NAME+cwgnc."""
     max_norms: tuple[float, ...] = (0.05,)
     """Thresholds of the component-wise methods; inf for no clip."""
     learning_rates: tuple[float, ...] = (2e-5,)
@@ -61,6 +61,11 @@ class StabilityConfig:
     """Longer texts are truncated to this many tokens."""
     epochs: int | None = None
     """Passes over the training set, instead of each method's own number."""
+    epochs_per_iteration: int = 3
+    """Gradual unfreezing: passes over the training set in each iteration."""
+    iterations: int | None = None
+    """Gradual unfreezing: how many layers thaw; by default all. The embeddings thaw
+    together with the last of all layers."""
     warmup_ratio: float | None = None
     """Share of all steps over which the learning rate rises, instead of each
     method's own."""
@@ -77,6 +82,9 @@ class StabilityConfig:
     epoch."""
     record_every: int = 20
     """Steps that one line of losses and clip rates is the mean of."""
+    statistics_every: int = 0
+    """Steps between two measurements of every component: norms, clip coefficient,
+    distance from the pretrained weights and more; 0 for none."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """The dtype of the computation; parameters are float32 in any case."""
     revision: str | None = None
@@ -87,8 +95,9 @@ class StabilityConfig:
     """How many devices to use; by default all there are."""
     data_devices: int = 1
     """How many of them share the batch of a run; the others share the runs."""
-    checkpoint_seconds: float = 120.0
-    """Time between two checkpoints of the runs under way."""
+    checkpoint_seconds: float | None = None
+    """Time between two checkpoints of the runs under way; by default so much that they
+    take 2 % of the time."""
 
 
 # What may differ from one start of a study to the next: which runs are wanted, and how
@@ -113,6 +122,9 @@ class PlannedRun:
     epochs: int
     seed: int
     data_seed: int
+    unfreezing: Literal["carry", "restart"] | None = None
+    iterations: int | None = None
+    statistics_every: int = 0
 
     @property
     def cell(self) -> str:
@@ -146,11 +158,15 @@ def planned_runs(config: StabilityConfig) -> list[PlannedRun]:
     runs = []
     for task in config.tasks:
         for name in config.methods:
+            unfreezing = find_method(name).unfreezing
             epochs = config.epochs or find_method(name).epochs
+            if unfreezing:
+                epochs = config.epochs_per_iteration
             regularization = _regularization(config, name)
+            rest = (unfreezing, config.iterations, config.statistics_every)
             for optimizer in _optimizers(config, name):
                 recipe = (task, name, optimizer, regularization, epochs)
-                runs += [PlannedRun(*recipe, *pair) for pair in pairs]
+                runs += [PlannedRun(*recipe, *pair, *rest) for pair in pairs]
     return runs
 
 
@@ -198,6 +214,8 @@ def check_stability(config: StabilityConfig) -> None:
             check_optimizer(optimizer)
     for flag, value in (
         ("--epochs", config.epochs),
+        ("--epochs-per-iteration", config.epochs_per_iteration),
+        ("--iterations", config.iterations),
         ("--batch-size", config.batch_size),
         ("--eval-batch-size", config.eval_batch_size),
         ("--evaluations", config.evaluations),
@@ -207,7 +225,11 @@ def check_stability(config: StabilityConfig) -> None:
     ):
         if isinstance(value, int) and value < 1:
             raise ValueError(f"{flag} must be at least 1, got {value}")
-    if not config.checkpoint_seconds >= 0:
+    if config.statistics_every < 0:
+        raise ValueError(
+            f"--statistics-every must be 0 or more, got {config.statistics_every}"
+        )
+    if config.checkpoint_seconds is not None and not config.checkpoint_seconds >= 0:
         raise ValueError(
             f"--checkpoint-seconds must be 0 or more, got {config.checkpoint_seconds}"
         )

@@ -20,6 +20,8 @@ class RecordFile:
     anew. A line that is there already is not written twice, so that steps can be
     repeated after a restart. Use as a context manager; one process at a time.
 
+    ``lines`` are those that were there when it was opened.
+
     Args:
       path: The file; made if there is none.
 
@@ -62,7 +64,6 @@ class RecordFile:
         if _identity(record) in self._known:
             return
         self._known.add(_identity(record))
-        self.lines.append(plain(record))
         self._file.write(json.dumps(plain(record)).encode() + b"\n")
         self._file.flush()
 

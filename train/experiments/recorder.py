@@ -9,6 +9,7 @@ import jax
 import numpy as np
 
 from train import tasks
+from train.component_statistics import STATISTICS, component_names
 from train.evaluation import Evaluation
 from train.experiments.plan import PlannedRun
 from train.experiments.record_file import RecordFile
@@ -16,9 +17,7 @@ from train.experiments.study import Study
 from train.loop import environment
 from train.parallel import Layout
 from train.records import plain
-from train.steps import Metrics
-
-_CURVES = tuple(name for name in Metrics._fields if name != "norms")
+from train.steps import CURVES, Metrics
 
 
 class Recorder:
@@ -27,16 +26,24 @@ class Recorder:
     Args:
       study: The study.
       file: Its records, open.
+      components: Its measurements of components, open; None if there are none.
     """
 
-    def __init__(self, study: Study, file: RecordFile):
-        self.file = file
+    def __init__(
+        self, study: Study, file: RecordFile, components: RecordFile | None = None
+    ):
+        self._file, self._components = file, components
         self.environment = environment()
         self.environment["devices"] = 1 if study.mesh is None else study.mesh.size
         self._study = study
         self._finished = {
             line["run"]: line for line in file.lines if line.get("kind") == "run"
         }
+        self._layouts = [line for line in file.lines if line.get("kind") == "layout"]
+        if components is not None:
+            params = next(iter(study.inputs.values())).checkpoint.params
+            names = component_names(params)
+            components.append({"kind": "names", "components": names})
 
     def is_finished(self, run: PlannedRun) -> bool:
         """Whether a run's results are recorded."""
@@ -51,30 +58,29 @@ class Recorder:
         devices = self.environment["devices"]
         return [
             Layout(line["runs"], line["group"], self._study.mesh)
-            for line in self.file.lines
-            if line.get("kind") == "layout"
-            and (line["program"], line["wanted"]) == (program, wanted)
+            for line in self._layouts
+            if (line["program"], line["wanted"]) == (program, wanted)
             and line["devices"] == devices
         ]
 
     def layout(self, program: str, layout: Layout, wanted: Any, why: str) -> None:
         """Records how many runs go together, and why."""
-        self.file.append(
-            {
-                "kind": "layout",
-                "program": program,
-                "runs": layout.runs,
-                "group": layout.group,
-                "wanted": wanted,
-                "devices": self.environment["devices"],
-                "why": why,
-            }
-        )
+        line = {
+            "kind": "layout",
+            "program": program,
+            "runs": layout.runs,
+            "group": layout.group,
+            "wanted": wanted,
+            "devices": self.environment["devices"],
+            "why": why,
+        }
+        self._layouts.append(line)
+        self._file.append(line)
 
     def metrics(
         self, runs: Sequence[PlannedRun], end: int, reported: list[Metrics]
     ) -> dict[str, int]:
-        """Records the means over some steps.
+        """Records the means over some steps, and the measurements among them.
 
         Args:
           runs: The runs, as they lie in the metrics.
@@ -84,20 +90,43 @@ class Recorder:
         Returns:
           For each run with a loss that is not finite its first such step.
         """
-        fetched = jax.device_get([m._replace(norms={}) for m in reported])
+        first = end - len(reported) + 1
+        fetched = jax.device_get([metrics._replace(norms={}) for metrics in reported])
+        for step, metrics in enumerate(fetched, first):
+            if metrics.statistics is not None:
+                self._measured(runs, step, metrics.statistics)
         diverged = {}
         for index, run in enumerate(runs):
             curves = {
                 name: [float(getattr(metrics, name)[index]) for metrics in fetched]
-                for name in _CURVES
+                for name in CURVES
             }
-            steps = enumerate(curves["loss"], end - len(fetched) + 1)
+            steps = enumerate(curves["loss"], first)
             bad = [step for step, loss in steps if not np.isfinite(loss)]
             if bad:
                 diverged[run.name] = bad[0]
             means = {name: float(np.mean(values)) for name, values in curves.items()}
-            self.file.append({"kind": "metrics", "run": run.name, "step": end} | means)
+            self._file.append({"kind": "metrics", "run": run.name, "step": end} | means)
         return diverged
+
+    def _measured(
+        self, runs: Sequence[PlannedRun], step: int, statistics: np.ndarray
+    ) -> None:
+        assert self._components is not None
+        for run, of_run in zip(runs, statistics, strict=False):
+            rows = {
+                # As many digits as a float32 tells apart where it matters, near 1.
+                name: [float(f"{value:.7g}") for value in row]
+                for name, row in zip(STATISTICS, of_run, strict=True)
+            }
+            key = {"kind": "components", "run": run.name, "step": step}
+            self._components.append(key | rows)
+
+    def sync(self) -> None:
+        """Returns when all records are on the disk itself."""
+        self._file.sync()
+        if self._components is not None:
+            self._components.sync()
 
     def evaluation(
         self, runs: Sequence[PlannedRun], end: int, results: list[dict[str, Evaluation]]
@@ -106,7 +135,7 @@ class Recorder:
         for run, result in zip(runs, results, strict=False):
             for split, evaluation in result.items():
                 key = {"kind": "evaluation", "run": run.name, "step": end}
-                self.file.append(key | {"split": split} | evaluation._asdict())
+                self._file.append(key | {"split": split} | evaluation._asdict())
 
     def finished(
         self,
@@ -142,6 +171,8 @@ class Recorder:
             "seed": run.seed,
             "data_seed": run.data_seed,
             "epochs": run.epochs,
+            "unfreezing": run.unfreezing,
+            "iterations": self._study.iterations(run),
             "batch_size": config.batch_size,
             "train_examples": len(inputs.train),
             "steps": self._study.total_steps(run),
@@ -158,7 +189,7 @@ class Recorder:
             **self.environment,
             "finished_at": datetime.now(UTC).isoformat(timespec="seconds"),
         }
-        self.file.append(line)
+        self._file.append(line)
         self._finished[run.name] = plain(line)
 
     def cells(self, runs: Sequence[PlannedRun]) -> list[str]:

@@ -1,5 +1,6 @@
 """The stability study: seeds × thresholds × methods, in a folder of its own."""
 
+import contextlib
 import dataclasses
 import functools
 import hashlib
@@ -107,8 +108,13 @@ def run_study(study: Study) -> None:
     description = _protocol(study.config) | {"data": known["data"] | digests}
     if description != known:
         write_json(workdir / "study.json", description)
-    with RecordFile(workdir / "records.jsonl") as records:
-        recorder = Recorder(study, records)
+    with contextlib.ExitStack() as files:
+        records = files.enter_context(RecordFile(workdir / "records.jsonl"))
+        components = None
+        if any(run.statistics_every for run in study.runs):
+            path = workdir / "components.jsonl"
+            components = files.enter_context(RecordFile(path))
+        recorder = Recorder(study, records, components)
         before = [run for run in study.runs if recorder.is_finished(run)]
         todo = [run for run in study.runs if not recorder.is_finished(run)]
         with StudyProgress(
@@ -129,6 +135,11 @@ def _check_layers(config: StabilityConfig, inputs: dict[str, Inputs]) -> None:
                 f"method {name!r} draws the top {wanted} layers anew, but "
                 f"{config.model} has {layers}"
             )
+    if config.iterations is not None and config.iterations > layers:
+        raise ValueError(
+            f"--iterations {config.iterations}: an iteration thaws one layer, and "
+            f"{config.model} has {layers}; give at most that many"
+        )
 
 
 def _protocol(config: StabilityConfig) -> dict[str, Any]:

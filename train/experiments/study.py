@@ -23,27 +23,65 @@ class Study:
     runs: list[PlannedRun]
     mesh: jax.sharding.Mesh | None
 
-    def total_steps(self, run: PlannedRun) -> int:
-        """The length of a run."""
+    def iterations(self, run: PlannedRun) -> int:
+        """How many iterations of gradual unfreezing a run has; 1 without."""
+        if run.unfreezing is None:
+            return 1
+        return run.iterations or self.inputs[run.task].layers
+
+    def iteration_steps(self, run: PlannedRun) -> int:
+        """The length of each iteration of a run."""
         examples = len(self.inputs[run.task].train)
         return run.epochs * batches.steps_per_epoch(examples, self.config.batch_size)
 
-    def scored_at(self, run: PlannedRun) -> set[int]:
-        """The numbers of steps after which a run is evaluated."""
-        total, count = self.total_steps(run), self.config.evaluations or run.epochs
-        return {-(-total * (i + 1) // count) for i in range(count)}
+    def total_steps(self, run: PlannedRun) -> int:
+        """The length of a run."""
+        return self.iterations(run) * self.iteration_steps(run)
 
-    def recipe(self, run: PlannedRun) -> Recipe:
-        """What is fixed when a run's step is compiled."""
-        return self.inputs[run.task].recipe(
-            run.optimizer, run.regularization, self.config.dtype
+    def scored_at(self, run: PlannedRun) -> set[int]:
+        """The numbers of steps after which a run is evaluated.
+
+        Evaluations are evenly spaced, and there is one at the end of each iteration of
+        gradual unfreezing.
+        """
+        total, iterations = self.total_steps(run), self.iterations(run)
+        usual = run.epochs if run.unfreezing is None else iterations
+        counts = {self.config.evaluations or usual, iterations}
+        return {-(-total * (i + 1) // count) for count in counts for i in range(count)}
+
+    def is_measured(self, run: PlannedRun, step: int) -> bool:
+        """Whether the components are measured in a step, counted from 0."""
+        if not run.statistics_every:
+            return False
+        in_iteration = step % self.iteration_steps(run)
+        last = in_iteration == self.iteration_steps(run) - 1
+        return last or in_iteration % run.statistics_every == 0
+
+    def recipe(self, run: PlannedRun, iteration: int | None = None) -> Recipe:
+        """What is fixed when a run's step is compiled.
+
+        Args:
+          run: The run.
+          iteration: Of gradual unfreezing, counted from 0; by default the last one.
+
+        Returns:
+          The recipe.
+        """
+        inputs = self.inputs[run.task]
+        recipe = inputs.recipe(run.optimizer, run.regularization, self.config.dtype)
+        layers = self.iterations(run) if iteration is None else iteration + 1
+        frozen = run.unfreezing is not None and layers < inputs.layers
+        return dataclasses.replace(
+            recipe,
+            trained_layers=layers if frozen else None,
+            statistics=run.statistics_every > 0,
         )
 
     def shape(self, run: PlannedRun) -> tuple[Any, ...]:
         """Runs of one shape can go through a program together."""
         regularization = run.regularization
         return (
-            *(run.task, self.total_steps(run), self.recipe(run)),
+            *(run.task, self.total_steps(run), run.unfreezing, self.recipe(run)),
             *(regularization.reinit_layers, regularization.dropout is None),
         )
 
@@ -56,27 +94,37 @@ class Study:
             *(["mixout"] if recipe.mixout else []),
             *(["prior decay"] if recipe.prior_decay else []),
             *(["layer decay"] if recipe.layer_decay else []),
+            *(["unfreezing"] if run.unfreezing else []),
+            *(["statistics"] if recipe.statistics else []),
         ]
         return ", ".join(parts)
 
-    def start(self, runs: list[PlannedRun], layout: parallel.Layout) -> Run:
-        """Runs of one shape before their first step."""
+    def start(
+        self, runs: list[PlannedRun], layout: parallel.Layout, iteration: int = 0
+    ) -> Run:
+        """Runs of one shape before the first step of an iteration, as if it were the
+        first one."""
+        carried = runs[0].unfreezing == "carry"
         return parallel.init_runs(
-            self.recipe(runs[0]),
+            self.recipe(runs[0], iteration),
             self.inputs[runs[0].task].checkpoint,
             [(run.seed, run.data_seed) for run in runs],
             [
                 hyperparameters(
-                    run.optimizer, run.regularization, self.total_steps(run)
+                    run.optimizer, run.regularization, self.iteration_steps(run)
                 )
                 for run in runs
             ],
             layout,
             runs[0].regularization.reinit_layers,
+            part=iteration if carried else 0,
         )
 
     def batch(self, runs: list[PlannedRun], step: int) -> dict[str, np.ndarray]:
         """The batches of a step, with a leading axis of runs."""
+        if runs[0].unfreezing == "restart":
+            # Each iteration is a whole fine-tuning, the last one that of all layers.
+            step %= self.iteration_steps(runs[0])
         arrays, size = self.inputs[runs[0].task].train, self.config.batch_size
         each = [batches.train_batch(arrays, run.data_seed, step, size) for run in runs]
         return {name: np.stack([batch[name] for batch in each]) for name in each[0]}

@@ -1,29 +1,27 @@
 """Carries out the runs of a study, many in one program."""
 
 import dataclasses
+import functools
 import itertools
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import jax
 
 from train import checkpoint, memory, parallel
 from train.evaluation import Evaluation, evaluate
 from train.experiments.plan import PlannedRun
+from train.experiments.programs import Programs
 from train.experiments.recorder import Recorder
 from train.experiments.study import Study
 from train.loop import train
 from train.parallel import Layout
 from train.progress import StudyProgress
-from train.steps import Metrics, Recipe, Run
+from train.steps import Metrics, Run
 
-
-@dataclasses.dataclass(frozen=True)
-class _Program:
-    train_step: Callable[..., Any]
-    eval_step: Callable[..., Any]
+# Checkpoints that are due by themselves take at most this share of the time.
+_CHECKPOINT_SHARE = 0.02
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,7 +48,9 @@ class Worker:
         self._study, self._config = study, study.config
         self._recorder, self._progress = recorder, progress
         self._checkpoints = study.config.workdir / "checkpoint"
-        self._programs: dict[tuple[Recipe, bool, int, Layout], _Program] = {}
+        wanted = study.config.checkpoint_seconds
+        self._until_checkpoint = 60.0 if wanted is None else wanted
+        self._programs = Programs(study, progress)
 
     def work(self, runs: Sequence[PlannedRun]) -> None:
         """Makes these runs, those with a checkpoint first."""
@@ -90,7 +90,7 @@ class Worker:
         chosen = self._recorder.layouts(self._study.program_name(runs[0]), wanted)
         if chosen:
             return chosen[-1]
-        mesh = self._study.mesh
+        study, mesh = self._study, self._study.mesh
         devices = jax.devices()[:1] if mesh is None else list(mesh.devices.flat)
         layout, why = memory.choose_layout(
             wanted,
@@ -98,7 +98,10 @@ class Worker:
             mesh,
             jax.default_backend(),
             lambda layout: memory.bytes_needed(
-                self._program(runs[0], layout).train_step
+                self._programs.train_step(
+                    *(runs[0], layout, study.iterations(runs[0]) - 1),
+                    measured=runs[0].statistics_every > 0,
+                )
             ),
             memory.bytes_free(devices),
         )
@@ -110,26 +113,41 @@ class Worker:
         self._progress.say(f"{program}: {layout.runs} at a time ({why})")
         self._recorder.layout(program, layout, self._config.runs_per_program, why)
 
-    def _program(self, run: PlannedRun, layout: Layout) -> _Program:
-        recipe, size = self._study.recipe(run), self._config.batch_size
-        length = self._study.inputs[run.task].train.input_ids.shape[1]
-        own_dropout = run.regularization.dropout is None
-        key = (recipe, own_dropout, length, layout)
-        if key not in self._programs:
-            start = time.monotonic()
-            copies = [run] * layout.runs
-            shapes = jax.eval_shape(lambda: self._study.start(copies, layout))
-            batch = parallel.place_batch(layout, self._study.batch(copies, 0))
-            step = parallel.compile_train_step(recipe, layout)
-            compiled = step.lower(parallel.placed(layout, shapes), batch).compile()
-            self._programs[key] = _Program(
-                compiled, parallel.compile_eval_step(recipe, layout)
-            )
-            self._progress.say(
-                f"compiled for {layout.runs} x {size} x {length} tokens in "
-                f"{time.monotonic() - start:.1f} s"
-            )
-        return self._programs[key]
+    def _steps(
+        self, runs: list[PlannedRun], layout: Layout, state: _State, ends: list[int]
+    ) -> Iterator[tuple[int, Run, list[Metrics]]]:
+        """Takes all steps still to take; see ``loop.train``."""
+        study, each = self._study, self._study.iteration_steps(runs[0])
+        # What was saved at the end of an iteration has the optimizer state of that one.
+        first = max(state.step - 1, 0) // each
+        values = study.start(runs, layout, first)
+        if state.checkpoint is not None:
+            values = checkpoint.restore_runs(state.checkpoint, values)
+        for iteration in range(first, study.iterations(runs[0])):
+            if iteration > first:
+                started = study.start(runs, layout, iteration)
+                if runs[0].unfreezing == "carry":
+                    started = started._replace(params=values.params)
+                values = started
+            begin = max(iteration * each, state.step)
+            rest = [end for end in ends if begin < end <= (iteration + 1) * each]
+            step_fn = functools.partial(self._step, runs, layout, iteration)
+            for end, stepped, metrics in train(step_fn, values, begin, rest):
+                values = stepped
+                yield end, values, metrics
+
+    def _step(
+        self,
+        runs: list[PlannedRun],
+        layout: Layout,
+        iteration: int,
+        values: Run,
+        step: int,
+    ) -> tuple[Run, Metrics]:
+        measured = self._study.is_measured(runs[0], step)
+        program = self._programs.train_step(runs[0], layout, iteration, measured)
+        batch = parallel.place_batch(layout, self._study.batch(runs, step))
+        return program(values, batch)
 
     def _carry_out(self, runs: list[PlannedRun], layout: Layout, state: _State) -> bool:
         """Makes runs together; False if they do not fit into the device's memory."""
@@ -161,10 +179,14 @@ class Worker:
         study, record = self._study, self._recorder
         # Copies of the last run fill up the program; nothing is recorded of them.
         filled = [*runs, *[runs[-1]] * (layout.runs - len(runs))]
-        program, inputs = self._program(runs[0], layout), study.inputs[runs[0].task]
+        inputs, eval_step = (
+            study.inputs[runs[0].task],
+            self._programs.eval_step(runs[0], layout),
+        )
         total, scored_at = study.total_steps(runs[0]), study.scored_at(runs[0])
-        every = self._config.record_every
-        ends = sorted({*range(every, total, every), *scored_at})
+        every, each = self._config.record_every, study.iteration_steps(runs[0])
+        ends = {s for s in range(total) if s % each and s % each % every == 0}
+        ends = sorted(ends | scored_at)
         diverged_at, own = dict(state.diverged_at), state.own_seconds
         pending: tuple[int, list[Metrics]] | None = None
         results: list[dict[str, Evaluation]] = []
@@ -176,42 +198,29 @@ class Worker:
                     diverged_at.setdefault(name, step)
             pending = None
 
-        values = study.start(filled, layout)
         if state.checkpoint is not None:
-            values = checkpoint.restore_runs(state.checkpoint, values)
             self._progress.skip(state.step * len(runs))
-        start = saved = time.monotonic()
-        for end, stepped, metrics in train(
-            program.train_step,
-            values,
-            lambda step: parallel.place_batch(layout, study.batch(filled, step)),
-            state.step,
-            [end for end in ends if end > state.step],
-        ):
+        start = saved = self._clock()
+        for end, values, metrics in self._steps(filled, layout, state, ends):
             flush()
             pending = (end, metrics)
             if end in scored_at:
                 flush()
-                began = time.monotonic()
-                results = evaluate(
-                    program.eval_step,
-                    stepped.params,
-                    inputs,
-                    self._config.eval_batch_size,
-                    layout,
-                )
+                began = self._clock()
+                size = self._config.eval_batch_size
+                results = evaluate(eval_step, values.params, inputs, size, layout)
                 record.evaluation(runs, end, results)
-                own += time.monotonic() - began
+                own += self._clock() - began
             self._progress.took(len(metrics) * len(runs))
-            now = time.monotonic()
-            if end < total and now - saved >= self._config.checkpoint_seconds:
+            now = self._clock()
+            if end < total and now - saved >= self._until_checkpoint:
                 flush()
                 seconds = state.seconds + now - start
                 reached = _State(end, seconds, own, diverged_at)
-                self._save(runs, layout, reached, stepped)
-                saved = time.monotonic()
+                self._save(runs, layout, reached, values)
+                saved = self._clock()
                 own += saved - now
-        seconds = state.seconds + time.monotonic() - start
+        seconds = state.seconds + self._clock() - start
         for run, result in zip(runs, results, strict=False):
             record.finished(
                 run,
@@ -221,17 +230,21 @@ class Worker:
                 diverged_at=diverged_at.get(run.name),
                 together=layout.runs,
             )
-        record.file.sync()
+        record.sync()
         checkpoint.remove_checkpoints(self._checkpoints)
         self._progress.finished(len(runs), sum(record.failed(run) for run in runs))
         for line in record.cells(runs):
             self._progress.say(line)
 
+    def _clock(self) -> float:
+        """Seconds, those of the compiler left out."""
+        return time.monotonic() - self._programs.seconds
+
     def _save(
         self, runs: list[PlannedRun], layout: Layout, state: _State, values: Run
     ) -> None:
         # Whoever reads the checkpoint finds the records of all steps before it.
-        self._recorder.file.sync()
+        self._recorder.sync()
         notes = {
             "runs": [run.name for run in runs],
             "layout_runs": layout.runs,
@@ -244,4 +257,8 @@ class Worker:
             },
             "environment": self._recorder.environment,
         }
+        start = time.monotonic()
         checkpoint.save_runs(self._checkpoints, state.step, values, notes)
+        if self._config.checkpoint_seconds is None:
+            seconds = time.monotonic() - start
+            self._until_checkpoint = max(60.0, seconds / _CHECKPOINT_SHARE)

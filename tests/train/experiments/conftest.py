@@ -31,9 +31,13 @@ def tiny_glue(tmp_path_factory):
 
 @pytest.fixture
 def config(tiny_model, tiny_glue, tmp_path) -> StabilityConfig:
+    return tiny_config(tiny_model, tiny_glue, tmp_path / "study")
+
+
+def tiny_config(tiny_model, tiny_glue, workdir) -> StabilityConfig:
     return StabilityConfig(
         model=str(tiny_model),
-        workdir=tmp_path / "study",
+        workdir=workdir,
         tasks=("cola",),
         data_dir=tiny_glue,
         methods=("cwgnc_code",),
@@ -80,12 +84,12 @@ def interrupt_at(monkeypatch, calls, error=KeyboardInterrupt):
     real, count = worker.train, 0
 
     def train(step_fn, *arguments):
-        def counted(runs, batch):
+        def counted(runs, step):
             nonlocal count
             count += 1
             if count == calls:
                 raise error
-            return step_fn(runs, batch)
+            return step_fn(runs, step)
 
         return real(counted, *arguments)
 

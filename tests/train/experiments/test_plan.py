@@ -92,7 +92,7 @@ def test_the_protocol_is_all_but_the_axes_and_the_execution():
         ({"methods": ("cwgn",)}, "did you mean 'cwgnc'"),
         (
             {"methods": ("presets",)},
-            "the methods are cwgnc cwgnc_code full devlin .* NAME.cwgnc",
+            "the methods are cwgnc cwgnc_code full gu gu_restart .* NAME.cwgnc",
         ),
         ({"seeds": 0}, "--seeds must be at least 1 .* no run to make"),
         ({"data_seeds": -1}, "--data-seeds at least 0"),

@@ -30,7 +30,7 @@ def test_an_interrupted_study_goes_on_to_the_same_bits(config, together, monkeyp
     steps = []
     with monkeypatch.context() as patch:
         real = worker.train
-        patch.setattr(worker, "train", lambda *a: (steps.append(a[3]), real(*a))[1])
+        patch.setattr(worker, "train", lambda *a: (steps.append(a[2]), real(*a))[1])
         resumed = study(config, **changes)
     assert steps[0] > 0  # it went on from a checkpoint
     assert lasting(resumed) == lasting(unbroken)

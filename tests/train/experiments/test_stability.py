@@ -117,8 +117,8 @@ def test_fewer_runs_go_together_when_memory_runs_out(config, monkeypatch):
 
             return step
 
-    def compile_train_step(recipe, layout):
-        return Full() if layout.runs > 2 else real(recipe, layout)
+    def compile_train_step(recipe, layout, measured):
+        return Full() if layout.runs > 2 else real(recipe, layout, measured)
 
     monkeypatch.setattr(parallel, "compile_train_step", compile_train_step)
     lines = study(config, runs_per_program=4)

@@ -1,0 +1,98 @@
+"""What is measured of every component to see the race between them."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from cwgnc_jax import component_norms, component_sizes
+
+STATISTICS = (
+    "rmsd",
+    "cosine",
+    "grad_norm",
+    "clipped_norm",
+    "coefficient",
+    "param_norm",
+    "update_norm",
+    "grad_min",
+    "grad_max",
+    "grad_mean",
+    "param_min",
+    "param_max",
+    "param_mean",
+)
+"""The rows of :func:`component_statistics`."""
+
+
+def component_statistics(
+    params: Any, origin: Any, grads: Any, clipped: Any, updates: Any
+) -> jax.Array:
+    """Measures each parameter, the paper's component, after a step.
+
+    Args:
+      params: The parameters after the update.
+      origin: The parameters that the run started from.
+      grads: The gradients before the clip.
+      clipped: The gradients behind it.
+      updates: What was added to the parameters.
+
+    Returns:
+      A float32 array ``[statistics, components]``, the components in the order of
+      :func:`cwgnc_jax.component_norms`. Its rows are, in the order of ``STATISTICS``:
+      the root of the mean squared difference from the origin, the cosine of the angle
+      with it (NaN for a vector of zeros, as biases that were drawn anew are), the norm
+      of the gradient before and after the clip, what the clip scaled it by (1 for a
+      gradient of zeros), the norm of the parameter and of its update, and smallest,
+      largest and mean element of gradient and parameter.
+    """
+    norms = {
+        name: _stacked(component_norms(tree))
+        for name, tree in {
+            "params": params,
+            "origin": origin,
+            "difference": jax.tree.map(jnp.subtract, params, origin),
+            "grads": grads,
+            "clipped": clipped,
+            "updates": updates,
+        }.items()
+    }
+    moved, kept, was = norms["difference"], norms["params"], norms["origin"]
+    sizes = jnp.array(list(component_sizes(params).values()), jnp.float32)
+    # Exact for small angles, where 1 - cos would be lost in the rounding of cos.
+    turned = (moved**2 - (kept - was) ** 2) / (2 * kept * was)
+    scaled = norms["clipped"] / norms["grads"]
+    rows = {
+        "rmsd": moved / jnp.sqrt(sizes),
+        "cosine": jnp.where(kept * was == 0, jnp.nan, 1 - turned),
+        "grad_norm": norms["grads"],
+        "clipped_norm": norms["clipped"],
+        "coefficient": jnp.where(norms["grads"] == 0, 1.0, scaled),
+        "param_norm": kept,
+        "update_norm": norms["updates"],
+    }
+    for tree_name, tree in (("grad", grads), ("param", params)):
+        for name, function in (("min", jnp.min), ("max", jnp.max), ("mean", jnp.mean)):
+            rows[f"{tree_name}_{name}"] = _stacked(_by_component(tree, function))
+    # One array an interval goes to the host, not one a component and statistic.
+    return jnp.stack([rows[name] for name in STATISTICS])
+
+
+def component_names(params: Any) -> list[str]:
+    """The components in the order of the columns of :func:`component_statistics`."""
+    return list(component_sizes(params))
+
+
+def _by_component(
+    tree: Any, function: Callable[[jax.Array], jax.Array]
+) -> dict[str, jax.Array]:
+    leaves = {
+        jax.tree_util.keystr(path, simple=True, separator="/"): leaf
+        for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+    }
+    return {name: function(leaves[name]) for name in component_names(tree)}
+
+
+def _stacked(values: dict[str, jax.Array]) -> jax.Array:
+    return jnp.stack([value.astype(jnp.float32) for value in values.values()])
