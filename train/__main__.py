@@ -1,4 +1,4 @@
-"""The command line: ``python -m train finetune|predict|stability|report``."""
+"""The command line: ``python -m train COMMAND``."""
 
 import argparse
 import sys
@@ -11,9 +11,12 @@ from train.config import (
     PRESETS,
     FinetuneConfig,
     PredictConfig,
+    RacingConfig,
     ReportConfig,
+    UnfreezeConfig,
     check_predict,
 )
+from train.experiments.paper import ReproduceConfig
 from train.experiments.plan import StabilityConfig
 
 _USAGE = """usage: python -m train COMMAND [--help]
@@ -22,7 +25,10 @@ commands:
   finetune    fine-tune a pretrained encoder on a task or on own data
   predict     predict with a fine-tuned model
   stability   fine-tune with many seeds, thresholds and methods
-  report      tables, tests and figures of such a study"""
+  report      tables, tests and figures of such a study
+  racing      how the components of its runs converge, failed and successful
+  unfreeze    what gradual unfreezing did in it, iteration by iteration
+  reproduce   the paper's tables and figures, cut to a budget of minutes"""
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -39,6 +45,9 @@ def main(arguments: Sequence[str]) -> int:
         "predict": _predict,
         "stability": _stability,
         "report": _report,
+        "racing": _racing,
+        "unfreeze": _unfreeze,
+        "reproduce": _reproduce,
     }
     if not arguments or arguments[0] in ("-h", "--help"):
         print(_USAGE)
@@ -108,8 +117,7 @@ def _stability(arguments: list[str]) -> int:
     except (ValueError, OSError, MemoryError) as error:
         return _refuse(error)
     except KeyboardInterrupt:
-        print("interrupted; the same command goes on", file=sys.stderr)
-        return 130
+        return _interrupted()
     print(f"records  {config.workdir / 'records.jsonl'}")
     print(f"next     python -m train report {config.workdir}")
     return 0
@@ -125,6 +133,55 @@ def _report(arguments: list[str]) -> int:
         return _refuse(error)
     print(f"report  {page}")
     return 0
+
+
+def _racing(arguments: list[str]) -> int:
+    config = tyro.cli(RacingConfig, prog="python -m train racing", args=arguments)
+    try:
+        from train.analysis.racing import write_racing
+
+        paths = write_racing(config.workdir, config.output)
+    except (ValueError, OSError) as error:
+        return _refuse(error)
+    print(*paths, sep="\n")
+    return 0
+
+
+def _unfreeze(arguments: list[str]) -> int:
+    config = tyro.cli(UnfreezeConfig, prog="python -m train unfreeze", args=arguments)
+    try:
+        from train.analysis.unfreezing import write_unfreezing
+
+        paths = write_unfreezing(config.workdir, config.output)
+    except (ValueError, OSError) as error:
+        return _refuse(error)
+    print(*paths, sep="\n")
+    return 0
+
+
+def _reproduce(arguments: list[str]) -> int:
+    config = tyro.cli(ReproduceConfig, prog="python -m train reproduce", args=arguments)
+    try:
+        from train.analysis.report import write_report
+        from train.experiments.reproduce import cut, prepare_reproduction
+        from train.experiments.stability import run_study
+
+        study = prepare_reproduction(config)
+        left_out = "; ".join(cut(config.workdir)) or "nothing"
+        print(f"{len(study.runs)} runs; cut from the paper's protocol: {left_out}")
+        run_study(study)
+        page = write_report(config.workdir)
+    except (ValueError, OSError, MemoryError) as error:
+        return _refuse(error)
+    except KeyboardInterrupt:
+        return _interrupted()
+    print(f"report  {page}")
+    return 0
+
+
+def _interrupted() -> int:
+    print("interrupted; the same command goes on", file=sys.stderr)
+    return 130
 
 
 def _print_scores(scores: dict[str, dict[str, Any]], lines: dict[str, dict[str, Any]]):

@@ -155,6 +155,26 @@ class ReportConfig:
     majority classifier."""
 
 
+@dataclasses.dataclass(frozen=True)
+class RacingConfig:
+    """Draw how the components of a study's runs converge, failed and successful."""
+
+    workdir: tyro.conf.Positional[Path]
+    """The study's folder; the study must have been run with --statistics-every."""
+    output: Path | None = None
+    """Where to write; by default the folder racing in the study's own."""
+
+
+@dataclasses.dataclass(frozen=True)
+class UnfreezeConfig:
+    """Draw what gradual unfreezing does, beside plain fine-tuning."""
+
+    workdir: tyro.conf.Positional[Path]
+    """The study's folder; the study must have been run with --statistics-every."""
+    output: Path | None = None
+    """Where to write; by default the folder unfreezing in the study's own."""
+
+
 _NO_DATA = DataConfig()
 PRESETS = {
     # Appendix B; warm-up and weight decay "as Devlin et al."

@@ -3,7 +3,6 @@
 import dataclasses
 import math
 from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -18,6 +17,7 @@ from train.analysis.labels import (
     task_label,
     threshold,
 )
+from train.analysis.pictures import PALETTE, STYLE, WIDTH, Picture, set_title
 from train.analysis.study import Study
 
 MOST_CELLS = 8
@@ -25,39 +25,8 @@ MOST_CELLS = 8
 MOST_PANELS = 6
 """A figure has no more panels than this."""
 
-# Okabe and Ito's palette, which the colour-blind tell apart.
-_PALETTE = "#D55E00 #E69F00 #009E73 #56B4E9 #0072B2 #CC79A7 #000000 #999999".split()
-_STYLE = {
-    "font.size": 9,
-    "axes.titlesize": 9,
-    "axes.titlelocation": "left",
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "figure.titlesize": 10,
-    "legend.frameon": False,
-    # The same records give the same file, byte for byte.
-    "svg.hashsalt": "cwgnc",
-}
-_WIDTH = 7.4
 _FAILED = {"marker": "x", "linewidth": 1.1, "s": 26}
 _SUCCEEDED = {"marker": "o", "edgecolor": "none", "s": 16, "alpha": 0.75}
-
-
-@dataclasses.dataclass(frozen=True)
-class Picture:
-    """A figure under the name of its files."""
-
-    name: str
-    task: str
-    caption: str
-    """What is seen, for those who read the report and those who cannot see it."""
-    figure: Figure
-
-    def write(self, folder: Path) -> None:
-        """Writes the PNG and the SVG file."""
-        with rc_context(_STYLE):
-            self.figure.savefig(folder / f"{self.name}.png", dpi=150)
-            self.figure.savefig(folder / f"{self.name}.svg", metadata={"Date": None})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,7 +50,7 @@ def draw_figures(study: Study, cells: pd.DataFrame) -> list[Picture]:
       The figures, task by task.
     """
     pictures = []
-    with rc_context(_STYLE):
+    with rc_context(STYLE):
         for task in study.runs["task"].unique():
             of_task = cells[cells["task"] == task]
             panels = _panels(of_task)
@@ -144,7 +113,7 @@ def _method_panel(cells):
         norm = cell.max_norm
         return words if math.isinf(norm) else f"{words}, threshold {threshold(norm)}"
 
-    return _Panel("Methods", cells, label, None, _PALETTE[: len(cells)])
+    return _Panel("Methods", cells, label, None, PALETTE[: len(cells)])
 
 
 def _distribution(study, task, panels):
@@ -199,7 +168,7 @@ def _thresholds(study, task, groups):
         finite = [norm for norm in norms if math.isfinite(norm)]
         place = {norm: norm for norm in finite} | {math.inf: 10 * finite[-1]}
         for i, group in enumerate(groups_here):
-            color = _PALETTE[4 - i % 5]
+            color = PALETTE[4 - i % 5]
             # Learning rates side by side, so that their bars can be told apart.
             x = np.array([place[cell.max_norm] for cell in group]) * 1.06**i
             scores = [100 * of_cell(study.runs, cell)["score"] for cell in group]
@@ -343,7 +312,7 @@ def _course(
 
 def _figure(study, task, title, sizes, inches, extra, columns=1):
     heights = [size * inches + extra for size in sizes]
-    figure = Figure(figsize=(_WIDTH, sum(heights) + 1), layout="constrained")
+    figure = Figure(figsize=(WIDTH, sum(heights) + 1), layout="constrained")
     rows = figure.subplots(
         *(len(sizes), columns),
         height_ratios=heights,
@@ -351,11 +320,7 @@ def _figure(study, task, title, sizes, inches, extra, columns=1):
         sharey=columns > 1,
         squeeze=False,
     )
-    figure.suptitle(
-        f"{task_label(task)}, {study.model}: {title}",
-        x=0.01,
-        horizontalalignment="left",
-    )
+    set_title(figure, f"{task_label(task)}, {study.model}: {title}")
     return figure, rows
 
 

@@ -12,6 +12,8 @@ METHODS = {
     "reinit": "re-initialised top (Zhang et al.)",
     "llrd": "layer-wise decay (Zhang et al.)",
     "prior_decay": "prior decay (Zhang et al.)",
+    "gu": "gradual unfreezing",
+    "gu_restart": "gradual unfreezing (restart)",
     "cwgnc": "CWGNC",
     "cwgnc_code": "CWGNC (its code's values)",
 }

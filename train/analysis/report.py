@@ -1,6 +1,7 @@
 """The report of a study: one page of HTML, its tables and its figures."""
 
 import base64
+import json
 from pathlib import Path
 
 import jinja2
@@ -8,9 +9,12 @@ import pandas as pd
 
 from train.analysis import comparisons, results, tables
 from train.analysis.cells import choose_cells
+from train.analysis.components import read_components
 from train.analysis.figures import MOST_CELLS, MOST_PANELS, draw_figures
 from train.analysis.labels import method_label, task_label
+from train.analysis.racing import racing_section
 from train.analysis.study import LEGACY_LINES, Study, read_study
+from train.analysis.unfreezing import unfreezing_section
 
 
 def write_report(
@@ -45,15 +49,14 @@ def write_report(
         table.write(output / "tables")
     figures: dict[str, list[dict[str, str]]] = {}
     for picture in draw_figures(study, cells):
-        picture.write(output / "figures")
-        svg = (output / "figures" / f"{picture.name}.svg").read_bytes()
-        figures.setdefault(task_label(picture.task), []).append(
-            {
-                "name": picture.name,
-                "caption": picture.caption,
-                "source": f"data:image/svg+xml;base64,{base64.b64encode(svg).decode()}",
-            }
-        )
+        shown = _shown(picture, output / "figures")
+        figures.setdefault(task_label(picture.task), []).append(shown)
+    sections = []
+    for section in _sections(study, Path(workdir)):
+        for table in section.tables:
+            table.write(output / "tables")
+        pictures = [_shown(item, output / "figures") for item in section.pictures]
+        sections.append({"section": section, "pictures": pictures})
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
         autoescape=True,
@@ -63,9 +66,10 @@ def write_report(
     )
     page = environment.get_template("report.html.j2").render(
         title=f"Fine-tuning {study.model}: {', '.join(map(task_label, tasks))}",
-        facts=_facts(study),
+        facts=_facts(study) | _cuts(Path(workdir)),
         tables=made,
         figures=figures,
+        sections=sections,
         most_cells=MOST_CELLS,
         most_panels=MOST_PANELS,
         legacy_lines=_legacy(study) if legacy_lines else None,
@@ -94,6 +98,27 @@ def _tables(study, cells):
     yield tables.failure_table(study)
 
 
+def _sections(study, workdir):
+    measured = None
+    if (workdir / "components.jsonl").exists():
+        measured = read_components(workdir, set(study.runs["run"]))
+    made = [
+        racing_section(study, measured) if measured else None,
+        unfreezing_section(study, measured),
+    ]
+    return [section for section in made if section]
+
+
+def _shown(picture, folder):
+    _, path = picture.write(folder)
+    svg = base64.b64encode(path.read_bytes()).decode()
+    return {
+        "name": picture.name,
+        "caption": picture.caption,
+        "source": f"data:image/svg+xml;base64,{svg}",
+    }
+
+
 def _facts(study: Study) -> dict[str, str]:
     runs, config = study.runs, study.config
     failed, collapsed = runs["failed"].sum(), runs["collapsed"].sum()
@@ -116,6 +141,18 @@ def _facts(study: Study) -> dict[str, str]:
         "Versions": "; ".join(_distinct(runs["versions"].map(_versions))),
     }
     return {name: str(fact) for name, fact in facts.items() if fact not in (None, "")}
+
+
+def _cuts(workdir: Path) -> dict[str, str]:
+    """What a reproduction leaves out of the paper's protocol to keep to its budget."""
+    path = workdir / "reproduction.json"
+    if not path.is_file():
+        return {}
+    known = json.loads(path.read_bytes())
+    if not known["cut"]:
+        return {"Protocol": "the paper's, whole"}
+    budget = f"Cut to {known['budget_minutes']:g} minutes"
+    return {budget: "; ".join(known["cut"])}
 
 
 def _distinct(values: pd.Series) -> list[str]:

@@ -150,13 +150,15 @@ def _run_row(record):
         "has_holdout": bool(holdout),
         "holdout_score": float(holdout[metric]) if holdout else math.nan,
         "collapsed": bool(record.get("collapsed")),
+        "iterations": int(record.get("iterations") or 1),
         "seconds": float(record.get("seconds") or 0),
     }
 
 
 _OPTIONAL = (
     "diverged_at_step epochs batch_size warmup_ratio weight_decay components "
-    "eps bias_correction steps train_examples runs_per_program device versions"
+    "eps bias_correction steps train_examples runs_per_program device versions "
+    "unfreezing"
 ).split()
 _SERIES = ("loss", "clip_rate_components", "clip_rate_elements")
 _ROWS = {

@@ -37,14 +37,16 @@ class Table:
     marks: tuple[str, ...] = ()
     """What kind of row each one is: paper, chosen or nothing."""
 
-    def write(self, folder: Path) -> None:
+    def write(self, folder: Path) -> list[Path]:
         """Writes the CSV and the Markdown file."""
-        self.data.to_csv(folder / f"{self.name}.csv", index=False)
+        paths = [folder / f"{self.name}.{kind}" for kind in ("csv", "md")]
+        self.data.to_csv(paths[0], index=False)
         lines = [f"**{self.title}**", "", _markdown_row(self.shown.columns)]
         lines.append(_markdown_row("---" for _ in self.shown.columns))
         lines += [_markdown_row(row) for row in self.shown.itertuples(index=False)]
         lines += ["", self.note]
-        (folder / f"{self.name}.md").write_text("\n".join(lines).rstrip() + "\n")
+        paths[1].write_text("\n".join(lines).rstrip() + "\n")
+        return paths
 
 
 def task_table(study: Study) -> Table:
@@ -78,6 +80,10 @@ def protocol_table(study: Study) -> Table:
         "eps": "Adam's eps",
         "components": "Components",
     }
+    pairs = zip(study.runs["epochs"], study.runs["iterations"], strict=True)
+    runs = study.runs.assign(
+        epochs=[f"{n} × {_plain(each)}" if n > 1 else each for each, n in pairs]
+    )
     spell = {"learning_rate": rate, "max_norm": threshold, "eps": rate}
     rows = [
         {"method": method}
@@ -85,7 +91,7 @@ def protocol_table(study: Study) -> Table:
             name: ", ".join(map(spell.get(name, _plain), group[name].drop_duplicates()))
             for name in columns
         }
-        for method, group in study.runs.groupby("method", sort=False)
+        for method, group in runs.groupby("method", sort=False)
     ]
     pick = lambda name: lambda row: row[name]
     shown = {title: pick(name) for name, title in columns.items()}

@@ -14,6 +14,7 @@ import numpy as np
 from cwgnc_jax import models
 from train import parallel
 from train.experiments.plan import (
+    PlannedRun,
     StabilityConfig,
     check_stability,
     data_config,
@@ -30,12 +31,17 @@ from train.progress import StudyProgress
 from train.records import check_workdir, plain, write_json
 from train.tasks import find_task
 
+_DESCRIPTIONS = ("reproduction", "study")
 
-def prepare_study(config: StabilityConfig) -> Study:
+
+def prepare_study(
+    config: StabilityConfig, runs: list[PlannedRun] | None = None
+) -> Study:
     """Reads and checks all that a study needs, and writes nothing.
 
     Args:
       config: The study's config.
+      runs: Its runs, if they are not all combinations of what the config lists.
 
     Returns:
       The study, ready to start or to go on.
@@ -87,7 +93,7 @@ def prepare_study(config: StabilityConfig) -> Study:
         before = {task: known["data"].get(task, digests[task]) for task in inputs}
         _check_same(config.workdir, "data of task", before, digests)
     _check_layers(config, inputs)
-    return Study(config, inputs, planned_runs(config), mesh)
+    return Study(config, inputs, runs or planned_runs(config), mesh)
 
 
 def run_study(study: Study) -> None:
@@ -163,9 +169,10 @@ def _read_study(workdir: Path) -> dict[str, Any] | None:
 
 
 def _died_at_once(workdir: Path) -> bool:
-    """Whether all that is left of a study is a description half written."""
-    names = [path.name for path in workdir.iterdir()] if workdir.is_dir() else []
-    return names == ["study.json.tmp"]
+    """Whether all that is left of a study is what is written before its runs start."""
+    names = {path.name for path in workdir.iterdir()} if workdir.is_dir() else set()
+    first = {f"{name}.json{tmp}" for name in _DESCRIPTIONS for tmp in ("", ".tmp")}
+    return bool(names) and names <= first
 
 
 def _check_same(workdir: Path, what: str, before: dict, now: dict) -> None:

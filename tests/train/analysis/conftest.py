@@ -8,6 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from train.records import plain
+
 METRICS = {"cola": "matthews_correlation", "mrpc": "f1", "rte": "accuracy"}
 LINES = {"cola": 0.0, "mrpc": 0.8122, "rte": 0.527}
 LEVELS = {"cola": 0.6, "mrpc": 0.9, "rte": 0.7}
@@ -140,6 +142,168 @@ def _one_run(rng, run, method, rate, norm, holdout):
     if holdout:
         record = with_holdout(record, final + rng.normal(0, 0.005))
     return [*records, record]
+
+
+def component_names(layers: int) -> list[str]:
+    """The components of a BERT, sorted as its parameters are."""
+    modules = {
+        "attention/self/query": ("kernel", "bias"),
+        "attention/self/key": ("kernel", "bias"),
+        "attention/self/value": ("kernel", "bias"),
+        "attention/output/dense": ("kernel", "bias"),
+        "attention/output/LayerNorm": ("scale", "bias"),
+        "intermediate/dense": ("kernel", "bias"),
+        "output/dense": ("kernel", "bias"),
+        "output/LayerNorm": ("scale", "bias"),
+    }
+    names = [
+        f"bert/encoder/layer/{layer}/{module}/{leaf}"
+        for layer in range(layers)
+        for module, leaves in modules.items()
+        for leaf in leaves
+    ]
+    for kind in ("word", "position", "token_type"):
+        names.append(f"bert/embeddings/{kind}_embeddings/embedding")
+    names += [f"bert/embeddings/LayerNorm/{leaf}" for leaf in ("scale", "bias")]
+    names += [f"bert/pooler/dense/{leaf}" for leaf in ("kernel", "bias")]
+    return sorted([*names, "classifier/kernel", "classifier/bias"])
+
+
+def components_record(run: str, step: int, rmsd: Sequence[float], **changes) -> dict:
+    """The line of one measurement; by default all follows from the distances."""
+    rmsd = list(map(float, rmsd))
+    columns = {
+        "rmsd": rmsd,
+        "cosine": [1 - 1e3 * value**2 for value in rmsd],
+        "grad_norm": [0.1] * len(rmsd),
+        "param_norm": [10 + value for value in rmsd],
+    }
+    columns |= {name: list(map(float, value)) for name, value in changes.items()}
+    return plain({"kind": "components", "run": run, "step": step} | columns)
+
+
+def write_components(
+    workdir: Path, names: Sequence[str], records: Sequence[dict]
+) -> Path:
+    """Writes the statistics of the components into a study's folder."""
+    first = {"kind": "names", "components": list(names)}
+    lines = "".join(json.dumps(record) + "\n" for record in [first, *records])
+    (workdir / "components.jsonl").write_text(lines)
+    return workdir
+
+
+# One of each kind that is treated in its own way.
+FEW = (
+    "word_embeddings",
+    "self/query/kernel",
+    "self/key/kernel",
+    "self/key/bias",
+    "output/LayerNorm/scale",
+    "classifier/kernel",
+)
+
+
+def measured_run(
+    run: str,
+    names: Sequence[str],
+    layers: int,
+    failed: bool = False,
+    steps: int = 200,
+    every: int = 20,
+    iterations: int = 1,
+    **changes,
+) -> tuple[list[dict], list[dict]]:
+    """A finished run: its records, and those of its components.
+
+    In a failed run the top layers run ahead and gradients vanish after a peak.
+    """
+    task, method = run.split("/")[:2]
+    rng = np.random.default_rng(list(run.encode()))
+    size, restart = len(names), method.startswith("gu_restart")
+    depth = np.array([_depth(name, layers) for name in names])
+    key = np.array([name.endswith("key/bias") for name in names])
+    base = np.exp(rng.normal(0, 0.15, size)) * np.array(
+        [0.3 if name.endswith("bias") else 1.0 for name in names]
+    )
+    speed = 0.25 + (0.75 if failed else 0.15) * (1 - depth / (layers + 1))
+    speed *= np.exp((0.4 if failed else 0.1) * rng.normal(size=size))
+    each, line = steps // iterations, LINES[task]
+    level = LEVELS[task] + rng.normal(0, 0.01)
+    lines, records, done = [], [], np.zeros(size)
+    for iteration in range(1, iterations + 1):
+        thawed = depth > layers - iteration if iterations > 1 else depth >= 0
+        thawed |= iteration == layers
+        start = np.zeros(size) if restart else done
+        for step in sorted({*range(1, each + 1, every), each}):
+            share = 1 - np.exp(-step / (each * speed))
+            moved = 1e-3 * base * share * (1 - 0.6 * done / (done.max() + 1e-9))
+            rmsd = np.where(thawed, start + moved * np.where(key, 1e-4, 1), start)
+            fall = 30 * np.exp(-8 * step / each) if failed else 1 + step / each
+            grad = 0.05 * base * fall * np.exp((0.35 if failed else 0.05) * depth)
+            grad = grad * np.exp(rng.normal(0, 0.2, size)) * np.where(key, 1e-8, 1)
+            number = (iteration - 1) * each + step
+            lines.append(
+                components_record(
+                    *(run, number, rmsd),
+                    grad_norm=np.where(thawed, grad, 0),
+                    param_norm=20 * base + 40 * rmsd,
+                    cosine=1 - 2e3 * rmsd**2,
+                )
+            )
+        done = rmsd
+        part = (iteration if restart else iteration**0.4) / iterations
+        score = line if failed else line + (level - line) * min(1, part)
+        scores = {METRICS[task]: score + rng.normal(0, 0.002) * (not failed)}
+        records.append(
+            {"kind": "evaluation", "run": run, "step": iteration * each}
+            | {"split": "validation", "scores": scores, "collapsed": failed}
+        )
+    unfreezing = ("restart" if restart else "carry") if iterations > 1 else None
+    last = run_record(
+        *(run, scores[METRICS[task]]),
+        **{"steps": each * iterations, "iterations": iterations, "epochs": 3},
+        **{"unfreezing": unfreezing, **changes},
+    )
+    return [*records, last], lines
+
+
+def _depth(name, layers):
+    if "/layer/" in name:
+        return int(name.split("/layer/")[1].split("/")[0]) + 1
+    return 0 if "embeddings" in name else layers + 1
+
+
+def measured_study(
+    workdir: Path,
+    cells: dict[str, tuple[int, int]],
+    layers: int = 2,
+    few: bool = True,
+    **options,
+) -> Path:
+    """Writes a study of measured runs.
+
+    Args:
+      workdir: Where to write.
+      cells: By the cell's name, the numbers of its failed and successful runs.
+      layers: The layers of the model; also the iterations of gradual unfreezing.
+      few: Measure a few components only, which is faster to draw.
+      **options: Goes to ``measured_run``.
+    """
+    records, lines, names = [], [], component_names(layers)
+    if few:
+        names = [name for name in names if name.endswith(FEW) or FEW[0] in name]
+    for cell, (failed, succeeded) in cells.items():
+        unfreezing = cell.split("/")[1].startswith("gu")
+        iterations = {"iterations": layers} if unfreezing else {}
+        for seed in range(failed + succeeded):
+            run = f"{cell}/seed={seed}"
+            parts = measured_run(
+                run, names, layers, seed < failed, **iterations, **options
+            )
+            records += parts[0]
+            lines += parts[1]
+    write_study(workdir, records)
+    return write_components(workdir, names, lines)
 
 
 @pytest.fixture(scope="session")
