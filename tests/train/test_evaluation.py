@@ -15,7 +15,9 @@ LABELS = np.array([0, 1, 1, 0, 1], np.int32)
 def a_set(labels):
     # The first token of an example is its label, which the stub below reads.
     tokens = np.stack([labels, labels], axis=1).astype(np.int32)
-    return TokenArrays(tokens, np.ones_like(tokens), np.zeros_like(tokens), labels)
+    mask = np.ones_like(tokens)
+    mask[::2, 1] = 0  # the shorter ones go first
+    return TokenArrays(tokens, mask, np.zeros_like(tokens), labels)
 
 
 def step_fn(params, batch):

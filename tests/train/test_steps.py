@@ -160,3 +160,48 @@ def test_norms_of_the_step_cost_no_second_pass():
         return stepped, metrics.norms
 
     assert reductions(with_metrics) == reductions(without_metrics)
+
+
+def test_frozen_parameters_keep_every_bit_and_have_no_moments():
+    # A layer, and above it one that trains with the heads.
+    model = dataclasses.replace(MODEL, num_hidden_layers=2)
+    recipe = dataclasses.replace(RECIPE, model=model, trained_layers=1)
+    params = models.init_params(model, jax.random.key(0))
+    # Zero with a minus: an update that adds zero would lose it.
+    params["bert"]["embeddings"]["LayerNorm"]["bias"] *= -1.0
+    started = init_run(recipe, params, jax.random.key(1), numbers(weight_decay=0.1))
+    run = started
+    for step in range(3):
+        run, metrics = STEP(recipe, run, a_batch(seed=step))
+    (trained, frozen), (before, kept) = (
+        models.split_params(tree, recipe.trains) for tree in (run.params, params)
+    )
+    for one, other in zip(jax.tree.leaves(frozen), jax.tree.leaves(kept), strict=True):
+        assert np.asarray(one).tobytes() == np.asarray(other).tobytes()
+    for one, other in zip(
+        jax.tree.leaves(trained), jax.tree.leaves(before), strict=True
+    ):
+        assert np.abs(one - other).max() > 0
+    paths = list(cwgnc_jax.component_sizes(trained))
+    assert all("/layer/1/" in p or p.startswith(("bert/pooler", "cl")) for p in paths)
+    assert set(metrics.norms) == set(paths)
+    words = kept["bert"]["embeddings"]["word_embeddings"]["embedding"]
+    moments = [leaf.size for leaf in jax.tree.leaves(started.opt_state)]
+    assert max(moments) == 8 * 16 < words.size
+
+
+def test_no_gradient_is_computed_below_the_lowest_layer_that_trains():
+    model = dataclasses.replace(MODEL, num_hidden_layers=4)
+    params = models.init_params(model, jax.random.key(0))
+
+    def products(trained):
+        recipe = dataclasses.replace(RECIPE, model=model, trained_layers=trained)
+        run = init_run(recipe, params, jax.random.key(1), numbers())
+        return STEP.lower(recipe, run, a_batch()).as_text().count("dot_general")
+
+    forward = 4 * 8 + 2  # of a layer two in attention and six kernels; two heads
+    one, two, three, full = map(products, (1, 2, 3, None))
+    # Of each product two are made backwards, less three for the input of the lowest
+    # layer, which goes no further.
+    assert (one - forward, two - one, three - two) == (2 * (8 + 2) - 3, 16, 16)
+    assert full - three == 16 + 3

@@ -62,19 +62,21 @@ class Programs:
             shapes = jax.eval_shape(lambda: self._study.start(copies, layout))
             params = parallel.placed(layout, shapes).params
             step = parallel.compile_eval_step(recipe, layout)
-            by_length = {}
-            for arrays in inputs.scored.values():
-                for _, batch in batches.eval_batches(arrays, size):
-                    length = batch["input_ids"].shape[1]
-                    if length not in by_length:
-                        placed = parallel.place_batch(layout, inputs_of(batch), True)
-                        what = f"evaluation of {layout.runs} x {size} x {length} tokens"
-                        by_length[length] = self._compile(
-                            step, params, placed, what=what
-                        )
-            self._compiled[key] = lambda params, batch: by_length[
-                batch["input_ids"].shape[1]
-            ](params, batch)
+            of_length = {
+                _length(batch): inputs_of(batch)
+                for arrays in inputs.scored.values()
+                for _, batch in batches.eval_batches(arrays, size)
+            }
+            compiled = {
+                length: self._compile(
+                    *(step, params, parallel.place_batch(layout, batch, shared=True)),
+                    what=f"evaluation of {layout.runs} x {size} x {length} tokens",
+                )
+                for length, batch in of_length.items()
+            }
+            self._compiled[key] = lambda params, batch: compiled[_length(batch)](
+                params, batch
+            )
         return self._compiled[key]
 
     def _compile(self, step: Any, *arguments: Any, what: str) -> Any:
@@ -84,3 +86,7 @@ class Programs:
         self.seconds += seconds
         self._progress.say(f"compiled for {what} in {seconds:.1f} s")
         return compiled
+
+
+def _length(batch: batches.Batch) -> int:
+    return batch["input_ids"].shape[1]

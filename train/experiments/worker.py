@@ -179,10 +179,8 @@ class Worker:
         study, record = self._study, self._recorder
         # Copies of the last run fill up the program; nothing is recorded of them.
         filled = [*runs, *[runs[-1]] * (layout.runs - len(runs))]
-        inputs, eval_step = (
-            study.inputs[runs[0].task],
-            self._programs.eval_step(runs[0], layout),
-        )
+        inputs = study.inputs[runs[0].task]
+        eval_step = self._programs.eval_step(runs[0], layout)
         total, scored_at = study.total_steps(runs[0]), study.scored_at(runs[0])
         every, each = self._config.record_every, study.iteration_steps(runs[0])
         ends = {s for s in range(total) if s % each and s % each % every == 0}
@@ -212,14 +210,14 @@ class Worker:
                 record.evaluation(runs, end, results)
                 own += self._clock() - began
             self._progress.took(len(metrics) * len(runs))
-            now = self._clock()
-            if end < total and now - saved >= self._until_checkpoint:
+            if end < total and self._clock() - saved >= self._until_checkpoint:
                 flush()
-                seconds = state.seconds + now - start
+                began = self._clock()
+                seconds = state.seconds + began - start
                 reached = _State(end, seconds, own, diverged_at)
                 self._save(runs, layout, reached, values)
                 saved = self._clock()
-                own += saved - now
+                own += saved - began
         seconds = state.seconds + self._clock() - start
         for run, result in zip(runs, results, strict=False):
             record.finished(

@@ -1,0 +1,172 @@
+"""What a training step costs that is frozen in part, or that measures components.
+
+    python -m benchmarks.step_variants [--model DIR] [--json FILE]
+
+Without --model it takes random weights in the shape of MiniLM. Iteration T of gradual
+unfreezing trains the top T layers; it should cost the forward pass and T/L of the
+backward pass. All sides go in turn on the same batch, after their losses were compared.
+--quick takes less than two minutes on two cores. With --json a page is written beside
+the file.
+"""
+
+import argparse
+import dataclasses
+import json
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from benchmarks.many_runs import MINILM, batch_of
+from benchmarks.measure import in_turn, machine, median_ratio
+from cwgnc_jax import models
+from train import parallel
+from train.config import PRESETS, RegularizationConfig
+from train.optimizer import hyperparameters
+from train.parallel import ONE_RUN
+from train.steps import Recipe, example_losses
+
+EVERY = 20
+_BETWEEN = "between measurements"
+
+
+class Side:
+    """One kind of step, ready to be taken."""
+
+    def __init__(self, checkpoint, recipe: Recipe, batch, measured: bool = False):
+        numbers = hyperparameters(
+            PRESETS["code"].optimizer, RegularizationConfig(), 1000
+        )
+        self.runs = parallel.init_runs(recipe, checkpoint, [(0, 0)], [numbers], ONE_RUN)
+        self.batch = batch
+        step = parallel.compile_train_step(recipe, measured=measured)
+        self.step_fn = step.lower(self.runs, batch).compile()
+
+    def step(self) -> np.ndarray:
+        """Takes a step and waits for it; the loss before it."""
+        self.runs, metrics = self.step_fn(self.runs, self.batch)
+        return jax.device_get(metrics.loss)
+
+
+def forward(checkpoint, recipe: Recipe, batch) -> Any:
+    """The loss alone, with dropout, as a function without arguments."""
+    one = jax.tree.map(lambda leaf: leaf[0], batch)
+    key = jax.random.key(0)
+
+    @jax.jit
+    def loss(params, key):
+        inputs = (one[k] for k in ("input_ids", "attention_mask", "token_type_ids"))
+        output = models.apply(recipe.model, params, *inputs, key=key)
+        return jnp.mean(example_losses(recipe, output.logits, one["labels"]))
+
+    return lambda: jax.device_get(loss(checkpoint.params, key))
+
+
+def measure(model: str | None, rows: int, length: int, rounds: int) -> dict[str, Any]:
+    """Measures all variants and returns what the JSON file holds."""
+    with tempfile.TemporaryDirectory() as folder:
+        if model is None:
+            params = models.init_params(MINILM, jax.random.key(0))
+            models.save_pretrained(folder, MINILM, params)
+        checkpoint = models.load_pretrained(
+            model or folder, num_labels=2, key=jax.random.key(0)
+        )
+    config = checkpoint.config
+    batch = batch_of(config, 1, rows, length)
+    full = Recipe(config, False, "by_parameter", 0.9, 0.999, "float32")
+    kept = dataclasses.replace(full, statistics=True)
+    layers = config.num_hidden_layers
+    sides = {"full": Side(checkpoint, full, batch)}
+    for trained in range(1, layers):
+        recipe = dataclasses.replace(full, trained_layers=trained)
+        sides[f"iteration {trained}"] = Side(checkpoint, recipe, batch)
+    sides[_BETWEEN] = Side(checkpoint, kept, batch)
+    sides["measured"] = Side(checkpoint, kept, batch, measured=True)
+    losses = [side.step() for side in sides.values()]
+    np.testing.assert_allclose(losses, losses[0], rtol=1e-5)
+    functions: dict[str, Any] = {name: side.step for name, side in sides.items()}
+    functions["forward"] = forward(checkpoint, full, batch)
+    timed = in_turn(functions, rounds)
+    shares = {name: median_ratio(timed, name, "full") for name in timed}
+    return {
+        "benchmark": "step_variants",
+        "model": Path(model).name if model else "MiniLM's shape, random",
+        "parameters": sum(leaf.size for leaf in jax.tree.leaves(checkpoint.params)),
+        "layers": layers,
+        "batch": rows,
+        "length": length,
+        "rounds": rounds,
+        "machine": machine(),
+        "full_seconds": timed["full"]["median"],
+        "share_of_full": shares,
+        "spread": {name: timed[name]["spread"] for name in timed},
+        "measuring_every_20": (shares["measured"] + (EVERY - 1) * shares[_BETWEEN])
+        / EVERY
+        - 1,
+    }
+
+
+def page(result: dict[str, Any]) -> str:
+    """The figures as Markdown."""
+    where, shares = result["machine"], result["share_of_full"]
+    versions = ", ".join(f"{k} {v}" for k, v in where["versions"].items())
+    lines = [
+        "# What a step costs that is frozen in part, or measured",
+        "",
+        f"Model: {result['model']} ({result['parameters'] / 1e6:.1f} M parameters), "
+        f"batch {result['batch']}, {result['length']} tokens, float32, dropout on, "
+        f"clip 0.05. Median of {result['rounds']} rounds, the sides in turn. "
+        f"Machine: {where['device']}, {where['processor']}, {where['cores']} cores, "
+        f"load {where['load_average']:.1f}; {versions}; commit {where['commit']}.",
+        "",
+        f"A full step takes {1000 * result['full_seconds']:.0f} ms, its forward pass "
+        f"{shares['forward']:.2f} of that.",
+        "",
+        "| gradual unfreezing | share of a full step | forward + T/L of the rest |",
+        "|---|---:|---:|",
+    ]
+    for trained in range(1, result["layers"]):
+        share = trained / result["layers"]
+        expected = shares["forward"] + share * (1 - shares["forward"])
+        cost = shares[f"iteration {trained}"]
+        lines.append(f"| iteration {trained} | {cost:.2f} | {expected:.2f} |")
+    lines += [
+        f"| iteration {result['layers']}: a full step | 1.00 | 1.00 |",
+        "",
+        "The embeddings train with the last iteration; the iterations before it are "
+        "spared their part of the backward pass and of Adam.",
+        "",
+        f"A step that measures every component takes {shares['measured']:.2f} of a "
+        f"full step, the steps between {shares[_BETWEEN]:.3f}; at an interval of "
+        f"{EVERY} that is {100 * result['measuring_every_20']:+.1f} %.",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    """Measures, prints the page, and writes both if asked to."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--model")
+    parser.add_argument("--batch-size", type=int, default=16)
+    parser.add_argument("--length", type=int, default=64)
+    parser.add_argument("--rounds", type=int, default=11)
+    parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--json", type=Path)
+    args = parser.parse_args()
+    if args.quick:
+        args.batch_size, args.length, args.rounds = 8, 16, 5
+    result = measure(args.model, args.batch_size, args.length, args.rounds)
+    print(page(result))
+    if args.json:
+        args.json.parent.mkdir(parents=True, exist_ok=True)
+        args.json.write_text(json.dumps(result, indent=2) + "\n")
+        args.json.with_suffix(".md").write_text(page(result))
+
+
+if __name__ == "__main__":
+    main()
