@@ -89,7 +89,10 @@ def compiled(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def compilation_cache(compiled):
-    """Programs that another test has compiled are not compiled again."""
+    """Programs are compiled in haste, and not again if another test has done so.
+
+    For tests of what is done with programs; those of numbers compile as users do.
+    """
     names = {
         "jax_compilation_cache_dir": str(compiled),
         "jax_persistent_cache_min_compile_time_secs": 0.0,
@@ -97,7 +100,10 @@ def compilation_cache(compiled):
     before = {name: getattr(jax.config, name) for name in names}
     for name, value in names.items():
         jax.config.update(name, value)
+    # JAX lets this one be set and not read; it is off by default.
+    jax.config.update("jax_disable_most_optimizations", True)
     yield
+    jax.config.update("jax_disable_most_optimizations", False)
     for name, value in before.items():
         jax.config.update(name, value)
 
