@@ -26,21 +26,24 @@ def in_turn(
 
     Returns:
       For each name the seconds of every round, their median and their spread, the
-      largest over the smallest.
+      largest over the smallest, and the median of the processor's seconds.
     """
     for side in sides.values():
         jax.block_until_ready(side())
     seconds: dict[str, list[float]] = {name: [] for name in sides}
+    busy: dict[str, list[float]] = {name: [] for name in sides}
     for _ in range(rounds):
         for name, side in sides.items():
-            start = time.perf_counter()
+            start, began = time.perf_counter(), time.process_time()
             jax.block_until_ready(side())
             seconds[name].append(time.perf_counter() - start)
+            busy[name].append(time.process_time() - began)
     return {
         name: {
             "seconds": values,
             "median": statistics.median(values),
             "spread": max(values) / min(values),
+            "processor_seconds": statistics.median(busy[name]),
         }
         for name, values in seconds.items()
     }
