@@ -20,7 +20,9 @@ from train.parallel import Layout
 from train.progress import StudyProgress
 from train.steps import Metrics, Run
 
-# Checkpoints that are due by themselves take at most this share of the time.
+# Checkpoints that are due by themselves are at least so many seconds apart, and take
+# at most this share of the time.
+_CHECKPOINT_SECONDS = 60.0
 _CHECKPOINT_SHARE = 0.02
 
 
@@ -49,7 +51,7 @@ class Worker:
         self._recorder, self._progress = recorder, progress
         self._checkpoints = study.config.workdir / "checkpoint"
         wanted = study.config.checkpoint_seconds
-        self._until_checkpoint = 60.0 if wanted is None else wanted
+        self._until_checkpoint = _CHECKPOINT_SECONDS if wanted is None else wanted
         self._programs = Programs(study, progress)
 
     def work(self, runs: Sequence[PlannedRun]) -> None:
@@ -259,4 +261,5 @@ class Worker:
         checkpoint.save_runs(self._checkpoints, state.step, values, notes)
         if self._config.checkpoint_seconds is None:
             seconds = time.monotonic() - start
-            self._until_checkpoint = max(60.0, seconds / _CHECKPOINT_SHARE)
+            due = max(_CHECKPOINT_SECONDS, seconds / _CHECKPOINT_SHARE)
+            self._until_checkpoint = due

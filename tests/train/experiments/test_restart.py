@@ -37,6 +37,21 @@ def test_an_interrupted_study_goes_on_to_the_same_bits(config, together, monkeyp
     assert not (changes["workdir"] / "checkpoint").exists()
 
 
+def test_slow_checkpoints_are_far_apart(config, monkeypatch):
+    saved = []
+
+    def slow(*arguments):
+        saved.append(arguments[1])
+        time.sleep(0.3)
+
+    monkeypatch.setattr(worker, "_CHECKPOINT_SECONDS", 0.0)
+    monkeypatch.setattr(worker.checkpoint, "save_runs", slow)
+    study(config, seeds=1, max_norms=(0.05,))
+    assert saved == [3]  # the next one is due 15 seconds later
+    study(config, seeds=1, max_norms=(1.0,), checkpoint_seconds=0.0)
+    assert saved == [3, 3, 4, 6, 7, 9]
+
+
 def test_finished_runs_are_not_repeated_and_more_seeds_run_only_the_new(
     config, monkeypatch
 ):
