@@ -85,7 +85,7 @@ def measure(model: str | None, rows: int, length: int, rounds: int) -> dict[str,
         sides[f"iteration {trained}"] = Side(checkpoint, recipe, batch)
     sides[_BETWEEN] = Side(checkpoint, kept, batch)
     sides["measured"] = Side(checkpoint, kept, batch, measured=True)
-    losses = [side.step() for side in sides.values()]
+    losses = np.concatenate([side.step() for side in sides.values()])
     np.testing.assert_allclose(losses, losses[0], rtol=1e-5)
     functions: dict[str, Any] = {name: side.step for name, side in sides.items()}
     functions["forward"] = forward(checkpoint, full, batch)
