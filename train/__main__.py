@@ -163,11 +163,11 @@ def _reproduce(arguments: list[str]) -> int:
     config = tyro.cli(ReproduceConfig, prog="python -m train reproduce", args=arguments)
     try:
         from train.analysis.report import write_report
-        from train.experiments.reproduce import cut, prepare_reproduction
+        from train.experiments.reproduce import prepare_reproduction
         from train.experiments.stability import run_study
 
-        study = prepare_reproduction(config)
-        left_out = "; ".join(cut(config.workdir)) or "nothing"
+        study, cuts = prepare_reproduction(config)
+        left_out = "; ".join(cuts) or "nothing"
         print(f"{len(study.runs)} runs; cut from the paper's protocol: {left_out}")
         run_study(study)
         page = write_report(config.workdir)

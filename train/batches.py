@@ -168,14 +168,14 @@ def eval_batches(
     Yields:
       The indices of the examples and their batch.
     """
-    lengths = arrays.attention_mask.sum(axis=1)
+    lengths, allowed = arrays.attention_mask.sum(axis=1), eval_lengths(arrays)
     order = np.argsort(lengths, kind="stable")
     for start in range(0, len(arrays), batch_size):
         rows = order[start : start + batch_size]
-        fits = [x for x in eval_lengths(arrays) if x >= lengths[rows].max()]
+        length = next(x for x in allowed if x >= lengths[rows].max())
         batch = _take(arrays, rows, batch_size)
         for name in ("input_ids", "attention_mask", "token_type_ids"):
-            batch[name] = batch[name][:, : fits[0]]
+            batch[name] = batch[name][:, :length]
         yield rows, batch
 
 

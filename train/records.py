@@ -53,19 +53,22 @@ def parse_lines(path: Path, content: bytes) -> list[dict[str, Any]]:
     Raises:
       ValueError: If one is no JSON object; it is named.
     """
-    lines = []
-    for number, text in enumerate(content.splitlines(), 1):
-        try:
-            line = json.loads(text)
-        except ValueError:
-            line = None
-        if not isinstance(line, dict):
-            raise ValueError(
-                f"{path}, line {number}: expected a JSON object, got {text[:60]!r}; "
-                f"restore it, or remove all lines of its run to have that made again"
-            )
-        lines.append(line)
-    return lines
+    lines = enumerate(content.splitlines(), 1)
+    return [parse_line(path, number, text) for number, text in lines]
+
+
+def parse_line(path: Path, number: int, text: bytes) -> dict[str, Any]:
+    """Parses one line of a file of records; the same error names it."""
+    try:
+        line = json.loads(text)
+    except ValueError:
+        line = None
+    if not isinstance(line, dict):
+        raise ValueError(
+            f"{path}, line {number}: expected a JSON object, got {text[:60]!r}; "
+            f"restore it, or remove all lines of its run to have that made again"
+        )
+    return line
 
 
 def plain(value: Any) -> Any:

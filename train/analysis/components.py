@@ -1,13 +1,14 @@
 """The statistics of every component over time, read back from ``components.jsonl``."""
 
 import dataclasses
-import json
 import re
 from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+
+from train.records import parse_line
 
 # The statistics that are drawn; the records hold more.
 STATISTICS = ("rmsd", "cosine", "grad_norm", "param_norm")
@@ -188,16 +189,7 @@ def _records(path) -> Iterator[tuple[int, dict]]:
         for number, line in enumerate(file, 1):
             if not line.endswith(b"\n"):
                 return  # It is being written just now.
-            try:
-                record = json.loads(line)
-            except ValueError:
-                record = None
-            if not isinstance(record, dict):
-                raise ValueError(
-                    f"{path}, line {number}: expected a JSON object, got "
-                    f"{line[:60]!r}; restore it, or remove the line"
-                )
-            yield number, record
+            yield number, parse_line(path, number, line)
 
 
 def _names(record, known):

@@ -223,9 +223,7 @@ def _seconds(
             total += steps * speed.step * (1 + 2 * trained) / 3
             if run.statistics_every:
                 total += 0.2 * steps / run.statistics_every * speed.step
-            programs.add(
-                (run.task, run.optimizer.components, run.method == "mixout", i)
-            )
+            programs.add((run.task, run.optimizer.components, run.regularization, i))
         scored = scale.evaluations or run.epochs
         total += speed.evaluation * (iterations if run.unfreezing else scored)
     compilations = [speeds[task].compilation for task, *_ in programs]

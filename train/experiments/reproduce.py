@@ -29,7 +29,7 @@ from train.records import plain, write_json
 _TIMED_STEPS = 5
 
 
-def prepare_reproduction(config: ReproduceConfig) -> Study:
+def prepare_reproduction(config: ReproduceConfig) -> tuple[Study, list[str]]:
     """Reads and checks all that the reproduction needs, and decides on its scale.
 
     With a budget a few steps of every task are timed. What was decided is kept in
@@ -39,7 +39,7 @@ def prepare_reproduction(config: ReproduceConfig) -> Study:
       config: The reproduction's config.
 
     Returns:
-      The study, ready to start or to go on.
+      The study, ready to start or to go on, and what of the protocol was cut.
 
     Raises:
       ValueError: If a setting, the data or the weights are wrong, the budget is too
@@ -67,12 +67,7 @@ def prepare_reproduction(config: ReproduceConfig) -> Study:
         config.workdir.mkdir(parents=True, exist_ok=True)
         decided = {"scale": dataclasses.asdict(scale), "cut": describe(scale, config)}
         write_json(path, settings | decided)
-    return study
-
-
-def cut(workdir: Path) -> list[str]:
-    """What of the protocol a reproduction was cut by."""
-    return json.loads((workdir / "reproduction.json").read_text())["cut"]
+    return study, describe(scale, config)
 
 
 def _read(path: Path, settings: dict[str, Any]) -> dict[str, Any]:

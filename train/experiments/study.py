@@ -102,8 +102,7 @@ class Study:
     def start(
         self, runs: list[PlannedRun], layout: parallel.Layout, iteration: int = 0
     ) -> Run:
-        """Runs of one shape before the first step of an iteration, as if it were the
-        first one."""
+        """Runs of one shape before an iteration, with the weights of their start."""
         carried = runs[0].unfreezing == "carry"
         return parallel.init_runs(
             self.recipe(runs[0], iteration),

@@ -1,5 +1,6 @@
 """Gradual unfreezing in a study, and the measurement of components."""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -13,6 +14,8 @@ from tests.train.experiments.conftest import (
     tiny_config,
 )
 from train.component_statistics import STATISTICS
+from train.experiments.stability import prepare_study
+from train.parallel import ONE_RUN
 
 # The tiny model has two layers; 33 examples at 8 a step are 5 steps an epoch.
 UNFREEZING = {
@@ -115,6 +118,23 @@ def test_weights_carry_over_or_start_again(made):
     assert moved("gu", STEPS + 1) > 0.8 * moved("gu", STEPS)
     assert moved("gu_restart", STEPS + 1) < 0.8 * moved("gu_restart", STEPS)
     assert moved("gu", STEPS) == moved("gu_restart", STEPS)
+
+
+def test_iterations_that_carry_over_have_noise_and_order_of_their_own(config):
+    prepared = prepare_study(dataclasses.replace(config, **UNFREEZING))
+    runs = {run.method: run for run in prepared.runs if run.optimizer.max_norm > 1}
+    gu, restart = runs["gu"], runs["gu_restart"]
+    assert prepared.shape(gu) != prepared.shape(restart)  # never in one program
+
+    def parts(run):
+        keys = [prepared.start([run], ONE_RUN, i).key[0] for i in (0, 1)]
+        orders = [prepared.batch([run], i * STEPS)["labels"].tolist() for i in (0, 1)]
+        return keys, orders
+
+    keys, orders = parts(gu)
+    assert keys[0] != keys[1] and orders[0] != orders[1]
+    keys, orders = parts(restart)
+    assert keys[0] == keys[1] and orders[0] == orders[1]
 
 
 def test_measurements_agree_with_the_clip(config):
