@@ -10,7 +10,6 @@ written beside the file.
 """
 
 import argparse
-import json
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -23,7 +22,7 @@ import optax
 import torch
 
 import cwgnc_jax
-from benchmarks.measure import in_turn, machine, median_ratio
+from benchmarks.measure import in_turn, machine, median_ratio, provenance, publish
 from benchmarks.torch_version import clip_each_parameter
 from cwgnc_jax import models
 
@@ -72,7 +71,7 @@ def clips(grads: Any) -> dict[str, optax.GradientTransformation]:
 
 
 class Jax:
-    """A transform, compiled over donated gradients or over a whole optimizer."""
+    """A transform or a chain, compiled; the buffers of its state are reused."""
 
     def __init__(self, tx: optax.GradientTransformation, grads: Any):
         self.state, self.seconds = tx.init(grads), {}
@@ -197,15 +196,11 @@ def measure_size(size: str, rounds: int) -> dict[str, Any]:
 
 def page(result: dict[str, Any]) -> str:
     """The figures as Markdown."""
-    where = result["machine"]
-    versions = ", ".join(f"{k} {v}" for k, v in where["versions"].items())
     lines = [
         "# The clip",
         "",
-        f"Random float32 gradients in the shapes of BERT, threshold {MAX_NORM}. Median "
-        f"of {result['rounds']} rounds, the sides in turn. Machine: {where['device']}, "
-        f"{where['processor']}, {where['cores']} cores, load "
-        f"{where['load_average']:.1f}; {versions}; commit {where['commit']}.",
+        f"Random float32 gradients in the shapes of BERT, threshold {MAX_NORM}. "
+        + provenance(result),
     ]
     for size in result["sizes"]:
         lines += [
@@ -258,11 +253,7 @@ def main() -> None:
         "machine": machine(),
         "sizes": [measure_size(size, args.rounds) for size in args.sizes],
     }
-    print(page(result))
-    if args.json:
-        args.json.parent.mkdir(parents=True, exist_ok=True)
-        args.json.write_text(json.dumps(result, indent=2) + "\n")
-        args.json.with_suffix(".md").write_text(page(result))
+    publish(result, page(result), args.json)
 
 
 if __name__ == "__main__":

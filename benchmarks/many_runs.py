@@ -9,9 +9,7 @@ the file.
 """
 
 import argparse
-import json
 import tempfile
-import time
 from pathlib import Path
 from typing import Any
 
@@ -20,52 +18,18 @@ import numpy as np
 import torch
 import transformers
 
-from benchmarks.measure import in_turn, machine, median_ratio
+from benchmarks.measure import in_turn, machine, median_ratio, publish
 from benchmarks.torch_version import clip_each_parameter, logits_of, make_optimizer
-from cwgnc_jax import models
-from train import memory, parallel
-from train.config import PRESETS, RegularizationConfig
-from train.optimizer import hyperparameters
-from train.parallel import ONE_RUN, Layout
-from train.steps import Recipe
-
-MINILM = models.BertConfig(
-    vocab_size=30522,
-    hidden_size=384,
-    num_hidden_layers=6,
-    num_attention_heads=12,
-    intermediate_size=1536,
+from benchmarks.training import (
+    LEARNING_RATE,
+    MINILM,
+    Steps,
+    batch_of,
+    recipe_of,
+    setting,
 )
-LEARNING_RATE = 1e-4
-
-
-class Jax:
-    """Runs of one layout, ready to step."""
-
-    def __init__(self, checkpoint, layout: Layout, seeds, batch, dropout):
-        recipe = Recipe(checkpoint.config, False, "by_parameter", 0.9, 0.999, "float32")
-        numbers = hyperparameters(
-            PRESETS["code"].optimizer, RegularizationConfig(dropout), 1000
-        )
-        numbers = numbers._replace(learning_rate=np.float32(LEARNING_RATE))
-        self.runs = parallel.init_runs(
-            recipe,
-            checkpoint,
-            [(seed, seed) for seed in seeds],
-            [numbers] * layout.runs,
-            layout,
-        )
-        self.batch = parallel.place_batch(layout, batch)
-        start = time.perf_counter()
-        step = parallel.compile_train_step(recipe, layout)
-        self.step_fn = step.lower(self.runs, self.batch).compile()
-        self.compile_seconds = time.perf_counter() - start
-        self.bytes = memory.bytes_needed(self.step_fn)
-
-    def step(self) -> np.ndarray:
-        """Takes a step and waits for it; the losses before it."""
-        self.runs, metrics = self.step_fn(self.runs, self.batch)
-        return jax.device_get(metrics.loss)
+from cwgnc_jax import models
+from train.parallel import Layout
 
 
 class Torch:
@@ -111,19 +75,6 @@ def layouts(counts: list[int], backend: str) -> dict[str, Layout]:
     return found
 
 
-def batch_of(config: models.BertConfig, runs: int, rows: int, length: int):
-    """Random tokens without padding, ``[runs, rows, length]``."""
-    rng = np.random.default_rng(0)
-    shape = (runs, rows, length)
-    return {
-        "input_ids": rng.integers(5, config.vocab_size, shape).astype(np.int32),
-        "attention_mask": np.ones(shape, np.int32),
-        "token_type_ids": np.zeros(shape, np.int32),
-        "labels": rng.integers(0, 2, (runs, rows)).astype(np.int32),
-        "weights": np.ones((runs, rows), np.float32),
-    }
-
-
 def measure(
     model: str | None, counts: list[int], rows: int, length: int, rounds: int
 ) -> dict[str, Any]:
@@ -146,12 +97,9 @@ def measure(
             measure_layout(checkpoint, name, layout, rows, length, rounds)
             for name, layout in layouts(counts, jax.default_backend()).items()
         ]
-        alone = Jax(
-            checkpoint, ONE_RUN, [0], batch_of(source.config, 1, rows, length), None
-        )
-        theirs = Torch(
-            directory, batch_of(source.config, 1, rows, length), None, device
-        )
+        batch = batch_of(source.config, 1, rows, length)
+        alone = Steps(checkpoint, recipe_of(checkpoint.config), batch)
+        theirs = Torch(directory, batch, None, device)
         timed = in_turn({"jax": alone.step, "torch": theirs.step}, rounds)
     return {
         "benchmark": "many_runs",
@@ -175,7 +123,7 @@ def measure(
 def check_equal(checkpoint, directory, rows, length, device) -> None:
     """Raises if the sides do not compute the same losses without dropout."""
     batch = batch_of(checkpoint.config, 1, rows, length)
-    ours = Jax(checkpoint, ONE_RUN, [0], batch, 0.0)
+    ours = Steps(checkpoint, recipe_of(checkpoint.config), batch, dropout=0.0)
     theirs = Torch(directory, batch, 0.0, device)
     for _ in range(3):
         np.testing.assert_allclose(ours.step()[0], theirs.step(), rtol=1e-3)
@@ -185,9 +133,10 @@ def measure_layout(checkpoint, name, layout, rows, length, rounds) -> dict[str, 
     """One layout against the same runs one after the other."""
     batch = batch_of(checkpoint.config, layout.runs, rows, length)
     seeds = range(layout.runs)
-    together = Jax(checkpoint, layout, seeds, batch, None)
+    recipe = recipe_of(checkpoint.config)
+    together = Steps(checkpoint, recipe, batch, seeds, layout)
     singles = [
-        Jax(checkpoint, ONE_RUN, [i], {k: v[i : i + 1] for k, v in batch.items()}, None)
+        Steps(checkpoint, recipe, {k: v[i : i + 1] for k, v in batch.items()}, [i])
         for i in seeds
     ]
     for single in singles[1:]:
@@ -212,16 +161,11 @@ def measure_layout(checkpoint, name, layout, rows, length, rounds) -> dict[str, 
 
 def page(result: dict[str, Any]) -> str:
     """The figures as Markdown."""
-    one, where = result["one run"], result["machine"]
-    versions = ", ".join(f"{k} {v}" for k, v in where["versions"].items())
+    one = result["one run"]
     lines = [
         "# Many runs in one program",
         "",
-        f"Model: {result['model']} ({result['parameters'] / 1e6:.1f} M parameters), "
-        f"batch {result['batch']}, {result['length']} tokens, float32, dropout on, "
-        f"clip 0.05. Median of {result['rounds']} rounds, the sides in turn. "
-        f"Machine: {where['device']}, {where['processor']}, {where['cores']} cores, "
-        f"load {where['load_average']:.1f}; {versions}; commit {where['commit']}.",
+        setting(result),
         "",
         f"One run: {1 / one['seconds_per_step']:.2f} steps/s, compiled in "
         f"{one['compile_seconds']:.1f} s, {one['bytes'] / 2**30:.2f} GiB; the torch "
@@ -261,11 +205,7 @@ def main() -> None:
     if args.quick:
         args.runs, args.batch_size, args.length, args.rounds = [2], 8, 16, 3
     result = measure(args.model, args.runs, args.batch_size, args.length, args.rounds)
-    print(page(result))
-    if args.json:
-        args.json.parent.mkdir(parents=True, exist_ok=True)
-        args.json.write_text(json.dumps(result, indent=2) + "\n")
-        args.json.with_suffix(".md").write_text(page(result))
+    publish(result, page(result), args.json)
 
 
 if __name__ == "__main__":

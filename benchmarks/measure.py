@@ -1,6 +1,7 @@
 """How the benchmarks measure: sides in turn, medians with their spread."""
 
 import importlib.metadata
+import json
 import os
 import platform
 import statistics
@@ -68,6 +69,32 @@ def machine() -> dict[str, Any]:
         "commit": _commit(),
         "versions": versions,
     }
+
+
+def provenance(result: Mapping[str, Any]) -> str:
+    """Says in a page how its figures were taken, and on what."""
+    where = result["machine"]
+    versions = ", ".join(f"{k} {v}" for k, v in where["versions"].items())
+    return (
+        f"Median of {result['rounds']} rounds, the sides in turn. Machine: "
+        f"{where['device']}, {where['processor']}, {where['cores']} cores, load "
+        f"{where['load_average']:.1f}; {versions}; commit {where['commit']}."
+    )
+
+
+def publish(result: dict[str, Any], page: str, path: Path | None) -> None:
+    """Prints a benchmark's page; with a path writes the figures, and the page beside.
+
+    Args:
+      result: What the JSON file is to hold.
+      page: The same as Markdown.
+      path: The JSON file, if one is wanted.
+    """
+    print(page)
+    if path:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(result, indent=2) + "\n")
+        path.with_suffix(".md").write_text(page)
 
 
 def _processor() -> str:

@@ -11,7 +11,6 @@ the file.
 
 import argparse
 import dataclasses
-import json
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -20,35 +19,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from benchmarks.many_runs import MINILM, batch_of
-from benchmarks.measure import in_turn, machine, median_ratio
+from benchmarks.measure import in_turn, machine, median_ratio, publish
+from benchmarks.training import MINILM, Steps, batch_of, recipe_of, setting
 from cwgnc_jax import models
-from train import parallel
-from train.config import PRESETS, RegularizationConfig
-from train.optimizer import hyperparameters
-from train.parallel import ONE_RUN
 from train.steps import Recipe, example_losses
 
 EVERY = 20
 _BETWEEN = "between measurements"
-
-
-class Side:
-    """One kind of step, ready to be taken."""
-
-    def __init__(self, checkpoint, recipe: Recipe, batch, measured: bool = False):
-        numbers = hyperparameters(
-            PRESETS["code"].optimizer, RegularizationConfig(), 1000
-        )
-        self.runs = parallel.init_runs(recipe, checkpoint, [(0, 0)], [numbers], ONE_RUN)
-        self.batch = batch
-        step = parallel.compile_train_step(recipe, measured=measured)
-        self.step_fn = step.lower(self.runs, batch).compile()
-
-    def step(self) -> np.ndarray:
-        """Takes a step and waits for it; the loss before it."""
-        self.runs, metrics = self.step_fn(self.runs, self.batch)
-        return jax.device_get(metrics.loss)
 
 
 def forward(checkpoint, recipe: Recipe, batch) -> Any:
@@ -76,15 +53,15 @@ def measure(model: str | None, rows: int, length: int, rounds: int) -> dict[str,
         )
     config = checkpoint.config
     batch = batch_of(config, 1, rows, length)
-    full = Recipe(config, False, "by_parameter", 0.9, 0.999, "float32")
+    full = recipe_of(config)
     kept = dataclasses.replace(full, statistics=True)
     layers = config.num_hidden_layers
-    sides = {"full": Side(checkpoint, full, batch)}
+    sides = {"full": Steps(checkpoint, full, batch)}
     for trained in range(1, layers):
         recipe = dataclasses.replace(full, trained_layers=trained)
-        sides[f"iteration {trained}"] = Side(checkpoint, recipe, batch)
-    sides[_BETWEEN] = Side(checkpoint, kept, batch)
-    sides["measured"] = Side(checkpoint, kept, batch, measured=True)
+        sides[f"iteration {trained}"] = Steps(checkpoint, recipe, batch)
+    sides[_BETWEEN] = Steps(checkpoint, kept, batch)
+    sides["measured"] = Steps(checkpoint, kept, batch, measured=True)
     losses = np.concatenate([side.step() for side in sides.values()])
     np.testing.assert_allclose(losses, losses[0], rtol=1e-5)
     functions: dict[str, Any] = {name: side.step for name, side in sides.items()}
@@ -111,16 +88,11 @@ def measure(model: str | None, rows: int, length: int, rounds: int) -> dict[str,
 
 def page(result: dict[str, Any]) -> str:
     """The figures as Markdown."""
-    where, shares = result["machine"], result["share_of_full"]
-    versions = ", ".join(f"{k} {v}" for k, v in where["versions"].items())
+    shares = result["share_of_full"]
     lines = [
         "# What a step costs that is frozen in part, or measured",
         "",
-        f"Model: {result['model']} ({result['parameters'] / 1e6:.1f} M parameters), "
-        f"batch {result['batch']}, {result['length']} tokens, float32, dropout on, "
-        f"clip 0.05. Median of {result['rounds']} rounds, the sides in turn. "
-        f"Machine: {where['device']}, {where['processor']}, {where['cores']} cores, "
-        f"load {where['load_average']:.1f}; {versions}; commit {where['commit']}.",
+        setting(result),
         "",
         f"A full step takes {1000 * result['full_seconds']:.0f} ms, its forward pass "
         f"{shares['forward']:.2f} of that.",
@@ -161,11 +133,7 @@ def main() -> None:
     if args.quick:
         args.batch_size, args.length, args.rounds = 8, 16, 5
     result = measure(args.model, args.batch_size, args.length, args.rounds)
-    print(page(result))
-    if args.json:
-        args.json.parent.mkdir(parents=True, exist_ok=True)
-        args.json.write_text(json.dumps(result, indent=2) + "\n")
-        args.json.with_suffix(".md").write_text(page(result))
+    publish(result, page(result), args.json)
 
 
 if __name__ == "__main__":
