@@ -16,6 +16,7 @@ from jax.typing import ArrayLike, DTypeLike
 
 from cwgnc_jax.models.config import BertConfig
 from cwgnc_jax.models.dropout import dropout, fold_in
+from cwgnc_jax.models.embedding import lookup
 from cwgnc_jax.models.names import describe_differences
 
 Params = dict[str, Any]
@@ -25,9 +26,9 @@ Params = dict[str, Any]
 class BertOutput(NamedTuple):
     """What :func:`apply` returns."""
 
-    logits: Array  # shape=(batch, num_labels), dtype=jnp.float32
+    logits: Array  # shape=(examples, num_labels), dtype=jnp.float32
     hidden_states: tuple[Array, ...]  # the embeddings' output, then each layer's
-    pooled: Array  # shape=(batch, hidden)
+    pooled: Array  # shape=(examples, hidden)
 
 
 class _Noise(NamedTuple):
@@ -44,20 +45,24 @@ class _Noise(NamedTuple):
 
 class _Embeddings(nnx.Module):
     def __init__(self, config, dtype, rngs):
-        embed = functools.partial(
-            nnx.Embed, features=config.hidden_size, dtype=dtype, rngs=rngs
-        )
+        embed = functools.partial(nnx.Embed, features=config.hidden_size, rngs=rngs)
+        self.dtype = dtype
         self.word_embeddings = embed(config.vocab_size)
         self.position_embeddings = embed(config.max_position_embeddings)
         self.token_type_embeddings = embed(config.type_vocab_size)
         self.LayerNorm = _layer_norm(config, dtype, rngs)
 
     def __call__(self, input_ids, token_type_ids, position_ids):
-        return self.LayerNorm(
-            self.word_embeddings(input_ids)
-            + self.position_embeddings(position_ids)
-            + self.token_type_embeddings(token_type_ids)
+        length = input_ids.shape[-1]
+        tables_and_ids = (
+            (self.word_embeddings.embedding[...], input_ids),
+            (self.position_embeddings.embedding[:length], position_ids),
+            (self.token_type_embeddings.embedding[...], token_type_ids),
         )
+        words, positions, types = (
+            lookup(table, ids, self.dtype) for table, ids in tables_and_ids
+        )
+        return self.LayerNorm(words + positions + types)
 
 
 class _SelfAttention(nnx.Module):
@@ -71,14 +76,16 @@ class _SelfAttention(nnx.Module):
         self.value = dense()
 
     def __call__(self, x, mask_bias, noise):
+        rows = mask_bias.shape[0]
+
         def split_heads(y):
             # Transposed here and not by the einsums: XLA's CPU backend fuses the whole
             # attention then, and the forward pass takes two thirds of the time.
-            return y.reshape(*y.shape[:-1], self.heads, -1).transpose(0, 2, 1, 3)
+            return y.reshape(rows, -1, self.heads, y.shape[1] // self.heads).transpose(
+                0, 2, 1, 3
+            )
 
-        query, key, value = map(
-            split_heads, (self.query(x), self.key(x), self.value(x))
-        )
+        query, key, value = map(split_heads, self._projected(x))
         scores = jnp.einsum(
             "bhqd,bhkd->bhqk", query, key, preferred_element_type=jnp.float32
         )
@@ -87,6 +94,13 @@ class _SelfAttention(nnx.Module):
         probs = dropout(noise.key, probs, noise.attention)
         context = jnp.einsum("bhqk,bhkd->bhqd", probs, value)
         return context.transpose(0, 2, 1, 3).reshape(x.shape)
+
+    def _projected(self, x):
+        """Query, key and value by one matrix product; they stay three parameters."""
+        dense = (self.query, self.key, self.value)
+        kernel = jnp.concatenate([d.kernel[...].astype(x.dtype) for d in dense], axis=1)
+        bias = jnp.concatenate([d.bias[...].astype(x.dtype) for d in dense])
+        return jnp.split(x @ kernel + bias[None], 3, axis=1)
 
 
 class _Residual(nnx.Module):
@@ -126,8 +140,7 @@ class _Layer(nnx.Module):
 
     def __call__(self, x, mask_bias, noise):
         x = self.attention(x, mask_bias, noise)
-        wide = jax.nn.gelu(self.intermediate.dense(x), approximate=False)
-        return self.output(wide, x, noise.at(2))
+        return self.output(_gelu(self.intermediate.dense(x)), x, noise.at(2))
 
 
 class _Encoder(nnx.Module):
@@ -150,17 +163,36 @@ class _BertForSequenceClassification(nnx.Module):
         # The head is a handful of numbers: it stays in float32 whatever dtype is.
         self.classifier = nnx.Linear(config.hidden_size, config.num_labels, rngs=rngs)
 
-    def __call__(self, input_ids, token_type_ids, position_ids, mask_bias, noise):
+    def __call__(
+        self,
+        input_ids,
+        token_type_ids,
+        position_ids,
+        mask_bias,
+        first_tokens,
+        noise,
+        remat,
+    ):
         embeddings = self.bert.embeddings(input_ids, token_type_ids, position_ids)
         x = dropout(noise.at(0).key, embeddings, noise.hidden)
         hidden_states = [x]
+        # Rows and tokens are one axis to all but the attention: the products of the
+        # backward pass are a tenth slower with both.
+        x = x.reshape(-1, x.shape[-1])
         for index, layer in enumerate(self.bert.encoder.layer):
-            x = layer(x, mask_bias, noise.at(2 + index))
-            hidden_states.append(x)
-        pooled = jnp.tanh(self.bert.pooler.dense(x[:, 0]))
+            call = functools.partial(layer, noise=noise.at(2 + index))
+            x = (jax.checkpoint(call) if remat else call)(x, mask_bias)
+            hidden_states.append(x.reshape(embeddings.shape))
+        pooled = jnp.tanh(self.bert.pooler.dense(x[first_tokens]))
         dropped = dropout(noise.at(1).key, pooled, noise.classifier)
         logits = self.classifier(dropped.astype(jnp.float32))
         return BertOutput(logits, tuple(hidden_states), pooled)
+
+
+def _gelu(x):
+    # By erf as torch does; jax.nn.gelu takes erfc, at three times the cost on a CPU.
+    wide = x.astype(jnp.float32)
+    return (0.5 * wide * (1 + jax.lax.erf(wide * 2**-0.5))).astype(x.dtype)
 
 
 def _layer_norm(config, dtype, rngs):
@@ -196,9 +228,11 @@ def apply(
     attention_mask: ArrayLike,
     token_type_ids: ArrayLike,
     *,
+    first_tokens: ArrayLike | None = None,
     key: Array | None = None,
     dropout_rate: ArrayLike | None = None,
     dtype: DTypeLike = jnp.float32,
+    remat: bool = False,
 ) -> BertOutput:
     """Computes the logits of a batch.
 
@@ -209,23 +243,35 @@ def apply(
     and head has a dropout mask of its own, unlike the retired Flax BERT, whose
     attention mask was shared by the whole batch.
 
+    A row may hold several examples, one behind the other, so that little is computed on
+    padding: with ``first_tokens`` the mask numbers the examples of a row, each token
+    attends to those of its own example, and positions begin anew with each. The logits
+    are those of the examples in rows of their own, to float32 rounding.
+
     Args:
       config: The model's config.
       params: The parameters, as :func:`cwgnc_jax.models.init_params` lays
         them out.
       input_ids: Token ids, integers of shape (batch, length).
-      attention_mask: 1 (or True) for tokens, 0 for padding; shape (batch, length).
+      attention_mask: 1 (or True) for tokens, 0 for padding; shape (batch, length). With
+        ``first_tokens`` the tokens of a row's examples have 1, 2, and so on.
       token_type_ids: Segment ids, integers of shape (batch, length).
+      first_tokens: For rows of several examples where each example begins, counted
+        through all rows: row * length + column, integers of shape (examples,). Without
+        it each row is one example.
       key: A random key turns dropout on; it should be a new one each step.
       dropout_rate: A scalar, traced or not, that replaces the config's three rates.
       dtype: The dtype of the computation. Softmax, the statistics of LayerNorm, the
         classifier and the logits are float32 in any case, and so are the gradients of
         float32 parameters.
+      remat: Whether the backward pass computes each layer again instead of keeping
+        what is inside it: less memory for a third more arithmetic, the same numbers.
 
     Returns:
-      A :class:`BertOutput`: float32 logits (batch, num_labels); hidden states, one of
-      shape (batch, length, hidden) after the embeddings and after each layer; and the
-      pooled first token (batch, hidden).
+      A :class:`BertOutput`: float32 logits (examples, num_labels); hidden states, one
+      of shape (batch, length, hidden) after the embeddings and after each layer; and
+      the pooled first token (examples, hidden). There are as many examples as rows, or
+      as ``first_tokens`` names.
 
     Raises:
       ValueError: If the inputs' shapes differ or are too long for the model, or the
@@ -244,6 +290,14 @@ def apply(
       >>> output.logits.shape, len(output.hidden_states)
       ((3, 2), 2)
 
+      Four examples in two rows, of 3 and 2 tokens, and of 1 and 4:
+
+      >>> numbers = jnp.array([[1, 1, 1, 2, 2], [1, 2, 2, 2, 2]])
+      >>> firsts = jnp.array([0, 3, 5, 6])
+      >>> two = ids[:2]
+      >>> apply(config, params, two, numbers, 0 * two, first_tokens=firsts).logits.shape
+      (4, 2)
+
     References:
       Devlin et al., `BERT: Pre-training of Deep Bidirectional Transformers
       <https://arxiv.org/abs/1810.04805>`_, 2018
@@ -251,6 +305,17 @@ def apply(
     input_ids, attention_mask, token_type_ids = _checked_inputs(
         config, input_ids, attention_mask, token_type_ids
     )
+    rows, length = input_ids.shape
+    if first_tokens is None:
+        first_tokens = jnp.arange(rows) * length
+        position_ids = jnp.broadcast_to(jnp.arange(length), (rows, length))
+        mask_bias = _mask_bias(attention_mask[:, None, None, :])
+    else:
+        first_tokens = _checked_first_tokens(first_tokens)
+        same = attention_mask[:, :, None] == attention_mask[:, None, :]
+        # As many tokens of the same example are before a token in its row.
+        position_ids = jnp.sum(jnp.tril(same, -1), axis=-1, dtype=jnp.int32)
+        mask_bias = _mask_bias(same[:, None])
     graphdef, shapes = abstract_model(config, jnp.dtype(dtype))
     leaves: dict[str, Any] = traverse_util.flatten_dict(params, sep="/")
     found = {path: jnp.shape(leaf) for path, leaf in leaves.items()}
@@ -272,9 +337,11 @@ def apply(
     return model(
         input_ids,
         token_type_ids,
-        jnp.arange(input_ids.shape[1])[None],
-        _mask_bias(attention_mask[:, None, None, :]),
+        position_ids,
+        mask_bias,
+        first_tokens,
         noise,
+        remat,
     )
 
 
@@ -282,6 +349,16 @@ def _mask_bias(mask):
     """What is added to the attention scores; the mask broadcasts to (b, h, q, k)."""
     # Not -inf: a row without any token would be NaN, and one NaN spoils a whole batch.
     return jnp.where(mask.astype(bool), 0.0, jnp.finfo(jnp.float32).min)
+
+
+def _checked_first_tokens(first_tokens):
+    first_tokens = jnp.asarray(first_tokens)
+    if first_tokens.ndim != 1 or not jnp.issubdtype(first_tokens.dtype, jnp.integer):
+        raise TypeError(
+            f"first_tokens must be integers of shape (examples,), got "
+            f"{first_tokens.dtype} of shape {first_tokens.shape}"
+        )
+    return first_tokens
 
 
 def _checked_inputs(config, input_ids, attention_mask, token_type_ids):

@@ -139,7 +139,7 @@ def test_dropout_acts_where_bert_has_it_with_a_key_for_each_place(
     )
     models.apply(config, params, *batch, key=jax.random.key(0))
     # Attention probabilities, attention output, feed-forward output.
-    layer = [(0.2, (2, 3, 9, 9)), (0.1, (2, 9, 24)), (0.1, (2, 9, 24))]
+    layer = [(0.2, (2, 3, 9, 9)), (0.1, (18, 24)), (0.1, (18, 24))]
     expected = [(0.1, (2, 9, 24)), *layer, *layer, (0.3, (2, 24))]
     assert [site[:2] for site in sites] == expected
     assert len({site[2] for site in sites}) == len(sites)
@@ -229,3 +229,61 @@ def test_parameters_of_another_config_are_refused(config, params, batch):
 def test_a_dropout_rate_outside_its_range_is_refused(config, params, batch):
     with pytest.raises(ValueError, match=r"must lie in \[0, 1\), got 1.0"):
         models.apply(config, params, *batch, key=jax.random.key(0), dropout_rate=1.0)
+
+
+def test_examples_packed_into_rows_equal_those_in_rows_of_their_own(config, params):
+    """Logits, hidden states and gradients; lengths 5, 4, 6 and 2 in two rows of 9."""
+    rng = np.random.default_rng(1)
+    lengths = [5, 4, 6, 2]
+    ids, types = rng.integers(1, 99, (4, 6)), rng.integers(0, 2, (4, 6))
+    mask = (np.arange(6) < np.array(lengths)[:, None]).astype(int)
+    rows = np.zeros((3, 2, 9), int)
+    firsts = [0, 5, 9, 15]
+    for example, (first, length) in enumerate(zip(firsts, lengths, strict=True)):
+        cells = np.unravel_index(np.arange(first, first + length), (2, 9))
+        values = ids[example], 0 * ids[example] + example % 2 + 1, types[example]
+        for target, source in zip(rows, values, strict=True):
+            target[cells] = source[:length]
+
+    @jax.jit
+    def loss(params, ids, mask, types, firsts):
+        output = models.apply(config, params, ids, mask, types, first_tokens=firsts)
+        return (output.logits * jnp.arange(12.0).reshape(4, 3)).sum(), output
+
+    grad = jax.grad(loss, has_aux=True)
+    packed = grad(params, *rows, np.array(firsts))
+    alone = grad(params, ids, mask, types, np.arange(4) * 6)
+    plain = apply(config, params, ids, mask, types)
+    chex.assert_trees_all_close(alone[1].logits, plain.logits, atol=1e-5)
+    chex.assert_trees_all_close(packed[1].logits, plain.logits, atol=1e-5)
+    chex.assert_trees_all_close(packed[0], alone[0], rtol=1e-3, atol=1e-4)
+    last = packed[1].hidden_states[-1].reshape(18, -1)
+    for example, (first, length) in enumerate(zip(firsts, lengths, strict=True)):
+        chex.assert_trees_all_close(
+            last[first : first + length],
+            plain.hidden_states[-1][example, :length],
+            atol=1e-5,
+        )
+    # A token that attends to its neighbour would be seen.
+    mixed = apply(config, params, rows[0], 0 * rows[1] + 1, rows[2])
+    assert jnp.abs(mixed.logits[0] - plain.logits[0]).max() > 1e-3
+
+
+def test_layers_computed_again_give_the_same_numbers(config, params, batch):
+    def loss(params, remat):
+        key = jax.random.key(0)
+        output = models.apply(config, params, *batch, key=key, remat=remat)
+        return output.logits[:, 0].sum()
+
+    grad = jax.jit(jax.grad(loss), static_argnums=1)
+    chex.assert_trees_all_close(grad(params, True), grad(params, False), atol=1e-5)
+    again, kept = (
+        grad.lower(params, remat).as_text().count("dot_general")
+        for remat in (True, False)
+    )
+    assert again > kept
+
+
+def test_first_tokens_that_are_no_integers_are_refused(config, params, batch):
+    with pytest.raises(TypeError, match=r"first_tokens must be integers of shape \(ex"):
+        models.apply(config, params, *batch, first_tokens=np.zeros(2))
