@@ -1,5 +1,11 @@
 """The command line: ``python -m train COMMAND``."""
 
+if __name__ == "__main__":
+    # Before all other imports, which the process that is started anew makes again.
+    from train.huge_pages import use_huge_pages
+
+    use_huge_pages()
+
 import argparse
 import sys
 from collections.abc import Sequence
@@ -78,6 +84,7 @@ def _finetune(arguments: list[str]) -> int:
         # JAX is imported only now, so that --help answers at once.
         from train.loop import prepare, train_and_evaluate
 
+        _keep_programs(config.cache)
         prepared = prepare(config)
     except (ValueError, OSError) as error:
         return _refuse(error)
@@ -100,6 +107,7 @@ def _predict(arguments: list[str]) -> int:
         check_predict(config)
         from train.predict import predict
 
+        _keep_programs(config.cache)
         scores, lines = predict(config)
     except (ValueError, OSError) as error:
         return _refuse(error)
@@ -113,6 +121,7 @@ def _stability(arguments: list[str]) -> int:
     try:
         from train.experiments.stability import prepare_study, run_study
 
+        _keep_programs(config.cache)
         run_study(prepare_study(config))
     except (ValueError, OSError, MemoryError) as error:
         return _refuse(error)
@@ -166,6 +175,7 @@ def _reproduce(arguments: list[str]) -> int:
         from train.experiments.reproduce import prepare_reproduction
         from train.experiments.stability import run_study
 
+        _keep_programs(config.cache)
         study, cuts = prepare_reproduction(config)
         left_out = "; ".join(cuts) or "nothing"
         print(f"{len(study.runs)} runs; cut from the paper's protocol: {left_out}")
@@ -177,6 +187,13 @@ def _reproduce(arguments: list[str]) -> int:
         return _interrupted()
     print(f"report  {page}")
     return 0
+
+
+def _keep_programs(cache: bool) -> None:
+    from train.caches import keep_programs
+
+    if cache:
+        keep_programs()
 
 
 def _interrupted() -> int:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import itertools
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,6 +18,13 @@ Batch = dict[str, np.ndarray]
 
 
 _TOKENIZED_AT_ONCE = 4096
+_TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.txt",
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,6 +39,43 @@ class TokenArrays:
     def __len__(self) -> int:
         return len(self.input_ids)
 
+    @functools.cached_property
+    def lengths(self) -> np.ndarray:
+        """How many tokens each example has, int32."""
+        return self.attention_mask.sum(axis=1, dtype=np.int32)
+
+
+@dataclasses.dataclass(frozen=True)
+class Tokens:
+    """The tokens of a set of examples, one example after the other, without padding."""
+
+    ids: np.ndarray
+    types: np.ndarray
+    """0 for a token of the first text, 1 for one of the second."""
+    lengths: np.ndarray
+    """How many tokens each example has."""
+    padding: np.ndarray
+    """The id and the type that fill up."""
+
+
+def tokenizer_files(directory: Path) -> dict[str, bytes]:
+    """Reads the files of the tokenizer that lies beside a model's weights.
+
+    Raises:
+      FileNotFoundError: If there is none.
+    """
+    files = {
+        name: (directory / name).read_bytes()
+        for name in _TOKENIZER_FILES
+        if (directory / name).is_file()
+    }
+    if not files.keys() & {"tokenizer.json", "vocab.txt"}:
+        raise FileNotFoundError(
+            f"no tokenizer in {directory}: expected tokenizer.json or vocab.txt beside "
+            f"the weights"
+        )
+    return files
+
 
 def load_tokenizer(directory: Path) -> Any:
     """Loads the tokenizer that lies beside a model's weights.
@@ -39,16 +84,11 @@ def load_tokenizer(directory: Path) -> Any:
       FileNotFoundError: If there is none.
       ValueError: If its files cannot be read.
     """
-    if not any(
-        (directory / name).is_file() for name in ("tokenizer.json", "vocab.txt")
-    ):
-        raise FileNotFoundError(
-            f"no tokenizer in {directory}: expected tokenizer.json or vocab.txt beside "
-            f"the weights"
-        )
+    tokenizer_files(directory)
     # Advice meant for its authors' own trainers, and a warning about threads.
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
+    # It takes two seconds to import.
     from transformers import AutoTokenizer
 
     try:
@@ -62,27 +102,29 @@ def load_tokenizer(directory: Path) -> Any:
 def tokenize(
     tokenizer: Any, examples: Examples, max_length: int, length: int | None = None
 ) -> TokenArrays:
-    """Tokenizes examples into arrays of one length.
+    """Tokenizes examples into arrays of one length; see ``encode`` and ``pad``."""
+    tokens = encode(tokenizer, examples.texts, max_length)
+    return pad(tokens, examples.labels, max_length, length)
 
-    A pair longer than ``max_length`` loses tokens of its longer text first. The length
-    is that of the longest example, rounded up to a multiple of 8: one shape and so one
-    compiled program for a whole run, without padding that nothing needs.
+
+def encode(tokenizer: Any, texts: tuple[list[str], ...], max_length: int) -> Tokens:
+    """Turns texts into tokens.
+
+    A pair longer than ``max_length`` loses tokens of its longer text first.
 
     Args:
       tokenizer: A tokenizer of transformers.
-      examples: Texts, and labels if they have any.
+      texts: One list of texts, or two whose items form pairs.
       max_length: The most tokens an example keeps, special tokens included.
-      length: The length of the arrays, if the examples' own will not do.
 
     Returns:
-      The arrays.
+      The tokens.
 
     Raises:
-      ValueError: If ``max_length`` leaves no room for a token of each text, or an
-        example is longer than ``length``.
+      ValueError: If ``max_length`` leaves no room for a token of each text.
     """
-    pair = len(examples.texts) == 2
-    least = tokenizer.num_special_tokens_to_add(pair=pair) + len(examples.texts)
+    pair = len(texts) == 2
+    least = tokenizer.num_special_tokens_to_add(pair=pair) + len(texts)
     if max_length < least:
         raise ValueError(
             f"--max-length must be at least {least} for "
@@ -91,17 +133,44 @@ def tokenize(
         )
     parts = []
     # All at once, the tokenizer's notes on offsets and words take 20 kB an example.
-    for start in range(0, len(examples), _TOKENIZED_AT_ONCE):
-        chunk = slice(start, start + _TOKENIZED_AT_ONCE)
+    for start in range(0, len(texts[0]), _TOKENIZED_AT_ONCE):
         encoded = tokenizer(
-            *(texts[chunk] for texts in examples.texts),
+            *(column[start : start + _TOKENIZED_AT_ONCE] for column in texts),
             truncation=True,
             max_length=max_length,
             return_token_type_ids=True,
         )
-        parts.append(_padded(tokenizer, encoded, max_length))
-    ids, mask, types = map(np.concatenate, zip(*parts, strict=True))
-    longest = int(mask.sum(axis=1).max())
+        ids, types = encoded["input_ids"], encoded["token_type_ids"]
+        lengths = np.array([len(row) for row in ids], np.int32)
+        parts.append((_joined(ids, np.int32), _joined(types, np.uint8), lengths))
+    padding = np.array([tokenizer.pad_token_id, tokenizer.pad_token_type_id], np.int32)
+    return Tokens(*map(np.concatenate, zip(*parts, strict=True)), padding)
+
+
+def pad(
+    tokens: Tokens,
+    labels: np.ndarray | None,
+    max_length: int,
+    length: int | None = None,
+) -> TokenArrays:
+    """Lays tokens out in arrays of one length.
+
+    The length is that of the longest example, rounded up to a multiple of 8: one shape
+    and so one compiled program for a whole run, without padding that nothing needs.
+
+    Args:
+      tokens: The tokens.
+      labels: The examples' labels, if they have any.
+      max_length: The most tokens an example keeps.
+      length: The length of the arrays, if the examples' own will not do.
+
+    Returns:
+      The arrays.
+
+    Raises:
+      ValueError: If an example is longer than ``length``.
+    """
+    longest = int(tokens.lengths.max())
     if length is None:
         length = min(max_length, -(-longest // 8) * 8)
     if not longest <= length <= max_length:
@@ -109,8 +178,16 @@ def tokenize(
             f"length must lie between the longest example's {longest} tokens and "
             f"max_length {max_length}, got {length}"
         )
-    arrays = (np.ascontiguousarray(array[:, :length]) for array in (ids, mask, types))
-    return TokenArrays(*arrays, examples.labels)
+    # To the right, where BERT's positions expect it, whatever the tokenizer says.
+    mask = np.arange(length) < tokens.lengths[:, None]
+
+    def filled(values, padding):
+        array = np.full(mask.shape, padding, np.int32)
+        array[mask] = values
+        return array
+
+    ids, types = map(filled, (tokens.ids, tokens.types), tokens.padding)
+    return TokenArrays(ids, mask.astype(np.int32), types, labels)
 
 
 def check_length(max_length: int, max_position_embeddings: int) -> None:
@@ -131,25 +208,40 @@ def steps_per_epoch(examples: int, batch_size: int) -> int:
     return -(-examples // batch_size)
 
 
-def train_batch(arrays: TokenArrays, seed: int, step: int, batch_size: int) -> Batch:
-    """Takes the batch of a step; the same for the same arguments, whatever came before.
+def examples_of(count: int, seed: int, step: int, batch_size: int) -> np.ndarray:
+    """The examples of a step; the same for the same arguments, whatever came before.
 
-    Each epoch visits every example once, in an order of its own. The last batch of an
-    epoch holds what is left, filled up with rows of weight 0.
+    Each epoch visits every example once, in an order of its own.
+
+    Args:
+      count: How many examples the training set has.
+      seed: Draws the order.
+      step: Counts from 0 over all epochs.
+      batch_size: Examples a step; the last one of an epoch takes what is left.
+
+    Returns:
+      Their indices.
+    """
+    epoch, position = divmod(step, steps_per_epoch(count, batch_size))
+    start = position * batch_size
+    return _permutation(seed, epoch, count)[start : start + batch_size]
+
+
+def train_batch(arrays: TokenArrays, seed: int, step: int, batch_size: int) -> Batch:
+    """The batch of a step with each example in a row of its own.
 
     Args:
       arrays: The training set, with labels.
       seed: Draws the order.
       step: Counts from 0 over all epochs.
-      batch_size: Rows of a batch.
+      batch_size: Rows of a batch; a smaller last one of an epoch is filled up with
+        rows of weight 0.
 
     Returns:
       The batch.
     """
-    epoch, position = divmod(step, steps_per_epoch(len(arrays), batch_size))
-    order = _permutation(seed, epoch, len(arrays))
-    start = position * batch_size
-    return _take(arrays, order[start : start + batch_size], batch_size)
+    examples = examples_of(len(arrays), seed, step, batch_size)
+    return _take(arrays, examples, batch_size)
 
 
 def eval_batches(
@@ -168,7 +260,7 @@ def eval_batches(
     Yields:
       The indices of the examples and their batch.
     """
-    lengths, allowed = arrays.attention_mask.sum(axis=1), eval_lengths(arrays)
+    lengths, allowed = arrays.lengths, eval_lengths(arrays)
     order = np.argsort(lengths, kind="stable")
     for start in range(0, len(arrays), batch_size):
         rows = order[start : start + batch_size]
@@ -186,18 +278,8 @@ def eval_lengths(arrays: TokenArrays) -> list[int]:
     return sorted({*(x for x in halves if x < longest), longest})
 
 
-def _padded(tokenizer: Any, encoded: Any, length: int) -> tuple[np.ndarray, ...]:
-    ids = encoded["input_ids"]
-    # To the right, where BERT's positions expect it, whatever the tokenizer says.
-    mask = np.arange(length) < np.array([len(row) for row in ids])[:, None]
-
-    def filled(rows, padding):
-        array = np.full(mask.shape, padding, np.int32)
-        array[mask] = np.concatenate(rows)
-        return array
-
-    types = filled(encoded["token_type_ids"], tokenizer.pad_token_type_id)
-    return filled(ids, tokenizer.pad_token_id), mask.astype(np.int32), types
+def _joined(rows: list[list[int]], dtype: Any) -> np.ndarray:
+    return np.fromiter(itertools.chain.from_iterable(rows), dtype)
 
 
 # More than the seeds of a sweep, whose runs step through their epochs together.

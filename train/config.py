@@ -103,17 +103,26 @@ class FinetuneConfig:
     """Examples a step; the last, partial batch of an epoch is kept."""
     eval_batch_size: int = 64
     """Examples a batch of evaluation."""
+    padding: Literal["packed", "longest", "max_length"] = "packed"
+    """How examples lie in the rows of a batch: behind one another, or each in a row of
+    its own, as long as the batch's longest example or as --max-length."""
     regularization: tyro.conf.OmitArgPrefixes[RegularizationConfig] = (
         RegularizationConfig()
     )
     dtype: Literal["float32", "bfloat16"] = "float32"
     """The dtype of the computation; parameters are float32 in any case."""
+    remat: bool = False
+    """Compute the inside of each layer again in the backward pass instead of keeping
+    it: less memory, a third more arithmetic, the same numbers."""
     new_head: bool = False
     """Initialise the classifier anew although the checkpoint brings one."""
     revision: str | None = None
     """The revision of a hub id: a branch, tag or commit."""
     norms_every: int = 20
     """Steps between two records of every component's gradient norm."""
+    cache: bool = True
+    """Keep tokens and compiled programs in $XDG_CACHE_HOME/cwgnc_jax or else
+    ~/.cache/cwgnc_jax, so that the next command starts sooner."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -140,6 +149,9 @@ class PredictConfig:
     """Examples a batch."""
     max_length: int = 128
     """Longer texts are truncated to this many tokens."""
+    cache: bool = True
+    """Keep tokens and compiled programs in $XDG_CACHE_HOME/cwgnc_jax or else
+    ~/.cache/cwgnc_jax, so that the next command starts sooner."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -65,9 +65,7 @@ def predict_logits(
     rows, parts = [], []
     for of_batch, batch in batches.eval_batches(arrays, batch_size):
         rows.append(of_batch)
-        parts.append(
-            step_fn(params, place_batch(layout, inputs_of(batch), shared=True))
-        )
+        parts.append(step_fn(params, place_batch(layout, inputs_of(batch))))
     logits = np.concatenate(jax.device_get(parts), axis=1)[:, : len(arrays)]
     return logits[:, np.argsort(np.concatenate(rows))]
 

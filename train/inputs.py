@@ -2,7 +2,6 @@
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 
@@ -11,6 +10,7 @@ from train import batches, tasks
 from train.config import DataConfig, OptimizerConfig, RegularizationConfig
 from train.examples import load_examples
 from train.steps import Recipe
+from train.token_cache import CachedTokenizer
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,7 +20,7 @@ class Inputs:
     task: tasks.Task
     sets: dict[str, batches.TokenArrays]
     """By name: "train", and those that are scored, of one length all of them."""
-    tokenizer: Any
+    tokenizer: CachedTokenizer
     checkpoint: models.Checkpoint
 
     @property
@@ -55,6 +55,7 @@ class Inputs:
         optimizer: OptimizerConfig,
         regularization: RegularizationConfig,
         dtype: str,
+        remat: bool,
     ) -> Recipe:
         """What is fixed when a step for runs of this task is compiled."""
         return Recipe(
@@ -67,17 +68,21 @@ class Inputs:
             mixout=regularization.mixout > 0,
             prior_decay=optimizer.prior_decay > 0,
             layer_decay=optimizer.layer_decay < 1,
+            remat=remat,
         )
 
 
 def load_inputs(
-    data: DataConfig, load_checkpoint: Callable[[int], models.Checkpoint]
+    data: DataConfig,
+    load_checkpoint: Callable[[int], models.Checkpoint],
+    cache: bool,
 ) -> Inputs:
-    """Reads and checks a task's examples and the model's weights; writes nothing.
+    """Reads and checks a task's examples and the model's weights.
 
     Args:
       data: Which texts and labels.
       load_checkpoint: Loads the weights for a number of labels.
+      cache: Whether tokens are kept on disk; nothing else is written.
 
     Returns:
       The inputs.
@@ -90,19 +95,21 @@ def load_inputs(
     task, examples = load_examples(data)
     checkpoint = load_checkpoint(task.num_labels)
     batches.check_length(data.max_length, checkpoint.config.max_position_embeddings)
-    tokenizer = batches.load_tokenizer(checkpoint.directory)
-    sets = {
-        name: batches.tokenize(tokenizer, part, data.max_length)
+    tokenizer = CachedTokenizer(checkpoint.directory, cache)
+    tokens = {
+        name: tokenizer.encode(part.texts, data.max_length)
         for name, part in examples.items()
     }
+
+    def padded(name: str, length: int | None = None) -> batches.TokenArrays:
+        labels = examples[name].labels
+        return batches.pad(tokens[name], labels, data.max_length, length)
+
+    sets = {name: padded(name) for name in tokens}
     # One length for all that is evaluated: no set needs programs of its own.
     evaluated = [name for name in sets if name != "train"]
     length = max(sets[name].input_ids.shape[1] for name in evaluated)
-    for name in evaluated:
-        if sets[name].input_ids.shape[1] < length:
-            sets[name] = batches.tokenize(
-                tokenizer, examples[name], data.max_length, length
-            )
+    sets |= {name: padded(name, length) for name in evaluated}
     return Inputs(task, sets, tokenizer, checkpoint)
 
 

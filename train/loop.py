@@ -1,6 +1,7 @@
 """The training loop, and one run from its config to its results."""
 
 import dataclasses
+import functools
 import importlib.metadata
 import platform
 import time
@@ -12,13 +13,14 @@ import jax
 import numpy as np
 
 from cwgnc_jax import models
-from train import batches, tasks
+from train import batches, parallel, tasks
 from train.analysis.curves import draw_curves
 from train.config import FinetuneConfig, check_finetune
 from train.evaluation import evaluate
 from train.inputs import Inputs, load_inputs
 from train.optimizer import hyperparameters
-from train.parallel import ONE_RUN, compile_eval_step, compile_train_step, init_runs
+from train.packing import Packing, make_packing, training_set
+from train.parallel import ONE_RUN
 from train.progress import Progress
 from train.records import append_line, check_workdir, write_json
 from train.steps import CURVES, Metrics, Recipe, Run
@@ -35,11 +37,12 @@ class Prepared:
     config: FinetuneConfig
     inputs: Inputs
     recipe: Recipe
+    packing: Packing
     total_steps: int
 
 
 def prepare(config: FinetuneConfig) -> Prepared:
-    """Reads and checks all that a run needs, and writes nothing.
+    """Reads and checks all that a run needs, and writes nothing but cached tokens.
 
     Args:
       config: The run's config.
@@ -64,19 +67,25 @@ def prepare(config: FinetuneConfig) -> Prepared:
             new_head=config.new_head,
             revision=config.revision,
         ),
+        config.cache,
     )
     layers, new = inputs.layers, config.regularization.reinit_layers
     if new > layers:
         raise ValueError(f"--reinit-layers {new}: {config.model} has {layers} layers")
     steps = batches.steps_per_epoch(len(inputs.train), config.batch_size)
-    recipe = inputs.recipe(config.optimizer, config.regularization, config.dtype)
-    return Prepared(config, inputs, recipe, config.epochs * steps)
+    recipe = inputs.recipe(
+        config.optimizer, config.regularization, config.dtype, config.remat
+    )
+    packing = make_packing(
+        *(inputs.train, config.padding, config.batch_size, config.data.max_length)
+    )
+    return Prepared(config, inputs, recipe, packing, config.epochs * steps)
 
 
 def start_run(prepared: Prepared) -> Run:
     """A prepared run before its first step, as the only one of its program."""
     config = prepared.config
-    return init_runs(
+    return parallel.init_runs(
         prepared.recipe,
         prepared.inputs.checkpoint,
         [(config.seed, config.seed)],
@@ -91,7 +100,7 @@ def start_run(prepared: Prepared) -> Run:
 
 
 def train(
-    step_fn: Callable[[Run, int], tuple[Run, Metrics]],
+    step_fn: Callable[[Run, int, int], tuple[Run, Metrics, int]],
     runs: Run,
     first: int,
     ends: Iterable[int],
@@ -99,7 +108,10 @@ def train(
     """Takes steps, without waiting for the device.
 
     Args:
-      step_fn: Takes a step, counted from 0; it takes over the runs' buffers.
+      step_fn: From runs, a step, counted from 0, and an end takes that step, and those
+        behind it that one program takes with it, none from the end on. It takes over
+        the runs' buffers, and returns the runs, the metrics of these steps, with axes
+        over runs and steps, and the step that is next.
       runs: The runs so far.
       first: The step to begin with.
       ends: Rising numbers of steps done, at which to yield.
@@ -108,13 +120,22 @@ def train(
       The number of steps done, the runs, and the metrics of the steps since the last
       time. They are still being computed: fetch those of an earlier time first.
     """
+    step = first
     for end in ends:
         metrics = []
-        for step in range(first, end):
-            runs, of_step = step_fn(runs, step)
-            metrics.append(of_step)
-        first = end
+        while step < end:
+            runs, of_steps, step = step_fn(runs, step, end)
+            metrics.append(of_steps)
         yield end, runs, metrics
+
+
+def fetch(reported: Iterable[Metrics]) -> list[Metrics]:
+    """Brings metrics to the host, with an axis over runs, in a list over steps."""
+    return [
+        jax.tree.map(lambda leaf, step=step: leaf[:, step], metrics)
+        for metrics in jax.device_get(list(reported))
+        for step in range(metrics.loss.shape[1])
+    ]
 
 
 def train_and_evaluate(prepared: Prepared) -> dict[str, Any]:
@@ -134,7 +155,10 @@ def train_and_evaluate(prepared: Prepared) -> dict[str, Any]:
     run, diverged_at = _train(prepared, start_run(prepared))
     trained = time.monotonic()
     [evaluations] = evaluate(
-        compile_eval_step(prepared.recipe), run.params, inputs, config.eval_batch_size
+        parallel.compile_eval_step(prepared.recipe),
+        run.params,
+        inputs,
+        config.eval_batch_size,
     )
     scores = {name: result.scores for name, result in evaluations.items()}
     lines = inputs.majority_lines()
@@ -183,48 +207,55 @@ def save_model(directory: Path, inputs: Inputs, params: Any) -> None:
         regression=inputs.task.regression,
         source_config=inputs.checkpoint.source_config,
     )
-    inputs.tokenizer.save_pretrained(directory)
+    inputs.tokenizer.save(directory)
 
 
 def _train(prepared: Prepared, run: Run) -> tuple[Run, int | None]:
-    config, arrays = prepared.config, prepared.inputs.train
-    total = prepared.total_steps
-    compiled = compile_train_step(prepared.recipe)
+    config, packing = prepared.config, prepared.packing
+    examples = parallel.place_training_set(ONE_RUN, training_set(prepared.inputs.train))
+    total, seed = prepared.total_steps, config.seed
+    program_of = functools.cache(
+        functools.partial(parallel.compile_train_steps, prepared.recipe, ONE_RUN)
+    )
     diverged_at = None
 
-    def step_fn(run, step):
-        batch = batches.train_batch(arrays, config.seed, step, config.batch_size)
-        return compiled(run, {name: array[None] for name, array in batch.items()})
+    def step_fn(run, step, end):
+        steps, alike = parallel.steps_of_program(step, end)
+        shape = packing.shape([seed], alike)
+        plans = [packing.plan(seed, step, shape) for step in steps]
+        run, metrics = program_of(shape)(
+            run, examples, parallel.place_plans(ONE_RUN, [plans])
+        )
+        return run, metrics, steps.stop
 
     def record(end: int, reported: list[Metrics]):
         nonlocal diverged_at
-        if not reported:
-            return
-        first = end - len(reported) + 1
-        for number, of_runs in enumerate(jax.device_get(reported), first):
+        fetched = fetch(reported)
+        for number, of_runs in enumerate(fetched, end - len(fetched) + 1):
             metrics = jax.tree.map(lambda x: x[0], of_runs)
-            append_line(file, _record(number, metrics, config, len(arrays)))
+            append_line(file, _record(number, metrics, prepared))
             if diverged_at is None and not np.isfinite(metrics.loss):
                 diverged_at = number
         file.flush()
-        progress.show(end, float(metrics.loss))
+        if fetched:
+            progress.show(end, float(fetched[-1].loss[0]))
 
     with (
         (config.workdir / "metrics.jsonl").open("w") as file,
         Progress(total) as progress,
     ):
         ends = [*range(_CHUNK, total, _CHUNK), total]
-        pending, segments = (0, []), train(step_fn, run, 0, ends)
-        for segment in segments:
+        pending: tuple[int, list[Metrics]] = (0, [])
+        for end, stepped, metrics in train(step_fn, run, 0, ends):
             record(*pending)
-            end, run, metrics = segment
-            pending = end, metrics
+            run, pending = stepped, (end, metrics)
         record(*pending)
     return run, diverged_at
 
 
-def _record(number: int, metrics: Metrics, config: FinetuneConfig, examples: int):
-    steps = batches.steps_per_epoch(examples, config.batch_size)
+def _record(number: int, metrics: Metrics, prepared: Prepared):
+    config = prepared.config
+    steps = prepared.total_steps // config.epochs
     record = {"step": number, "epoch": round(number / steps, 4)}
     for name in CURVES:
         record[name] = float(getattr(metrics, name))

@@ -12,6 +12,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from cwgnc_jax import models
 from train.optimizer import Hyperparameters
+from train.packing import Plan, Shape, TrainingSet, packed_batch
 from train.steps import Recipe, Run, eval_step, init_run, train_step
 
 
@@ -50,6 +51,8 @@ class Layout:
         """Where the leading axis of runs lies; None for one device."""
         return self.mesh and NamedSharding(self.mesh, PartitionSpec("run"))
 
+
+_STEPS_AT_ONCE = 10
 
 ONE_RUN = Layout()
 """A single run on a single device."""
@@ -135,26 +138,57 @@ def _start(recipe: Recipe, layout: Layout, same, own, keys, numbers) -> Run:
     return jax.lax.with_sharding_constraint(runs, layout.over_runs())
 
 
-def compile_train_step(
-    recipe: Recipe, layout: Layout = ONE_RUN, measured: bool = False
+def steps_of_program(step: int, end: int) -> tuple[range, range]:
+    """Which steps one program takes, beginning with a certain one.
+
+    A GPU or TPU does not wait for the host between ten steps of one program. On a CPU
+    calling a program costs nothing beside a step, and so each step has batches of a
+    shape of its own.
+
+    Args:
+      step: The first one.
+      end: None is taken from this one on.
+
+    Returns:
+      The steps to take, ten or one, so that there are no programs of other numbers; and
+      those whose batches share a shape, which does not depend on ``end``.
+    """
+    most = 1 if jax.default_backend() == "cpu" else _STEPS_AT_ONCE
+    begin = step // most * most
+    alike = range(begin, begin + most)
+    whole = step == begin and alike.stop <= end
+    return (alike if whole else range(step, step + 1)), alike
+
+
+def compile_train_steps(
+    recipe: Recipe, layout: Layout, shape: Shape, measured: bool = False
 ) -> Callable[..., Any]:
-    """``train_step`` of a recipe over the runs of a layout, jitted.
+    """``train_step`` of a recipe over the runs of a layout, several steps, jitted.
 
     Args:
       recipe: What is fixed at compilation.
       layout: How many runs there are and where they lie.
-      measured: Whether the step measures the components.
+      shape: Rows and length of the batches.
+      measured: Whether the steps measure the components.
 
     Returns:
-      A function from runs and their batches (:func:`place_batch`), both with a leading
-      axis of runs, to the runs one step on, whose buffers it reuses, and their metrics.
+      A function from runs, the training set (:func:`place_training_set`) and the plans
+      of the steps (:func:`place_plans`) to the runs after these steps, whose buffers it
+      reuses, and their metrics with axes over runs and steps.
     """
 
-    def step(runs, batch):
-        step_of_one = functools.partial(train_step, recipe, measured=measured)
-        return _over_runs(step_of_one, layout, (runs, batch))
+    def steps_of_one(run, plans, examples):
+        def step(run, plan):
+            batch = packed_batch(examples, plan, shape)
+            batch = _split_rows(layout, batch)
+            return train_step(recipe, run, batch, measured)
 
-    return jax.jit(step, donate_argnums=0)
+        return jax.lax.scan(step, run, plans)
+
+    def steps(runs, examples, plans):
+        return _over_runs(steps_of_one, layout, (runs, plans), (examples,))
+
+    return jax.jit(steps, donate_argnums=0)
 
 
 def compile_eval_step(recipe: Recipe, layout: Layout = ONE_RUN) -> Callable[..., Any]:
@@ -177,21 +211,35 @@ def compile_eval_step(recipe: Recipe, layout: Layout = ONE_RUN) -> Callable[...,
     return jax.jit(step)
 
 
-def place_batch(layout: Layout, batch: dict[str, np.ndarray], shared: bool = False):
-    """Puts a batch where its runs and rows belong.
+def place_training_set(layout: Layout, examples: TrainingSet) -> TrainingSet:
+    """Puts a training set on every device of a layout."""
+    return jax.device_put(
+        examples, layout.mesh and NamedSharding(layout.mesh, PartitionSpec())
+    )
+
+
+def place_plans(layout: Layout, plans: Sequence[Sequence[Plan]]) -> Plan:
+    """Puts the plans of some steps where their runs are.
 
     Args:
       layout: Where the runs lie.
-      batch: Arrays ``[runs, batch, ...]``, or ``[batch, ...]`` if shared by all runs.
-      shared: Whether it is.
+      plans: For each run those of its steps.
 
     Returns:
-      The batch, on the devices; on a single device as it came.
+      All of them, with leading axes over runs and steps.
     """
+    each = [Plan(*map(np.stack, zip(*of_run, strict=True))) for of_run in plans]
+    stacked = Plan(*map(np.stack, zip(*each, strict=True)))
+    if layout.mesh is None:
+        return stacked
+    return jax.device_put(stacked, layout.over_runs())
+
+
+def place_batch(layout: Layout, batch: dict[str, np.ndarray]):
+    """Splits the rows of a batch that all runs share; on one device as it came."""
     if layout.mesh is None:
         return batch
-    axes = ("data",) if shared else ("run", "data")
-    return jax.device_put(batch, NamedSharding(layout.mesh, PartitionSpec(*axes)))
+    return jax.device_put(batch, NamedSharding(layout.mesh, PartitionSpec("data")))
 
 
 def placed(layout: Layout, runs: Run) -> Run:
@@ -201,6 +249,16 @@ def placed(layout: Layout, runs: Run) -> Run:
         lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
         runs,
     )
+
+
+def _split_rows(layout: Layout, batch):
+    """Lets the devices of the axis ``data`` share the rows of a batch."""
+    if layout.data_devices == 1:
+        return batch
+    spec = PartitionSpec("data")
+    # Within shard_map the mesh is the one of that place.
+    mesh = layout.mesh if layout.run_devices == 1 else jax.sharding.get_abstract_mesh()
+    return jax.lax.with_sharding_constraint(batch, NamedSharding(mesh, spec))
 
 
 def _over_runs(function, layout: Layout, values: tuple, shared: tuple = ()):

@@ -15,6 +15,7 @@ from train.evaluation import predict_logits, predictions_of
 from train.examples import Examples, load_split, read_file
 from train.parallel import compile_eval_step
 from train.steps import Recipe
+from train.token_cache import CachedTokenizer
 
 Scores = dict[str, dict[str, float]]
 
@@ -51,8 +52,9 @@ def predict(config: PredictConfig) -> tuple[Scores, Scores]:
             f"python -m train finetune"
         )
     batches.check_length(config.max_length, checkpoint.config.max_position_embeddings)
-    tokenizer = batches.load_tokenizer(checkpoint.directory)
-    arrays = batches.tokenize(tokenizer, examples, config.max_length)
+    tokenizer = CachedTokenizer(checkpoint.directory, config.cache)
+    tokens = tokenizer.encode(examples.texts, config.max_length)
+    arrays = batches.pad(tokens, examples.labels, config.max_length)
     recipe = Recipe(
         checkpoint.config, regression, "by_parameter", 0.9, 0.999, "float32"
     )

@@ -35,6 +35,8 @@ class Recipe:
     """How many of the top layers train, the heads with them; None for everything."""
     statistics: bool = False
     """Whether the components of some steps are measured."""
+    remat: bool = False
+    """Whether the backward pass computes the inside of each layer again."""
 
     def trains(self, path: str) -> bool:
         """Whether the parameter of this path trains."""
@@ -113,7 +115,8 @@ def train_step(
     Args:
       recipe: What is fixed at compilation.
       run: The run so far.
-      batch: See ``batches.train_batch``; rows of weight 0 do not count.
+      batch: See ``packing.packed_batch``, or without ``first_tokens`` a row for each
+        example; examples of weight 0 do not count.
       measured: Whether to measure the components, with a recipe that has statistics. It
         is fixed at compilation: a branch within the step would cost every step copies
         of the parameters.
@@ -139,9 +142,11 @@ def train_step(
             batch["input_ids"],
             batch["attention_mask"],
             batch["token_type_ids"],
+            first_tokens=batch.get("first_tokens"),
             key=key,
             dropout_rate=numbers.dropout_rate,
             dtype=jnp.dtype(recipe.dtype),
+            remat=recipe.remat,
         ).logits
         losses = example_losses(recipe, logits, batch["labels"])
         return jnp.sum(losses * batch["weights"]) / jnp.sum(batch["weights"])

@@ -1,6 +1,7 @@
 """Twenty steps of the whole recipe beside torch's, on real weights."""
 
 import dataclasses
+import functools
 
 import jax
 import numpy as np
@@ -13,7 +14,13 @@ from cwgnc_jax import models
 from train import batches
 from train.config import PRESETS, DataConfig, RegularizationConfig
 from train.loop import prepare, start_run
-from train.parallel import compile_train_step
+from train.packing import training_set
+from train.parallel import (
+    ONE_RUN,
+    compile_train_steps,
+    place_plans,
+    place_training_set,
+)
 
 STEPS, TOTAL = 20, 100
 
@@ -56,12 +63,19 @@ def compare(data, max_norm, weight_decay, minilm, tmp_path):
     run = start_run(prepared)
     start = tmp_path / "start"
     models.save_pretrained(start, model_config, only(run.params))
-    step_fn = compile_train_step(prepared.recipe)
+    examples = place_training_set(ONE_RUN, training_set(train))
+    program_of = functools.cache(
+        functools.partial(compile_train_steps, prepared.recipe, ONE_RUN)
+    )
     losses = []
     for step in range(STEPS):
-        batch = {name: array[None] for name, array in batch_of(step).items()}
-        run, metrics = step_fn(run, batch)
-        losses.append(float(metrics.loss[0]))
+        shape = prepared.packing.shape([config.seed], [step])
+        plan = prepared.packing.plan(config.seed, step, shape)
+        steps = program_of(shape)
+        run, metrics = steps(run, examples, place_plans(ONE_RUN, [[plan]]))
+        losses.append(float(metrics.loss[0, 0]))
+    # Several examples to a row, where torch has one.
+    assert max(rows for rows, _ in prepared.packing.shapes[:-1]) < config.batch_size
 
     model = transformers.BertForSequenceClassification.from_pretrained(
         start, attn_implementation="eager"

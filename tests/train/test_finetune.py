@@ -80,9 +80,10 @@ def test_same_seed_gives_the_same_bits_and_another_seed_does_not(flags, tmp_path
     assert records(tmp_path / "a") == records(tmp_path / "b") != records(tmp_path / "c")
 
 
-def test_run_compiles_one_step_and_an_evaluation_for_each_length(flags, monkeypatch):
-    # Two sets, each of texts of at most 8 tokens and longer ones.
-    for name, most in (("train_step", 1), ("eval_step", 2)):
+def test_run_compiles_a_program_for_each_of_few_shapes(flags, monkeypatch):
+    # Steps of three usual numbers of rows; two sets for evaluation, each of texts of at
+    # most 8 tokens and longer ones.
+    for name, most in (("train_step", 3), ("eval_step", 2)):
         traced = chex.assert_max_traces(getattr(train.parallel, name), n=most)
         monkeypatch.setattr(train.parallel, name, traced)
     assert main(flags(holdout=0.2)) == 0

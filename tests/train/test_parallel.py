@@ -13,6 +13,7 @@ from tests.train.conftest import MODEL, RECIPE, a_batch
 from train import parallel
 from train.config import OptimizerConfig, RegularizationConfig
 from train.optimizer import hyperparameters
+from train.packing import Plan, TrainingSet
 from train.parallel import ONE_RUN, Layout, device_mesh
 
 HEAD = ("classifier/bias", "classifier/kernel")
@@ -45,8 +46,29 @@ def checkpoint(tmp_path_factory):
     )
 
 
-def batch_of(run, step):
-    return a_batch(4, [run, step])
+ROWS, LENGTH = 4, 8
+
+
+def training_set():
+    """Four examples for each step of each of the eight runs."""
+    each = [a_batch(ROWS, [run, step]) for run in range(8) for step in range(STEPS)]
+    batch = {name: np.concatenate([b[name] for b in each]) for name in each[0]}
+    return TrainingSet(
+        batch["input_ids"],
+        batch["token_type_ids"],
+        batch["attention_mask"].sum(1, dtype=np.int32),
+        batch["labels"],
+    )
+
+
+def plan_of(run, step):
+    """Each example in a row of its own."""
+    first = (run * STEPS + step) * ROWS
+    return Plan(
+        np.arange(first, first + ROWS, dtype=np.int32),
+        np.arange(ROWS, dtype=np.int32) * LENGTH,
+        np.ones(ROWS, np.float32),
+    )
 
 
 def start(checkpoint, which, layout, **changes):
@@ -59,20 +81,20 @@ def start(checkpoint, which, layout, **changes):
     return parallel.init_runs(RECIPE, checkpoint, seeds, numbers, layout)
 
 
-compiled = functools.cache(functools.partial(parallel.compile_train_step, RECIPE))
+@functools.cache
+def compiled(layout):
+    return parallel.compile_train_steps(RECIPE, layout, (ROWS, LENGTH))
 
 
 def finish(checkpoint, which, layout, **changes):
     """The parameters and losses of some of the eight runs after a few steps."""
     runs = start(checkpoint, which, layout, **changes)
-    step_fn = compiled(layout)
-    losses = []
-    for step in range(STEPS):
-        each = [batch_of(i, step) for i in which]
-        batch = {name: np.stack([b[name] for b in each]) for name in each[0]}
-        runs, metrics = step_fn(runs, parallel.place_batch(layout, batch))
-        losses.append(metrics.loss)
-    return jax.device_get((runs.params, jnp.stack(losses, axis=1)))
+    examples = parallel.place_training_set(layout, training_set())
+    plans = [[plan_of(run, step) for step in range(STEPS)] for run in which]
+    runs, metrics = compiled(layout)(
+        runs, examples, parallel.place_plans(layout, plans)
+    )
+    return jax.device_get((runs.params, metrics.loss))
 
 
 def one_of(stacked, index):

@@ -11,8 +11,7 @@ import pytest
 
 import cwgnc_jax
 from cwgnc_jax import models
-from tests.train.conftest import MODEL, RECIPE
-from tests.train.test_parallel import batch_of
+from tests.train.conftest import MODEL, RECIPE, a_batch
 from train.config import (
     OptimizerConfig,
     RegularizationConfig,
@@ -32,7 +31,7 @@ def steps(recipe, optimizer, count=3):
     numbers = hyperparameters(optimizer, RegularizationConfig(dropout=0.0), 10)
     run = init_run(recipe, PARAMS, jax.random.key(1), numbers)
     for step in range(count):
-        run, metrics = STEP(recipe, run, batch_of(0, step))
+        run, metrics = STEP(recipe, run, a_batch(4, [0, step]))
     return run, metrics
 
 
@@ -57,7 +56,7 @@ def by_hand(after_adam, count=3):
     )
     params, state = PARAMS, tx.init(PARAMS)
     for step in range(count):
-        grads = GRAD(params, batch_of(0, step))
+        grads = GRAD(params, a_batch(4, [0, step]))
         updates, state = tx.update(grads, state, params)
         params = optax.apply_updates(params, updates)
     return params
@@ -99,7 +98,7 @@ def test_mixout_computes_the_loss_of_mixed_parameters():
     numbers = hyperparameters(ADAM, regularization, 10)
     run = init_run(recipe, PARAMS, jax.random.key(1), numbers)
     other = models.init_params(MODEL, jax.random.key(7))
-    run, batch = run._replace(params=other), batch_of(0, 0)
+    run, batch = run._replace(params=other), a_batch(4, [0, 0])
     key = jax.random.fold_in(jax.random.fold_in(run.key, 0), 2**31)
     mixed = cwgnc_jax.mixout(other, PARAMS, 0.6, key)
     _, metrics = STEP(recipe, run, batch)
@@ -114,7 +113,7 @@ def test_mixout_draws_anew_each_step():
     numbers = hyperparameters(still, regularization, 10)
     run = init_run(recipe, PARAMS, jax.random.key(1), numbers)
     run = run._replace(params=models.init_params(MODEL, jax.random.key(7)))
-    batch, losses = batch_of(0, 0), []
+    batch, losses = a_batch(4, [0, 0]), []
     for _ in range(3):
         run, metrics = STEP(recipe, run, batch)
         losses.append(float(metrics.loss))

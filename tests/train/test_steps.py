@@ -12,7 +12,8 @@ from cwgnc_jax import models
 from tests.train.conftest import MODEL, RECIPE, a_batch
 from train.config import PRESETS, RegularizationConfig
 from train.optimizer import Hyperparameters, hyperparameters, linear_schedule
-from train.parallel import compile_train_step
+from train.packing import Plan, TrainingSet
+from train.parallel import ONE_RUN, compile_train_steps, place_plans
 from train.steps import Recipe, init_run, train_step
 
 STEP = jax.jit(train_step, static_argnums=0)
@@ -76,12 +77,18 @@ def test_rows_of_weight_zero_count_for_nothing():
 def test_step_compiles_once_and_takes_over_its_buffers(monkeypatch):
     traced = chex.assert_max_traces(train_step, n=1)
     monkeypatch.setattr("train.parallel.train_step", traced)
-    step = compile_train_step(RECIPE)
+    steps = compile_train_steps(RECIPE, ONE_RUN, (6, 8))
+    batch = a_batch()
+    examples = TrainingSet(
+        *(batch["input_ids"], batch["token_type_ids"]),
+        *(batch["attention_mask"].sum(1), batch["labels"]),
+    )
     run = jax.tree.map(lambda leaf: leaf[None], a_run())
     old = run.params["classifier"]["kernel"]
-    for seed in range(3):
-        batch = {name: array[None] for name, array in a_batch(seed=seed).items()}
-        run, _ = step(run, batch)
+    rng = np.random.default_rng(0)
+    for _ in range(3):
+        plan = Plan(rng.permutation(6), 8 * np.arange(6), np.ones(6, np.float32))
+        run, _ = steps(run, examples, place_plans(ONE_RUN, [[plan]]))
     assert old.is_deleted()
 
 
@@ -199,9 +206,11 @@ def test_no_gradient_is_computed_below_the_lowest_layer_that_trains():
         run = init_run(recipe, params, jax.random.key(1), numbers())
         return STEP.lower(recipe, run, a_batch()).as_text().count("dot_general")
 
-    forward = 4 * 8 + 2  # of a layer two in attention and six kernels; two heads
+    # A layer has two in its attention, one for query, key and value together and one
+    # for each other kernel; pooler and classifier have one each.
+    forward = 4 * 6 + 2
     one, two, three, full = map(products, (1, 2, 3, None))
-    # Of each product two are made backwards, less three for the input of the lowest
+    # Of each product two are made backwards, less that for the input of the lowest
     # layer, which goes no further.
-    assert (one - forward, two - one, three - two) == (2 * (8 + 2) - 3, 16, 16)
-    assert full - three == 16 + 3
+    assert (one - forward, two - one, three - two) == (2 * (6 + 2) - 1, 12, 12)
+    assert full - three == 12 + 1

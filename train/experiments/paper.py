@@ -57,6 +57,9 @@ class ReproduceConfig:
     """How many devices to use; by default all there are."""
     data_devices: int = 1
     """How many of them share the batch of a run; the others share the runs."""
+    cache: bool = True
+    """Keep tokens and compiled programs in $XDG_CACHE_HOME/cwgnc_jax or else
+    ~/.cache/cwgnc_jax, so that the next command starts sooner."""
 
 
 @dataclasses.dataclass(frozen=True)

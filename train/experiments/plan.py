@@ -77,6 +77,9 @@ class StabilityConfig:
     """Examples a step; the last, partial batch of an epoch is kept."""
     eval_batch_size: int = 64
     """Examples a batch of evaluation."""
+    padding: Literal["packed", "longest", "max_length"] = "packed"
+    """How examples lie in the rows of a batch: behind one another, or each in a row of
+    its own, as long as the batch's longest example or as --max-length."""
     evaluations: int | None = None
     """Evaluations of a run, evenly spaced, the last one at its end; by default one an
     epoch."""
@@ -87,6 +90,9 @@ class StabilityConfig:
     distance from the pretrained weights and more; 0 for none."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """The dtype of the computation; parameters are float32 in any case."""
+    remat: bool = False
+    """Compute the inside of each layer again in the backward pass instead of keeping
+    it: less memory, a third more arithmetic, the same numbers."""
     revision: str | None = None
     """The revision of a hub id: a branch, tag or commit."""
     runs_per_program: Literal["auto"] | int = "auto"
@@ -98,6 +104,9 @@ class StabilityConfig:
     checkpoint_seconds: float | None = None
     """Time between two checkpoints of the runs under way; by default so much that they
     take 2 % of the time."""
+    cache: bool = True
+    """Keep tokens and compiled programs in $XDG_CACHE_HOME/cwgnc_jax or else
+    ~/.cache/cwgnc_jax, so that the next command starts sooner."""
 
 
 # What may differ from one start of a study to the next: which runs are wanted, and how
@@ -107,6 +116,7 @@ _FREE = frozenset(
         *("workdir", "tasks", "methods", "max_norms", "learning_rates"),
         *("seeds", "seed_list", "data_seeds"),
         *("runs_per_program", "devices", "data_devices", "checkpoint_seconds"),
+        "cache",
     }
 )
 

@@ -5,7 +5,6 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any
 
-import jax
 import numpy as np
 
 from train import tasks
@@ -14,7 +13,7 @@ from train.evaluation import Evaluation
 from train.experiments.plan import PlannedRun
 from train.experiments.record_file import RecordFile
 from train.experiments.study import Study
-from train.loop import environment
+from train.loop import environment, fetch
 from train.parallel import Layout
 from train.records import plain
 from train.steps import CURVES, Metrics
@@ -85,13 +84,13 @@ class Recorder:
         Args:
           runs: The runs, as they lie in the metrics.
           end: The number of steps done.
-          reported: The metrics of the last of them, one for each step.
+          reported: The metrics of the last of them, as ``loop.train`` yields them.
 
         Returns:
           For each run with a loss that is not finite its first such step.
         """
-        first = end - len(reported) + 1
-        fetched = jax.device_get([metrics._replace(norms={}) for metrics in reported])
+        fetched = fetch(metrics._replace(norms={}) for metrics in reported)
+        first = end - len(fetched) + 1
         for step, metrics in enumerate(fetched, first):
             if metrics.statistics is not None:
                 self._measured(runs, step, metrics.statistics)

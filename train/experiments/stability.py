@@ -37,7 +37,7 @@ _DESCRIPTIONS = ("reproduction", "study")
 def prepare_study(
     config: StabilityConfig, runs: list[PlannedRun] | None = None
 ) -> Study:
-    """Reads and checks all that a study needs, and writes nothing.
+    """Reads and checks all that a study needs, and writes nothing but cached tokens.
 
     Args:
       config: The study's config.
@@ -85,7 +85,7 @@ def prepare_study(
         )
     )
     inputs = {
-        task: load_inputs(data_config(config, task), load_checkpoint)
+        task: load_inputs(data_config(config, task), load_checkpoint, config.cache)
         for task in config.tasks
     }
     if known is not None:

@@ -1,15 +1,17 @@
 """A study as a value: its runs, and all that they are made from."""
 
 import dataclasses
+import functools
+from collections.abc import Sequence
 from typing import Any
 
 import jax
-import numpy as np
 
 from train import batches, parallel
 from train.experiments.plan import PlannedRun, StabilityConfig
 from train.inputs import Inputs
 from train.optimizer import hyperparameters
+from train.packing import Packing, Plan, Shape, make_packing
 from train.steps import Recipe, Run
 
 
@@ -22,6 +24,20 @@ class Study:
     """By task."""
     runs: list[PlannedRun]
     mesh: jax.sharding.Mesh | None
+
+    @functools.cached_property
+    def packings(self) -> dict[str, Packing]:
+        """By task how batches of its training set lie in rows."""
+        config = self.config
+        # Devices that share a batch have as many of its rows each.
+        multiple = 1 if self.mesh is None else self.mesh.shape["data"]
+        return {
+            task: make_packing(
+                *(inputs.train, config.padding, config.batch_size),
+                *(config.max_length, multiple),
+            )
+            for task, inputs in self.inputs.items()
+        }
 
     def iterations(self, run: PlannedRun) -> int:
         """How many iterations of gradual unfreezing a run has; 1 without."""
@@ -68,7 +84,10 @@ class Study:
           The recipe.
         """
         inputs = self.inputs[run.task]
-        recipe = inputs.recipe(run.optimizer, run.regularization, self.config.dtype)
+        recipe = inputs.recipe(
+            *(run.optimizer, run.regularization),
+            *(self.config.dtype, self.config.remat),
+        )
         layers = self.iterations(run) if iteration is None else iteration + 1
         frozen = run.unfreezing is not None and layers < inputs.layers
         return dataclasses.replace(
@@ -119,11 +138,24 @@ class Study:
             part=iteration if carried else 0,
         )
 
-    def batch(self, runs: list[PlannedRun], step: int) -> dict[str, np.ndarray]:
-        """The batches of a step, with a leading axis of runs."""
-        if runs[0].unfreezing == "restart":
-            # Each iteration is a whole fine-tuning, the last one that of all layers.
-            step %= self.iteration_steps(runs[0])
-        arrays, size = self.inputs[runs[0].task].train, self.config.batch_size
-        each = [batches.train_batch(arrays, run.data_seed, step, size) for run in runs]
-        return {name: np.stack([batch[name] for batch in each]) for name in each[0]}
+    def batch_shape(self, runs: Sequence[PlannedRun], steps: Sequence[int]) -> Shape:
+        """Rows and length of the batches of a program; see ``Packing.shape``."""
+        seeds = [run.data_seed for run in runs]
+        orders = [self._order(runs[0], step) for step in steps]
+        return self.packings[runs[0].task].shape(seeds, orders)
+
+    def plans(
+        self, runs: Sequence[PlannedRun], steps: Sequence[int], shape: Shape
+    ) -> list[list[Plan]]:
+        """What each run takes in each step."""
+        packing = self.packings[runs[0].task]
+        orders = [self._order(runs[0], step) for step in steps]
+        return [
+            [packing.plan(run.data_seed, order, shape) for order in orders]
+            for run in runs
+        ]
+
+    def _order(self, run: PlannedRun, step: int) -> int:
+        """The step of a plain run that has the batch of this one."""
+        # Each iteration is a whole fine-tuning, the last one that of all layers.
+        return step % self.iteration_steps(run) if run.unfreezing == "restart" else step

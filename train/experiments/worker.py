@@ -92,19 +92,14 @@ class Worker:
         chosen = self._recorder.layouts(self._study.program_name(runs[0]), wanted)
         if chosen:
             return chosen[-1]
-        study, mesh = self._study, self._study.mesh
+        mesh = self._study.mesh
         devices = jax.devices()[:1] if mesh is None else list(mesh.devices.flat)
         layout, why = memory.choose_layout(
             wanted,
             len(runs),
             mesh,
             jax.default_backend(),
-            lambda layout: memory.bytes_needed(
-                self._programs.train_step(
-                    *(runs[0], layout, study.iterations(runs[0]) - 1),
-                    measured=runs[0].statistics_every > 0,
-                )
-            ),
+            lambda layout: self._programs.bytes_needed(runs[0], layout),
             memory.bytes_free(devices),
         )
         self._choose(runs[0], layout, why)
@@ -145,11 +140,18 @@ class Worker:
         iteration: int,
         values: Run,
         step: int,
-    ) -> tuple[Run, Metrics]:
-        measured = self._study.is_measured(runs[0], step)
-        program = self._programs.train_step(runs[0], layout, iteration, measured)
-        batch = parallel.place_batch(layout, self._study.batch(runs, step))
-        return program(values, batch)
+        end: int,
+    ) -> tuple[Run, Metrics, int]:
+        study = self._study
+        steps, alike = parallel.steps_of_program(step, end)
+        measured = [study.is_measured(runs[0], number) for number in steps]
+        if any(measured):
+            steps = range(step, step + 1)
+        program = self._programs.train_steps(
+            *(runs, layout, iteration, steps, study.batch_shape(runs, alike)),
+            measured[0],
+        )
+        return *program(values), steps.stop
 
     def _carry_out(self, runs: list[PlannedRun], layout: Layout, state: _State) -> bool:
         """Makes runs together; False if they do not fit into the device's memory."""
@@ -211,7 +213,8 @@ class Worker:
                 results = evaluate(eval_step, values.params, inputs, size, layout)
                 record.evaluation(runs, end, results)
                 own += self._clock() - began
-            self._progress.took(len(metrics) * len(runs))
+            taken = sum(of_steps.loss.shape[1] for of_steps in metrics)
+            self._progress.took(taken * len(runs))
             if end < total and self._clock() - saved >= self._until_checkpoint:
                 flush()
                 began = self._clock()

@@ -84,12 +84,12 @@ def interrupt_at(monkeypatch, calls, error=KeyboardInterrupt):
     real, count = worker.train, 0
 
     def train(step_fn, *arguments):
-        def counted(runs, step):
+        def counted(runs, step, end):
             nonlocal count
             count += 1
             if count == calls:
                 raise error
-            return step_fn(runs, step)
+            return step_fn(runs, step, end)
 
         return real(counted, *arguments)
 

@@ -1,6 +1,7 @@
 """What a study records of its runs."""
 
 import dataclasses
+import functools
 import json
 import re
 
@@ -94,33 +95,32 @@ def test_the_data_seed_draws_the_order_and_the_dropout(config):
     prepared = prepare_study(dataclasses.replace(config, seeds=1, data_seeds=2))
     run = prepared.runs[1]
     assert (run.seed, run.data_seed) == (1, 2)
-    train = prepared.inputs["cola"].train
-    batch, expected = prepared.batch([run], 3), batches.train_batch(train, 2, 3, 8)
-    for name in expected:
-        np.testing.assert_array_equal(batch[name][0], expected[name])
-    other = batches.train_batch(train, 1, 3, 8)
-    assert (other["input_ids"] != expected["input_ids"]).any()
+    shape = prepared.batch_shape([run], [3])
+    [[plan]] = prepared.plans([run], [3], shape)
+    order = functools.partial(batches.examples_of, 33, step=3, batch_size=8)
+    assert (plan.examples == order(seed=2)).all()
+    assert (plan.examples != order(seed=1)).any()
     started = prepared.start([run], parallel.ONE_RUN)
     assert started.key[0] == jax.random.split(jax.random.key(2))[1]
 
 
 def test_fewer_runs_go_together_when_memory_runs_out(config, monkeypatch):
-    real = parallel.compile_train_step
+    real = parallel.compile_train_steps
 
     class Full:
         def lower(self, *shapes):
             return self
 
         def compile(self):
-            def step(runs, batch):
+            def step(runs, examples, plans):
                 raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: out of memory")
 
             return step
 
-    def compile_train_step(recipe, layout, measured):
-        return Full() if layout.runs > 2 else real(recipe, layout, measured)
+    def compile_train_steps(recipe, layout, *rest):
+        return Full() if layout.runs > 2 else real(recipe, layout, *rest)
 
-    monkeypatch.setattr(parallel, "compile_train_step", compile_train_step)
+    monkeypatch.setattr(parallel, "compile_train_steps", compile_train_steps)
     lines = study(config, runs_per_program=4)
     assert [line["runs"] for line in of_kind(lines, "layout")] == [4, 2]
     assert {run["runs_per_program"] for run in of_kind(lines, "run")} == {2}

@@ -128,8 +128,10 @@ def test_iterations_that_carry_over_have_noise_and_order_of_their_own(config):
 
     def parts(run):
         keys = [prepared.start([run], ONE_RUN, i).key[0] for i in (0, 1)]
-        orders = [prepared.batch([run], i * STEPS)["labels"].tolist() for i in (0, 1)]
-        return keys, orders
+        firsts = [i * STEPS for i in (0, 1)]
+        shape = prepared.batch_shape([run], firsts)
+        [plans] = prepared.plans([run], firsts, shape)
+        return keys, [plan.examples.tolist() for plan in plans]
 
     keys, orders = parts(gu)
     assert keys[0] != keys[1] and orders[0] != orders[1]

@@ -1,0 +1,154 @@
+"""Examples in rows: where they lie, and that nothing but the padding changes."""
+
+import functools
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from cwgnc_jax import models
+from tests.train.conftest import MODEL, RECIPE
+from train import batches, packing
+from train.batches import TokenArrays
+from train.config import PRESETS, RegularizationConfig
+from train.optimizer import hyperparameters
+from train.packing import best_sizes, first_fit, make_packing, packed_batch
+from train.steps import init_run, train_step
+
+LENGTH = 8
+
+
+def arrays_of(count, seed=0):
+    rng = np.random.default_rng(seed)
+    mask = np.arange(LENGTH) < rng.integers(2, 6, (count, 1))
+    mask[0] = True
+    return TokenArrays(
+        rng.integers(5, 20, (count, LENGTH), np.int32) * mask,
+        mask.astype(np.int32),
+        rng.integers(0, 2, (count, LENGTH), np.int32) * mask,
+        rng.integers(0, 2, count, np.int32),
+    )
+
+
+def batch_of(arrays, padding, step, max_length=LENGTH):
+    how = make_packing(arrays, padding, 6, max_length)
+    shape = how.shape([1], [step])
+    assemble = jax.jit(functools.partial(packed_batch, shape=shape))
+    return assemble(packing.training_set(arrays), how.plan(1, step, shape))
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.lists(st.integers(1, 10), min_size=1, max_size=20))
+def test_no_two_examples_share_a_cell_and_none_crosses_a_row(lengths):
+    firsts, rows = first_fit(np.array(lengths), 10)
+    cells = [
+        cell
+        for first, length in zip(firsts, lengths, strict=True)
+        for cell in range(first, first + length)
+    ]
+    assert len(set(cells)) == len(cells)
+    assert max(cells) < 10 * rows
+    for first, length in zip(firsts, lengths, strict=True):
+        assert first // 10 == (first + length - 1) // 10
+    # All rows but one are more than half full, or two of them would be one.
+    assert (rows - 1) * 5 < sum(lengths) or rows == 1
+
+
+def test_few_sizes_waste_the_least():
+    # 3 costs 1 for rounding 2 up; 2 and 9 would cost 6 for rounding 3 up.
+    assert best_sizes([2, 3, 3, 9], 2) == [3, 9]
+    assert best_sizes([2, 2, 2, 2, 3, 9, 9], 2) == [3, 9]
+    assert best_sizes([4, 4], 3) == [4]
+    assert best_sizes([1, 5, 7], 3) == [1, 5, 7]
+
+
+@pytest.mark.parametrize("step", [0, 6])
+def test_a_packed_batch_holds_what_the_padded_one_does(step):
+    arrays = arrays_of(40)
+    expected = batches.train_batch(arrays, 1, step, 6)
+    batch = jax.device_get(batch_of(arrays, "packed", step))
+    assert batch["input_ids"].shape[0] < 6
+    count = int(expected["weights"].sum())
+    assert count == (6 if step == 0 else 4)
+    np.testing.assert_array_equal(batch["weights"], expected["weights"])
+    np.testing.assert_array_equal(batch["labels"][:count], expected["labels"][:count])
+    for slot in range(count):
+        length = expected["attention_mask"][slot].sum()
+        cells = np.arange(
+            batch["first_tokens"][slot], length + batch["first_tokens"][slot]
+        )
+        for name in ("input_ids", "token_type_ids"):
+            flat = batch[name].reshape(-1)
+            np.testing.assert_array_equal(flat[cells], expected[name][slot, :length])
+        assert (batch["attention_mask"].reshape(-1)[cells] == slot + 1).all()
+    used = int(expected["attention_mask"][:count].sum())
+    assert (batch["attention_mask"] > 0).sum() == used
+
+
+def test_all_ways_of_padding_make_the_same_step():
+    """Loss, norms and the updated run, with dropout off."""
+    arrays = arrays_of(40)
+    model = models.init_params(MODEL, jax.random.key(0))
+    numbers = hyperparameters(
+        PRESETS["code"].optimizer, RegularizationConfig(dropout=0.0), 100
+    )
+    numbers = numbers._replace(
+        # At a tiny eps Adam makes whole steps of the key biases' rounding errors.
+        learning_rate=jnp.float32(1e-2),
+        eps=jnp.float32(1e-3),
+    )
+    results = {}
+    for padding in ("packed", "longest", "max_length"):
+        run = init_run(RECIPE, model, jax.random.key(1), numbers)
+        step = jax.jit(functools.partial(train_step, RECIPE))
+        for number in (0, 6):
+            run, metrics = step(run, batch_of(arrays, padding, number))
+        results[padding] = run.params, metrics
+    for padding in ("longest", "max_length"):
+        chex.assert_trees_all_close(
+            results[padding], results["packed"], rtol=1e-4, atol=1e-6
+        )
+    moved = jax.tree.map(jnp.subtract, results["packed"][0], model)
+    assert max(jnp.abs(leaf).max() for leaf in jax.tree.leaves(moved)) > 1e-3
+
+
+def test_the_shapes_of_each_padding():
+    arrays = arrays_of(200)
+    packed = make_packing(arrays, "packed", 6, LENGTH)
+    assert {length for _, length in packed.shapes} == {LENGTH}
+    assert packed.shapes[-1] == (6, LENGTH)
+    assert 1 < len(packed.shapes) <= 4 and packed.shapes[0][0] < 5
+    assert make_packing(arrays, "longest", 6, 16).shapes[-1] == (6, LENGTH)
+    assert make_packing(arrays, "max_length", 6, 16).shapes == ((6, 16),)
+    shared = make_packing(arrays, "packed", 6, LENGTH, multiple=2)
+    assert all(rows % 2 == 0 for rows, _ in shared.shapes)
+
+
+def test_a_shape_follows_from_a_run_alone_or_is_the_same_for_all():
+    arrays = arrays_of(200)
+    how = make_packing(arrays, "packed", 6, LENGTH)
+    alone = {how.shape([1], [step]) for step in range(60)}
+    assert alone <= set(how.shapes) and len(alone) > 1
+    together = {how.shape([1, seed], [step]) for seed in (2, 3) for step in range(60)}
+    assert together == {how.usual}
+
+
+def test_a_batch_that_no_usual_shape_holds_has_a_row_for_each_example():
+    arrays = arrays_of(200)
+    how = make_packing(arrays, "packed", 6, LENGTH)
+    how.lengths[:] = LENGTH
+    assert how.shape([1, 2], [0]) == (6, LENGTH) == how.shape([1], [0])
+
+
+def test_a_whole_epoch_visits_every_example_once():
+    arrays = arrays_of(40)
+    how = make_packing(arrays, "packed", 6, LENGTH)
+    seen = []
+    for step in range(7):
+        plan = how.plan(3, step, how.shape([3], [step]))
+        seen += plan.examples[plan.weights > 0].tolist()
+    assert sorted(seen) == list(range(40))
