@@ -25,6 +25,7 @@ import cwgnc_jax
 from benchmarks.measure import in_turn, machine, median_ratio, provenance, publish
 from benchmarks.torch_version import clip_each_parameter
 from cwgnc_jax import models
+from train.huge_pages import use_huge_pages
 
 MAX_NORM = 0.05
 CONFIGS = {
@@ -257,4 +258,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    use_huge_pages()
     main()

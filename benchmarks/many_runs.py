@@ -9,6 +9,7 @@ the file.
 """
 
 import argparse
+import dataclasses
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -24,18 +25,23 @@ from benchmarks.training import (
     LEARNING_RATE,
     MINILM,
     Steps,
-    batch_of,
+    random_texts,
     recipe_of,
     setting,
+    taken,
 )
 from cwgnc_jax import models
+from train.batches import TokenArrays
+from train.huge_pages import use_huge_pages
 from train.parallel import Layout
 
 
 class Torch:
     """The torch version's run, ready to step."""
 
-    def __init__(self, directory: Path, batch, dropout: float | None, device: str):
+    def __init__(
+        self, directory: Path, texts: TokenArrays, dropout: float | None, device: str
+    ):
         changes = {}
         if dropout is not None:
             changes = dict.fromkeys(
@@ -48,7 +54,10 @@ class Torch:
         self.optimizer = make_optimizer(
             self.model, LEARNING_RATE, eps=1e-8, weight_decay=0.0, correct_bias=True
         )
-        self.batch = {k: torch.from_numpy(v[0]).to(device) for k, v in batch.items()}
+        self.batch = {
+            name: torch.from_numpy(array).to(device)
+            for name, array in dataclasses.asdict(texts).items()
+        }
 
     def step(self) -> float:
         """Takes a step and waits for it; the loss before it."""
@@ -64,14 +73,15 @@ class Torch:
 
 def layouts(counts: list[int], backend: str) -> dict[str, Layout]:
     """The layouts to measure, by name: all runs together, or in groups."""
-    group = 1 if backend == "cpu" else 4
+    groups = (1, 2) if backend == "cpu" else (4,)
     found = {}
     for count in counts:
         if count > 1:
             found[f"{count} runs, vmap"] = Layout(count, count)
-        if count > group:
-            kind = "map" if group == 1 else f"map over groups of {group}"
-            found[f"{count} runs, {kind}"] = Layout(count, group)
+        for group in groups:
+            if count > group:
+                kind = "map" if group == 1 else f"map over groups of {group}"
+                found[f"{count} runs, {kind}"] = Layout(count, group)
     return found
 
 
@@ -97,9 +107,9 @@ def measure(
             measure_layout(checkpoint, name, layout, rows, length, rounds)
             for name, layout in layouts(counts, jax.default_backend()).items()
         ]
-        batch = batch_of(source.config, 1, rows, length)
-        alone = Steps(checkpoint, recipe_of(checkpoint.config), batch)
-        theirs = Torch(directory, batch, None, device)
+        texts = random_texts(source.config, rows, length)
+        alone = Steps(checkpoint, recipe_of(checkpoint.config), texts)
+        theirs = Torch(directory, texts, None, device)
         timed = in_turn({"jax": alone.step, "torch": theirs.step}, rounds)
     return {
         "benchmark": "many_runs",
@@ -122,21 +132,21 @@ def measure(
 
 def check_equal(checkpoint, directory, rows, length, device) -> None:
     """Raises if the sides do not compute the same losses without dropout."""
-    batch = batch_of(checkpoint.config, 1, rows, length)
-    ours = Steps(checkpoint, recipe_of(checkpoint.config), batch, dropout=0.0)
-    theirs = Torch(directory, batch, 0.0, device)
+    texts = random_texts(checkpoint.config, rows, length)
+    ours = Steps(checkpoint, recipe_of(checkpoint.config), texts, dropout=0.0)
+    theirs = Torch(directory, texts, 0.0, device)
     for _ in range(3):
         np.testing.assert_allclose(ours.step()[0], theirs.step(), rtol=1e-3)
 
 
 def measure_layout(checkpoint, name, layout, rows, length, rounds) -> dict[str, Any]:
     """One layout against the same runs one after the other."""
-    batch = batch_of(checkpoint.config, layout.runs, rows, length)
+    texts = random_texts(checkpoint.config, layout.runs * rows, length)
     seeds = range(layout.runs)
     recipe = recipe_of(checkpoint.config)
-    together = Steps(checkpoint, recipe, batch, seeds, layout)
+    together = Steps(checkpoint, recipe, texts, seeds, layout)
     singles = [
-        Steps(checkpoint, recipe, {k: v[i : i + 1] for k, v in batch.items()}, [i])
+        Steps(checkpoint, recipe, taken(texts, slice(i * rows, (i + 1) * rows)), [i])
         for i in seeds
     ]
     for single in singles[1:]:
@@ -209,4 +219,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    use_huge_pages()
     main()

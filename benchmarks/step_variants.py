@@ -16,29 +16,29 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from benchmarks.measure import in_turn, machine, median_ratio, publish
-from benchmarks.training import MINILM, Steps, batch_of, recipe_of, setting
+from benchmarks.training import (
+    MINILM,
+    Steps,
+    loss_of,
+    random_texts,
+    recipe_of,
+    setting,
+)
 from cwgnc_jax import models
-from train.steps import Recipe, example_losses
+from train.batches import TokenArrays
+from train.huge_pages import use_huge_pages
+from train.steps import Recipe
 
 EVERY = 20
 _BETWEEN = "between measurements"
 
 
-def forward(checkpoint, recipe: Recipe, batch) -> Any:
+def forward(checkpoint, recipe: Recipe, texts: TokenArrays) -> Any:
     """The loss alone, with dropout, as a function without arguments."""
-    one = jax.tree.map(lambda leaf: leaf[0], batch)
-    key = jax.random.key(0)
-
-    @jax.jit
-    def loss(params, key):
-        inputs = (one[k] for k in ("input_ids", "attention_mask", "token_type_ids"))
-        output = models.apply(recipe.model, params, *inputs, key=key)
-        return jnp.mean(example_losses(recipe, output.logits, one["labels"]))
-
+    key, loss = jax.random.key(0), jax.jit(loss_of(recipe, texts))
     return lambda: jax.device_get(loss(checkpoint.params, key))
 
 
@@ -52,20 +52,20 @@ def measure(model: str | None, rows: int, length: int, rounds: int) -> dict[str,
             model or folder, num_labels=2, key=jax.random.key(0)
         )
     config = checkpoint.config
-    batch = batch_of(config, 1, rows, length)
+    texts = random_texts(config, rows, length)
     full = recipe_of(config)
     kept = dataclasses.replace(full, statistics=True)
     layers = config.num_hidden_layers
-    sides = {"full": Steps(checkpoint, full, batch)}
+    sides = {"full": Steps(checkpoint, full, texts)}
     for trained in range(1, layers):
         recipe = dataclasses.replace(full, trained_layers=trained)
-        sides[f"iteration {trained}"] = Steps(checkpoint, recipe, batch)
-    sides[_BETWEEN] = Steps(checkpoint, kept, batch)
-    sides["measured"] = Steps(checkpoint, kept, batch, measured=True)
+        sides[f"iteration {trained}"] = Steps(checkpoint, recipe, texts)
+    sides[_BETWEEN] = Steps(checkpoint, kept, texts)
+    sides["measured"] = Steps(checkpoint, kept, texts, measured=True)
     losses = np.concatenate([side.step() for side in sides.values()])
     np.testing.assert_allclose(losses, losses[0], rtol=1e-5)
     functions: dict[str, Any] = {name: side.step for name, side in sides.items()}
-    functions["forward"] = forward(checkpoint, full, batch)
+    functions["forward"] = forward(checkpoint, full, texts)
     timed = in_turn(functions, rounds)
     shares = {name: median_ratio(timed, name, "full") for name in timed}
     return {
@@ -137,4 +137,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    use_huge_pages()
     main()

@@ -84,6 +84,23 @@ def clip_each_parameter(parameters: Iterable[torch.nn.Parameter], max_norm: floa
         torch.nn.utils.clip_grad_norm_(parameter, max_norm)
 
 
+def clip_with_records(
+    named: Iterable[tuple[str, torch.nn.Parameter]], max_norm: float
+) -> dict[str, dict[str, float]]:
+    """The paper's clip, and what its code writes down of each parameter before it."""
+    records = {}
+    for name, parameter in named:
+        record = {}
+        for kind, tensor in (("grad", parameter.grad), ("weight", parameter.data)):
+            record[f"{kind}_norm"] = tensor.norm().item()
+            record[f"{kind}_min"] = tensor.min().item()
+            record[f"{kind}_max"] = tensor.max().item()
+            record[f"{kind}_mean"] = tensor.mean().item()
+        torch.nn.utils.clip_grad_norm_(parameter, max_norm)
+        records[name] = record
+    return records
+
+
 def finetune(
     model: torch.nn.Module,
     batch_of: Callable[[int], Mapping[str, np.ndarray]],

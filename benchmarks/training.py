@@ -1,19 +1,26 @@
-"""What the benchmarks of training steps share: the model, the batch, our side."""
+"""What the benchmarks of training steps share: models, the work, our side."""
 
+import dataclasses
+import functools
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from benchmarks.measure import provenance
 from cwgnc_jax import models
-from train import memory, parallel
-from train.config import PRESETS, RegularizationConfig
+from train import batches, memory, parallel
+from train.batches import TokenArrays
+from train.config import PRESETS, DataConfig, RegularizationConfig
+from train.examples import load_examples
 from train.optimizer import hyperparameters
+from train.packing import Padding, Plan, make_packing, training_set
 from train.parallel import ONE_RUN, Layout
-from train.steps import Recipe
+from train.steps import Recipe, Run, example_losses
 
 MINILM = models.BertConfig(
     vocab_size=30522,
@@ -22,7 +29,98 @@ MINILM = models.BertConfig(
     num_attention_heads=12,
     intermediate_size=1536,
 )
+BASE = models.BertConfig()
+LARGE = models.BertConfig(
+    hidden_size=1024,
+    num_hidden_layers=24,
+    num_attention_heads=16,
+    intermediate_size=4096,
+)
+SIZES = {"minilm": MINILM, "base": BASE, "large": LARGE}
+NAMES = {"minilm": "MiniLM", "base": "BERT-base", "large": "BERT-large"}
+
+MAX_NORM = 0.05
 LEARNING_RATE = 1e-4
+TOTAL_STEPS = 1000
+"""The learning rate falls linearly from the one to 0 over the other, on all sides."""
+LENGTH = 128
+"""To which the paper's code pads, and at which all sides truncate."""
+BATCH = 16
+_SEED = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class Work:
+    """Steps of a training set that all sides take, each a batch of 16 examples."""
+
+    name: str
+    examples: TokenArrays
+    steps: tuple[int, ...]
+
+    @property
+    def padded(self) -> bool:
+        """Whether examples differ in length."""
+        return not self.examples.attention_mask.all()
+
+    def batches(self) -> list[TokenArrays]:
+        """The examples of each step."""
+        each = (_examples_of(self, step) for step in self.steps)
+        return [taken(self.examples, rows) for rows in each]
+
+
+class Ours:
+    """This project's run, as ``python -m train finetune`` makes it.
+
+    Args:
+      checkpoint: What the run starts from.
+      recipe: What is fixed at compilation.
+      dropout: Replaces the model's rates.
+    """
+
+    same_adam = True
+
+    def __init__(
+        self,
+        checkpoint: models.Checkpoint,
+        recipe: Recipe,
+        dropout: float | None = None,
+    ):
+        self.run = start(checkpoint, recipe, dropout=dropout)
+        self.program_of = functools.cache(
+            functools.partial(parallel.compile_train_steps, recipe, ONE_RUN)
+        )
+
+    def ways(self, work: Work) -> dict[str, Callable[[], list[float]]]:
+        """Functions that take the steps of the work and return the losses before them.
+
+        One packs the examples; where they differ in length another one pads them.
+        """
+        ways = {"this project": self._over(work, "packed")}
+        if work.padded:
+            ways["this project, --padding longest"] = self._over(work, "longest")
+        return ways
+
+    def _over(self, work: Work, padding: Padding) -> Callable[[], list[float]]:
+        packing = make_packing(work.examples, padding, BATCH, LENGTH)
+        examples = parallel.place_training_set(ONE_RUN, training_set(work.examples))
+        programs, first, count = [], 0, len(work.steps)
+        while first < count:
+            taken, _ = parallel.steps_of_program(first, count)
+            first = taken.stop
+            steps = [work.steps[number] for number in taken]
+            shape = packing.shape([_SEED], steps)
+            plans = [packing.plan(_SEED, step, shape) for step in steps]
+            placed = parallel.place_plans(ONE_RUN, [plans])
+            programs.append((self.program_of(shape), placed))
+
+        def steps():
+            losses = []
+            for program, plans in programs:
+                self.run, metrics = program(self.run, examples, plans)
+                losses.append(metrics.loss[0])
+            return np.concatenate(jax.device_get(losses)).tolist()
+
+        return steps
 
 
 class Steps:
@@ -31,7 +129,7 @@ class Steps:
     Args:
       checkpoint: What the runs start from.
       recipe: What is fixed at compilation.
-      batch: The batch of every step, with a leading axis of runs.
+      texts: The batches of all runs, one behind the other; the same in every step.
       seeds: One for each run.
       layout: How the runs lie.
       dropout: Replaces the model's rates.
@@ -42,49 +140,111 @@ class Steps:
         self,
         checkpoint: models.Checkpoint,
         recipe: Recipe,
-        batch: dict[str, np.ndarray],
+        texts: TokenArrays,
         seeds: Sequence[int] = (0,),
         layout: Layout = ONE_RUN,
         dropout: float | None = None,
         measured: bool = False,
     ):
-        numbers = hyperparameters(
-            PRESETS["code"].optimizer, RegularizationConfig(dropout), 1000
+        rows, length = len(texts) // layout.runs, texts.input_ids.shape[1]
+        own = np.arange(rows, dtype=np.int32)
+        plans = [
+            [Plan(own + run * rows, own * length, np.ones(rows, np.float32))]
+            for run in range(layout.runs)
+        ]
+        self.runs = start(checkpoint, recipe, seeds, layout, dropout)
+        self.inputs = (
+            parallel.place_training_set(layout, training_set(texts)),
+            parallel.place_plans(layout, plans),
         )
-        numbers = numbers._replace(learning_rate=np.float32(LEARNING_RATE))
-        self.runs = parallel.init_runs(
-            *(recipe, checkpoint, [(seed, seed) for seed in seeds]),
-            *([numbers] * layout.runs, layout),
-        )
-        self.batch = parallel.place_batch(layout, batch)
-        start = time.perf_counter()
-        step = parallel.compile_train_step(recipe, layout, measured)
-        self.step_fn = step.lower(self.runs, self.batch).compile()
-        self.compile_seconds = time.perf_counter() - start
+        began = time.perf_counter()
+        steps = parallel.compile_train_steps(recipe, layout, (rows, length), measured)
+        self.step_fn = steps.lower(self.runs, *self.inputs).compile()
+        self.compile_seconds = time.perf_counter() - began
         self.bytes = memory.bytes_needed(self.step_fn)
 
     def step(self) -> np.ndarray:
         """Takes a step and waits for it; the losses before it."""
-        self.runs, metrics = self.step_fn(self.runs, self.batch)
-        return jax.device_get(metrics.loss)
+        self.runs, metrics = self.step_fn(self.runs, *self.inputs)
+        return jax.device_get(metrics.loss)[:, 0]
 
 
-def recipe_of(config: models.BertConfig) -> Recipe:
-    """A classifier's recipe with the clip by parameter, in float32."""
-    return Recipe(config, False, "by_parameter", 0.9, 0.999, "float32")
+def start(
+    checkpoint: models.Checkpoint,
+    recipe: Recipe,
+    seeds: Sequence[int] = (0,),
+    layout: Layout = ONE_RUN,
+    dropout: float | None = None,
+) -> Run:
+    """Runs before their first step, with the preset of the paper's code."""
+    numbers = hyperparameters(
+        PRESETS["code"].optimizer, RegularizationConfig(dropout), TOTAL_STEPS
+    )
+    numbers = numbers._replace(learning_rate=np.float32(LEARNING_RATE))
+    return parallel.init_runs(
+        *(recipe, checkpoint, [(seed, seed) for seed in seeds]),
+        *([numbers] * layout.runs, layout),
+    )
 
 
-def batch_of(config: models.BertConfig, runs: int, rows: int, length: int):
-    """Random tokens without padding, ``[runs, rows, length]``."""
+def recipe_of(config: models.BertConfig, dtype: str = "float32") -> Recipe:
+    """A classifier's recipe with the clip by parameter."""
+    return Recipe(config, False, "by_parameter", 0.9, 0.999, dtype)
+
+
+def loss_of(recipe: Recipe, texts: TokenArrays) -> Callable[..., jax.Array]:
+    """The mean loss of texts, with dropout, as a function of parameters and a key."""
+
+    def loss(params, key):
+        output = models.apply(
+            recipe.model,
+            params,
+            texts.input_ids,
+            texts.attention_mask,
+            texts.token_type_ids,
+            key=key,
+            dtype=recipe.dtype,
+        )
+        return jnp.mean(example_losses(recipe, output.logits, texts.labels))
+
+    return loss
+
+
+def complete_checkpoint(
+    directory: Path, config: models.BertConfig
+) -> models.Checkpoint:
+    """Writes random weights, the classifier's too, that all sides start from."""
+    params = models.init_params(config, jax.random.key(0))
+    models.save_pretrained(directory, config, params)
+    return models.load_pretrained(directory, num_labels=2, key=jax.random.key(0))
+
+
+def random_texts(config: models.BertConfig, count: int, length: int) -> TokenArrays:
+    """Random tokens without padding."""
     rng = np.random.default_rng(0)
-    shape = (runs, rows, length)
-    return {
-        "input_ids": rng.integers(5, config.vocab_size, shape).astype(np.int32),
-        "attention_mask": np.ones(shape, np.int32),
-        "token_type_ids": np.zeros(shape, np.int32),
-        "labels": rng.integers(0, 2, (runs, rows)).astype(np.int32),
-        "weights": np.ones((runs, rows), np.float32),
-    }
+    shape = (count, length)
+    return TokenArrays(
+        rng.integers(5, config.vocab_size, shape).astype(np.int32),
+        np.ones(shape, np.int32),
+        np.zeros(shape, np.int32),
+        rng.integers(0, 2, count).astype(np.int32),
+    )
+
+
+def equal_shapes(config: models.BertConfig, steps: int) -> Work:
+    """Steps of random tokens, all texts of the greatest length."""
+    texts = random_texts(config, steps * BATCH, LENGTH)
+    return Work(f"{BATCH} × {LENGTH}, no padding", texts, tuple(range(steps)))
+
+
+def real_work(task: str, data_dir: Path, tokenizer: Path, steps: int) -> Work:
+    """Steps from all over an epoch of a task, without its last, partial batch."""
+    _, examples = load_examples(DataConfig(task=task, data_dir=data_dir))
+    tokens = batches.tokenize(
+        batches.load_tokenizer(tokenizer), examples["train"], LENGTH
+    )
+    chosen = np.linspace(0, len(tokens) // BATCH - 1, steps).round().astype(int)
+    return Work(task, tokens, tuple(chosen.tolist()))
 
 
 def setting(result: Mapping[str, Any]) -> str:
@@ -92,5 +252,14 @@ def setting(result: Mapping[str, Any]) -> str:
     return (
         f"Model: {result['model']} ({result['parameters'] / 1e6:.1f} M parameters), "
         f"batch {result['batch']}, {result['length']} tokens, float32, dropout on, "
-        f"clip 0.05. {provenance(result)}"
+        f"clip {MAX_NORM}. {provenance(result)}"
     )
+
+
+def _examples_of(work: Work, step: int) -> np.ndarray:
+    return batches.examples_of(len(work.examples), _SEED, step, BATCH)
+
+
+def taken(arrays: TokenArrays, rows: np.ndarray | slice) -> TokenArrays:
+    """Some of the examples."""
+    return TokenArrays(*(array[rows] for array in dataclasses.astuple(arrays)))

@@ -1,0 +1,81 @@
+"""How much a training step must compute, and how fast the machine multiplies."""
+
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import torch
+
+from cwgnc_jax import models
+
+_DTYPES = {"float32": "float32", "tf32": "float32", "bfloat16": "bfloat16"}
+
+
+def step_flops(config: models.BertConfig, lengths: Sequence[int]) -> int:
+    """The floating-point operations of a step's matrix products, forward and backward.
+
+    Two a multiplication and addition, and a backward pass of two products for each of
+    the forward one: 6 for each parameter of a matrix and token that meets it. Padding
+    is no token. Attention multiplies each token of an example with each other, twice.
+
+    Args:
+      config: The model.
+      lengths: The tokens of each example of the batch.
+
+    Returns:
+      The number of operations.
+    """
+    hidden, layers = config.hidden_size, config.num_hidden_layers
+    of_a_layer = 4 * hidden * hidden + 2 * hidden * config.intermediate_size
+    of_the_head = hidden * hidden + hidden * config.num_labels
+    pairs = sum(length * length for length in lengths)
+    return 6 * (
+        layers * of_a_layer * sum(lengths)
+        + layers * 2 * hidden * pairs
+        + of_the_head * len(lengths)
+    )
+
+
+def matmul_rate(precision: str) -> float:
+    """Operations a second of a big square product, by the faster of both libraries."""
+    size = 8192 if jax.default_backend() == "gpu" else 2048
+    rates = [_rate(product, size) for product in _products(precision, size)]
+    return max(rates)
+
+
+def set_precision(precision: str) -> None:
+    """Sets how both libraries multiply float32 matrices on a GPU."""
+    tf32 = precision == "tf32"
+    jax.config.update("jax_default_matmul_precision", "tensorfloat32" if tf32 else None)
+    if precision == "float32":
+        jax.config.update("jax_default_matmul_precision", "highest")
+    torch.set_float32_matmul_precision("high" if tf32 else "highest")
+
+
+def _products(precision: str, size: int):
+    dtype = _DTYPES[precision]
+    ours = jnp.ones((size, size), dtype)
+    product = jax.jit(jnp.matmul)
+    yield lambda: product(ours, ours).block_until_ready()
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    theirs = torch.ones((size, size), dtype=getattr(torch, dtype), device=device)
+
+    def torch_product():
+        theirs @ theirs
+        if device == "cuda":
+            torch.cuda.synchronize()
+
+    yield torch_product
+
+
+def _rate(product: Any, size: int) -> float:
+    product()
+    seconds = []
+    for _ in range(10):
+        start = time.perf_counter()
+        product()
+        seconds.append(time.perf_counter() - start)
+    return 2 * size**3 / min(seconds)
