@@ -63,6 +63,8 @@ def test_imports_of_the_library_go_one_way(module, forbidden):
         ("config", "tasks tables examples batches optimizer steps inputs parallel"),
         ("tasks", "tables examples batches optimizer steps inputs parallel"),
         ("tables", "examples batches optimizer steps inputs parallel"),
+        ("caches", "batches token_cache steps inputs parallel loop experiments"),
+        ("token_cache", "steps inputs parallel evaluation loop experiments"),
         ("optimizer", "batches steps inputs parallel loop experiments"),
         ("steps", "inputs parallel evaluation loop experiments"),
         ("inputs", "parallel evaluation loop experiments"),

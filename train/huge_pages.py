@@ -11,9 +11,9 @@ def use_huge_pages() -> None:
     """Starts this process anew with huge pages, unless it was started with them.
 
     On a CPU XLA takes the memory of a step's temporaries from malloc and gives it back,
-    step after step. In pages of 4 KiB that costs as much as the step is slower without
-    huge ones: a training step of MiniLM takes 1.65 s instead of 1.27 s for 16 x 128
-    tokens, 0.20 s instead of 0.15 s for 4 x 48 (two cores of an AMD EPYC, glibc 2.36).
+    step after step, and in pages of 4 KiB the kernel is long about it: a training step
+    of MiniLM takes 1.65 s instead of 1.27 s for 16 x 128 tokens, 0.20 s instead of
+    0.15 s for 4 x 48 (two cores of an AMD EPYC, glibc 2.36).
 
     glibc reads the setting when a process starts, so it has to be started again: the
     same command in the same process, whose id, exit status and signals stay its own. A

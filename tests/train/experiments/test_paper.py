@@ -121,6 +121,7 @@ def test_the_scale_is_kept_for_the_next_start(command, tmp_path, monkeypatch, ca
     assert kept["scale"]["seeds"] == 3 and len(kept["scale"]["thresholds"]) == 3
     monkeypatch.setattr(reproduce, "_speeds", lambda study: pytest.fail("timed twice"))
     assert command("--budget-minutes", "100") == 130
+    assert command("--budget-minutes", "100", "--no-cache") == 130
     assert command("--budget-minutes", "50") == 2
     assert "--budget-minutes 100.0, not 50" in capsys.readouterr().err
 

@@ -82,6 +82,7 @@ def test_the_protocol_is_all_but_the_axes_and_the_execution():
     names = set(protocol(study()))
     assert {"model", "batch_size", "holdout", "epochs", "record_every"} <= names
     assert not {"workdir", "tasks", "seeds", "max_norms", "runs_per_program"} & names
+    assert "cache" not in names
 
 
 @pytest.mark.parametrize(
