@@ -12,33 +12,41 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import psutil
 
 
 def in_turn(
-    sides: Mapping[str, Callable[[], Any]], rounds: int
+    sides: Mapping[str, Callable[[], Any]],
+    rounds: int,
+    warm_ups: Mapping[str, Callable[[], Any]] | None = None,
 ) -> dict[str, dict[str, Any]]:
     """Times functions in turn, so that a slower minute of the machine hits them all.
 
-    Each is called once before, untimed. What it returns is waited for.
+    Each is called once before, untimed, and warmed up in every round: what a process
+    gave back while others were at work, a virtual machine takes from it for good, and
+    it is slow to come back. What a function returns is waited for.
 
     Args:
       sides: What to time, by name.
       rounds: How often each is timed.
+      warm_ups: What is called untimed before a side is timed, if not the side itself.
 
     Returns:
       For each name the seconds of every round, their median and their spread, the
       largest over the smallest, and the median of the processor's seconds.
     """
+    warm_ups = warm_ups or sides
     for side in sides.values():
         jax.block_until_ready(side())
     seconds: dict[str, list[float]] = {name: [] for name in sides}
     busy: dict[str, list[float]] = {name: [] for name in sides}
     for _ in range(rounds):
         for name, side in sides.items():
-            start, began = time.perf_counter(), time.process_time()
+            jax.block_until_ready(warm_ups[name]())
+            start, began = time.perf_counter(), _processor_seconds()
             jax.block_until_ready(side())
             seconds[name].append(time.perf_counter() - start)
-            busy[name].append(time.process_time() - began)
+            busy[name].append(_processor_seconds() - began)
     return {
         name: {
             "seconds": values,
@@ -95,6 +103,13 @@ def publish(result: dict[str, Any], page: str, path: Path | None) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(result, indent=2) + "\n")
         path.with_suffix(".md").write_text(page)
+
+
+def _processor_seconds() -> float:
+    """Of this process and of those that it has started."""
+    children = psutil.Process().children(recursive=True)
+    times = [child.cpu_times() for child in children]
+    return time.process_time() + sum(each.user + each.system for each in times)
 
 
 def _processor() -> str:

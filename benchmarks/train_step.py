@@ -1,20 +1,32 @@
 """A whole training step against torch, as the paper writes it and well, and peers.
 
     python -m benchmarks.train_step [--sizes minilm base large] [--tasks cola rte mrpc
-        --data-dir GLUE_DIR --tokenizer DIR] [--precision float32] [--json FILE]
+        --data-dir GLUE_DIR --tokenizer DIR] [--precision float32]
+        [--keras PYTHON] [--flax PYTHON] [--json FILE]
 
 A step is forward, backward, clip, Adam, decay and schedule, in the shapes of MiniLM,
 BERT-base and BERT-large with random weights. Each side takes the same examples: texts
 of 128 tokens without padding, and batches from all over an epoch of a real task, which
 each side lays out in its own way. Sides go in turn, after their losses without dropout
-were compared. --quick takes less than two minutes on two cores. With --json a page is
+were compared; the peers, of whose environments PYTHON is the interpreter, in rounds of
+their own. --quick takes less than two minutes on two cores. With --json a page is
 written beside the file.
 """
 
+if __name__ == "__main__":
+    # Before all other imports, which the process that is started anew makes again.
+    from train.huge_pages import use_huge_pages
+
+    use_huge_pages()
+
 import argparse
+import contextlib
+import dataclasses
+import functools
 import statistics
 import tempfile
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +34,7 @@ import numpy as np
 
 from benchmarks.arithmetic import matmul_rate, set_precision, step_flops
 from benchmarks.measure import in_turn, machine, median_ratio, provenance, publish
+from benchmarks.peers import Peer
 from benchmarks.torch_step import AsThePaper, WellWritten
 from benchmarks.training import (
     BATCH,
@@ -35,48 +48,71 @@ from benchmarks.training import (
     recipe_of,
 )
 from cwgnc_jax import models
-from train import batches
 from train.huge_pages import use_huge_pages
 
 OURS = "this project"
 
 
-def sides_of(
-    size: str, folder: Path, precision: str, compiled: bool
-) -> list[Callable[[bool], Any]]:
-    """Makes each side of a size from the same weights, with dropout or without."""
-    config = SIZES[size]
+Maker = Callable[[bool], contextlib.AbstractContextManager[Any]]
+"""Makes a side, with dropout or without, for as long as it is used."""
+
+
+def makers_of(
+    size: str, folder: Path, args: argparse.Namespace
+) -> tuple[Maker, list[list[Maker]]]:
+    """Our side of a size and the others, all from the same weights.
+
+    Returns:
+      Ours, and the groups of others that it goes in turn with: all at once they would
+      not fit into the memory.
+    """
+    config, precision = SIZES[size], args.precision
     checkpoint = complete_checkpoint(folder, config)
     dtype = "bfloat16" if precision == "bfloat16" else "float32"
     recipe = recipe_of(config, dtype)
-    return [
-        lambda dropout: Ours(checkpoint, recipe, None if dropout else 0.0),
-        lambda dropout: AsThePaper(folder, precision, dropout),
-        lambda dropout: WellWritten(folder, precision, dropout, compiled),
+
+    def ours(dropout):
+        return nullcontext(Ours(checkpoint, recipe, None if dropout else 0.0))
+
+    def as_the_paper(dropout):
+        return nullcontext(AsThePaper(folder, precision, dropout))
+
+    def well_written(dropout):
+        return nullcontext(WellWritten(folder, precision, dropout, not args.quick))
+
+    peers = [
+        functools.partial(Peer, name, module, python, folder, precision)
+        for name, module, python in (
+            ("keras-hub", "keras_peer", args.keras),
+            ("Flax BERT", "flax_peer", args.flax),
+        )
+        if python
     ]
+    return ours, [[as_the_paper, well_written], *([peers] if peers else [])]
 
 
-def check_equal(
-    sides: Sequence[Callable[[bool], Any]], works: Sequence[Work], rtol: float
-) -> None:
+def check_equal(makers: Sequence[Maker], works: Sequence[Work], rtol: float) -> None:
     """Raises if the losses differ without dropout, over a step of each work.
 
     A side with another Adam goes its own way from its second step on.
     """
-    firsts = [Work(work.name, work.examples, work.steps[:1]) for work in works]
+    firsts = [dataclasses.replace(work, steps=work.steps[:1]) for work in works]
     expected = None
-    for make in sides:
-        names = dict.fromkeys(
-            name for work in firsts for name in make(False).ways(work)
-        )
-        for name in names:
-            side = make(False)
-            ways = [side.ways(work) for work in firsts]
-            losses = [way.get(name, way[next(iter(way))])()[0] for way in ways]
+    for make in makers:
+        checked: set[str] = set()
+        while True:
+            # A way of its own each time: two ways of one side share its parameters.
+            with make(False) as side:
+                ways = [side.ways(work) for work in firsts]
+                left = [name for way in ways for name in way if name not in checked]
+                if not left:
+                    break
+                losses = [way.get(left[0], [*way.values()][0])()[0] for way in ways]
+            checked.add(left[0])
             expected = losses if expected is None else expected
             compared = slice(None if side.same_adam else 1)
             np.testing.assert_allclose(
-                losses[compared], expected[compared], rtol, err_msg=name
+                losses[compared], expected[compared], rtol, err_msg=left[0]
             )
 
 
@@ -86,38 +122,36 @@ def measure_work(
     work: Work,
     rounds: int,
     peak: float,
-) -> dict[str, Any]:
-    """Times all sides on the same steps."""
-    ways = {name: steps for side in sides for name, steps in side.ways(work).items()}
-    timed = in_turn(ways, rounds)
+) -> list[dict[str, Any]]:
+    """Times sides on the same steps; a row for each of their ways."""
     lengths = [examples.lengths.tolist() for examples in work.batches()]
-    count = len(lengths)
-    tokens = sum(map(sum, lengths)) / count
+    tokens = [sum(step) for step in lengths]
+    longest = work.steps[tokens.index(max(tokens))]
+    ways, warm_ups = (
+        {name: steps for side in sides for name, steps in side.ways(part).items()}
+        for part in (work, dataclasses.replace(work, steps=(longest,)))
+    )
+    timed = in_turn(ways, rounds, warm_ups)
     flops = statistics.mean(step_flops(config, step) for step in lengths)
-    of_an_epoch = batches.steps_per_epoch(len(work.examples), BATCH)
     rows = []
     for name in ways:
-        seconds = timed[name]["median"] / count
+        seconds = timed[name]["median"] / len(lengths)
         rows.append(
             {
                 "side": name,
                 "seconds_per_step": seconds,
                 "spread": timed[name]["spread"],
-                "processor_seconds": timed[name]["processor_seconds"] / count,
+                "processor_seconds": timed[name]["processor_seconds"] / len(lengths),
                 "examples_per_second": BATCH / seconds,
-                "tokens_per_second": tokens / seconds,
+                "tokens_per_second": statistics.mean(tokens) / seconds,
                 "share_of_peak": flops / seconds / peak,
                 "times_ours": median_ratio(timed, name, OURS),
-                "epoch_seconds": seconds * of_an_epoch if work.padded else None,
+                "epoch_seconds": seconds * work.steps_per_epoch
+                if work.padded
+                else None,
             }
         )
-    return {
-        "work": work.name,
-        "steps": count,
-        "steps_per_epoch": of_an_epoch,
-        "tokens_per_example": tokens / BATCH,
-        "sides": rows,
-    }
+    return rows
 
 
 def measure_size(size: str, args: argparse.Namespace, peak: float) -> dict[str, Any]:
@@ -127,14 +161,32 @@ def measure_size(size: str, args: argparse.Namespace, peak: float) -> dict[str, 
         real_work(task, args.data_dir, args.tokenizer, args.steps)
         for task in args.tasks
     ]
+    rows: dict[str, list[dict[str, Any]]] = {work.name: [] for work in works}
     with tempfile.TemporaryDirectory() as folder:
-        makers = sides_of(size, Path(folder), args.precision, not args.quick)
-        check_equal(makers, works, 2e-2 if args.precision == "bfloat16" else 1e-3)
-        sides = [make(True) for make in makers]
+        ours, groups = makers_of(size, Path(folder), args)
+        others = [make for group in groups for make in group]
+        rtol = 2e-2 if args.precision == "bfloat16" else 1e-3
+        check_equal([ours, *others], works, rtol)
+        for group in groups:
+            with contextlib.ExitStack() as stack:
+                sides = [stack.enter_context(make(True)) for make in (ours, *group)]
+                for work in works:
+                    of_work = measure_work(config, sides, work, args.rounds, peak)
+                    known = {row["side"] for row in rows[work.name]}
+                    rows[work.name] += [x for x in of_work if x["side"] not in known]
     return {
         "size": size,
         "work": [
-            measure_work(config, sides, work, args.rounds, peak) for work in works
+            {
+                "work": work.name,
+                "steps": len(work.steps),
+                "steps_per_epoch": work.steps_per_epoch,
+                "tokens_per_example": float(
+                    np.mean([examples.lengths.mean() for examples in work.batches()])
+                ),
+                "sides": rows[work.name],
+            }
+            for work in works
         ],
     }
 
@@ -183,6 +235,8 @@ def main() -> None:
     parser.add_argument(
         "--precision", choices=["float32", "tf32", "bfloat16"], default="float32"
     )
+    for peer in ("keras", "flax"):
+        parser.add_argument(f"--{peer}", type=Path, metavar="PYTHON")
     parser.add_argument("--steps", type=int, default=4)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--quick", action="store_true")

@@ -62,6 +62,11 @@ class Work:
         """Whether examples differ in length."""
         return not self.examples.attention_mask.all()
 
+    @property
+    def steps_per_epoch(self) -> int:
+        """Batches of an epoch, the last partial one included."""
+        return batches.steps_per_epoch(len(self.examples), BATCH)
+
     def batches(self) -> list[TokenArrays]:
         """The examples of each step."""
         each = (_examples_of(self, step) for step in self.steps)
