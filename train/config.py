@@ -113,7 +113,7 @@ class FinetuneConfig:
     """The dtype of the computation; parameters are float32 in any case."""
     remat: bool = False
     """Compute the inside of each layer again in the backward pass instead of keeping
-    it: less memory, a third more arithmetic, the same numbers."""
+    it, for GPUs and TPUs short of memory; on a CPU XLA undoes it."""
     new_head: bool = False
     """Initialise the classifier anew although the checkpoint brings one."""
     revision: str | None = None

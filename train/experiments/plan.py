@@ -92,7 +92,7 @@ class StabilityConfig:
     """The dtype of the computation; parameters are float32 in any case."""
     remat: bool = False
     """Compute the inside of each layer again in the backward pass instead of keeping
-    it: less memory, a third more arithmetic, the same numbers."""
+    it, for GPUs and TPUs short of memory; on a CPU XLA undoes it."""
     revision: str | None = None
     """The revision of a hub id: a branch, tag or commit."""
     runs_per_program: Literal["auto"] | int = "auto"
