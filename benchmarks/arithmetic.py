@@ -1,4 +1,4 @@
-"""How much a training step must compute, and how fast the machine multiplies."""
+"""What a training step must compute and keep, and how fast the machine multiplies."""
 
 import time
 from collections.abc import Sequence
@@ -36,6 +36,35 @@ def step_flops(config: models.BertConfig, lengths: Sequence[int]) -> int:
         + layers * 2 * hidden * pairs
         + of_the_head * len(lengths)
     )
+
+
+LEAST = (
+    "3 P + layers × ((6 H + I) T + heads × L × T) + H T + V H numbers of 4 bytes, for "
+    "P parameters with two moments each, T tokens in texts of L, a hidden size H, an "
+    "intermediate size I and a vocabulary of V: each layer keeps its input, query, "
+    "key, value, context, the input of its feed-forward block, what GELU was computed "
+    "from and what softmax came to; dropout is drawn again; and of the gradients only "
+    "the largest is there, since each could be used up as soon as it exists"
+)
+
+
+def least_bytes(config: models.BertConfig, parameters: int, rows: int, length: int):
+    """The least that a step holds at a time if no product is computed twice.
+
+    Args:
+      config: The model.
+      parameters: How many there are.
+      rows: Texts of the batch.
+      length: Of each of them.
+
+    Returns:
+      The bytes, by the formula of ``LEAST``.
+    """
+    hidden, tokens = config.hidden_size, rows * length
+    of_a_layer = (6 * hidden + config.intermediate_size) * tokens
+    of_a_layer += config.num_attention_heads * length * tokens
+    kept = config.num_hidden_layers * of_a_layer + hidden * tokens
+    return 4 * (3 * parameters + kept + config.vocab_size * hidden)
 
 
 def matmul_rate(precision: str) -> float:

@@ -81,12 +81,16 @@ def machine() -> dict[str, Any]:
 
 def provenance(result: Mapping[str, Any]) -> str:
     """Says in a page how its figures were taken, and on what."""
-    where = result["machine"]
-    versions = ", ".join(f"{k} {v}" for k, v in where["versions"].items())
+    return f"Median of {result['rounds']} rounds, the sides in turn. {where(result)}"
+
+
+def where(result: Mapping[str, Any]) -> str:
+    """Says in a page on what its figures were taken."""
+    found = result["machine"]
+    versions = ", ".join(f"{k} {v}" for k, v in found["versions"].items())
     return (
-        f"Median of {result['rounds']} rounds, the sides in turn. Machine: "
-        f"{where['device']}, {where['processor']}, {where['cores']} cores, load "
-        f"{where['load_average']:.1f}; {versions}; commit {where['commit']}."
+        f"Machine: {found['device']}, {found['processor']}, {found['cores']} cores, "
+        f"load {found['load_average']:.1f}; {versions}; commit {found['commit']}."
     )
 
 
