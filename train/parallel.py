@@ -13,7 +13,14 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from cwgnc_jax import models
 from train.optimizer import Hyperparameters
 from train.packing import Plan, Shape, TrainingSet, packed_batch
-from train.steps import Recipe, Run, eval_step, init_run, train_step
+from train.steps import (
+    Recipe,
+    Run,
+    eval_step,
+    init_run,
+    train_step,
+    train_step_alone,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -177,16 +184,21 @@ def compile_train_steps(
       reuses, and their metrics with axes over runs and steps.
     """
 
-    def steps_of_one(run, plans, examples):
+    def scanned(step_fn, run, plans, examples):
         def step(run, plan):
             batch = packed_batch(examples, plan, shape)
-            batch = _split_rows(layout, batch)
-            return train_step(recipe, run, batch, measured)
+            return step_fn(recipe, run, _split_rows(layout, batch), measured)
 
         return jax.lax.scan(step, run, plans)
 
+    def alone(runs, plans, examples):
+        plans = jax.tree.map(lambda leaf: leaf[0], plans)
+        runs, metrics = scanned(train_step_alone, runs, plans, examples)
+        return runs, jax.tree.map(lambda leaf: leaf.swapaxes(0, 1), metrics)
+
     def steps(runs, examples, plans):
-        return _over_runs(steps_of_one, layout, (runs, plans), (examples,))
+        one = functools.partial(scanned, train_step)
+        return _over_runs(one, layout, (runs, plans), (examples,), alone)
 
     return jax.jit(steps, donate_argnums=0)
 
@@ -261,11 +273,16 @@ def _split_rows(layout: Layout, batch):
     return jax.lax.with_sharding_constraint(batch, NamedSharding(mesh, spec))
 
 
-def _over_runs(function, layout: Layout, values: tuple, shared: tuple = ()):
-    """Calls ``function(*values of one run, *shared)`` for every run of ``values``."""
+def _over_runs(function, layout: Layout, values: tuple, shared: tuple = (), alone=None):
+    """Calls ``function(*values of one run, *shared)`` for every run of ``values``.
+
+    Where a device has a single one ``alone(*values, *shared)`` does the same, if given.
+    """
 
     def on_one_device(values, shared):
         count = len(jax.tree.leaves(values)[0])
+        if count == 1 and alone is not None:
+            return alone(*values, *shared)
         if count == 1:
             out = function(*jax.tree.map(lambda leaf: leaf[0], values), *shared)
             return jax.tree.map(lambda leaf: leaf[None], out)
