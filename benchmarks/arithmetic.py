@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import torch
 
+from benchmarks.sides import MATMUL
 from cwgnc_jax import models
 
 _DTYPES = {"float32": "float32", "tf32": "float32", "bfloat16": "bfloat16"}
@@ -76,11 +77,8 @@ def matmul_rate(precision: str) -> float:
 
 def set_precision(precision: str) -> None:
     """Sets how both libraries multiply float32 matrices on a GPU."""
-    tf32 = precision == "tf32"
-    jax.config.update("jax_default_matmul_precision", "tensorfloat32" if tf32 else None)
-    if precision == "float32":
-        jax.config.update("jax_default_matmul_precision", "highest")
-    torch.set_float32_matmul_precision("high" if tf32 else "highest")
+    jax.config.update("jax_default_matmul_precision", MATMUL[precision])
+    torch.set_float32_matmul_precision("high" if precision == "tf32" else "highest")
 
 
 def _products(precision: str, size: int):

@@ -12,11 +12,13 @@ from typing import Any
 import torch
 import transformers
 
+from benchmarks.sides import Losses, Ways, serve
 from benchmarks.torch_version import clip_with_records, logits_of, make_optimizer
 from benchmarks.training import LEARNING_RATE, LENGTH, MAX_NORM, TOTAL_STEPS, Work
 from train.batches import TokenArrays
 
 Batch = dict[str, torch.Tensor]
+PAPER, WELL = "torch, as the paper", "torch, well written"
 
 
 class TorchStep:
@@ -29,7 +31,6 @@ class TorchStep:
     """
 
     attention: str
-    same_adam: bool
 
     def __init__(self, directory: Path, precision: str, dropout: bool = True):
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -53,7 +54,7 @@ class TorchStep:
 
     def _over(
         self, batches: list[Batch], step: Callable[[Batch], torch.Tensor]
-    ) -> Callable[[], list[float]]:
+    ) -> Callable[[], Losses]:
         def steps():
             losses = torch.stack([step(batch) for batch in batches]).tolist()
             # Else all sides keep their gradients while another one is at work.
@@ -67,19 +68,24 @@ class AsThePaper(TorchStep):
     """Padded to 128, eager attention, a clip in a loop that records every parameter."""
 
     attention = "eager"
-    same_adam = True
 
-    def __init__(self, directory: Path, precision: str, dropout: bool = True):
+    def __init__(
+        self,
+        directory: Path,
+        precision: str,
+        dropout: bool = True,
+        learning_rate: float = LEARNING_RATE,
+    ):
         super().__init__(directory, precision, dropout)
         self.optimizer = make_optimizer(
-            self.model, LEARNING_RATE, eps=1e-8, weight_decay=0.0, correct_bias=True
+            self.model, learning_rate, eps=1e-8, weight_decay=0.0, correct_bias=True
         )
         self.schedule = _schedule(self.optimizer)
 
-    def ways(self, work: Work) -> dict[str, Callable[[], list[float]]]:
+    def ways(self, work: Work) -> Ways:
         """A function that takes the steps of the work; the losses before them."""
         batches = [padded(examples, LENGTH) for examples in work.batches()]
-        return {"torch, as the paper": self._over(batches, self._step)}
+        return {PAPER: self._over(batches, self._step)}
 
     def _step(self, batch: Batch) -> torch.Tensor:
         loss = self.loss(self.model, batch)
@@ -100,35 +106,36 @@ class WellWritten(TorchStep):
       directory: The weights, as transformers reads them.
       precision: "float32", "tf32" or "bfloat16".
       dropout: Whether there is dropout, at the model's rates.
+      learning_rate: Of the first step.
       compiled: Whether there is a way with ``torch.compile`` too.
     """
 
     attention = "sdpa"
-    same_adam = False
 
     def __init__(
         self,
         directory: Path,
         precision: str,
         dropout: bool = True,
+        learning_rate: float = LEARNING_RATE,
         compiled: bool = False,
     ):
         super().__init__(directory, precision, dropout)
         # Lengths change from batch to batch, and a program for each would take minutes.
         self.compiled = torch.compile(self.model, dynamic=True) if compiled else None
         self.optimizer = torch.optim.AdamW(
-            self.model.parameters(), LEARNING_RATE, weight_decay=0.0, fused=True
+            self.model.parameters(), learning_rate, weight_decay=0.0, fused=True
         )
         self.schedule = _schedule(self.optimizer)
 
-    def ways(self, work: Work) -> dict[str, Callable[[], list[float]]]:
+    def ways(self, work: Work) -> Ways:
         """Functions that take the steps of the work; the losses before them."""
         batches = [
             padded(examples, examples.lengths.max()) for examples in work.batches()
         ]
-        forwards = {"torch, well written": self.model}
+        forwards = {WELL: self.model}
         if self.compiled is not None:
-            forwards["torch, well written, compiled"] = self.compiled
+            forwards[f"{WELL}, compiled"] = self.compiled
         return {
             name: self._over(batches, lambda batch, f=forward: self._step(f, batch))
             for name, forward in forwards.items()
@@ -162,3 +169,24 @@ def padded(examples: TokenArrays, length: int) -> Batch:
 
 def _schedule(optimizer: torch.optim.Optimizer) -> Any:
     return transformers.get_linear_schedule_with_warmup(optimizer, 0, TOTAL_STEPS)
+
+
+def make(
+    directory: Path,
+    precision: str,
+    dropout: bool,
+    learning_rate: float,
+    side: str,
+    compiled: bool = False,
+) -> Callable[..., Ways]:
+    """A function from the arrays of some work to the ways to take its steps."""
+    torch.set_float32_matmul_precision("high" if precision == "tf32" else "highest")
+    if side == PAPER:
+        found = AsThePaper(directory, precision, dropout, learning_rate)
+    else:
+        found = WellWritten(directory, precision, dropout, learning_rate, compiled)
+    return lambda arrays: found.ways(Work.of(arrays))
+
+
+if __name__ == "__main__":
+    serve(make, ["torch", "transformers"])

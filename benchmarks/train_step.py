@@ -7,10 +7,11 @@
 A step is forward, backward, clip, Adam, decay and schedule, in the shapes of MiniLM,
 BERT-base and BERT-large with random weights. Each side takes the same examples: texts
 of 128 tokens without padding, and batches from all over an epoch of a real task, which
-each side lays out in its own way. Sides go in turn, after their losses without dropout
-were compared; the peers, of whose environments PYTHON is the interpreter, in rounds of
-their own. --quick takes less than two minutes on two cores. With --json a page is
-written beside the file.
+each side lays out in its own way. Sides are processes of their own, as they are to
+their users, and take their steps in turn, after their losses without dropout were
+compared. PYTHON is the interpreter of a peer's environment; the peers go in rounds of
+their own, since all at once would not fit into the memory. --quick takes less than two
+minutes on two cores. With --json a page is written beside the file.
 """
 
 if __name__ == "__main__":
@@ -26,7 +27,6 @@ import functools
 import statistics
 import tempfile
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -34,86 +34,75 @@ import numpy as np
 
 from benchmarks.arithmetic import matmul_rate, set_precision, step_flops
 from benchmarks.measure import in_turn, machine, median_ratio, provenance, publish
-from benchmarks.peers import Peer
-from benchmarks.torch_step import AsThePaper, WellWritten
+from benchmarks.sides import Side
+from benchmarks.torch_step import PAPER, WELL
 from benchmarks.training import (
     BATCH,
+    LEARNING_RATE,
     NAMES,
     SIZES,
-    Ours,
     Work,
     complete_checkpoint,
     equal_shapes,
     real_work,
-    recipe_of,
 )
 from cwgnc_jax import models
-from train.huge_pages import use_huge_pages
 
 OURS = "this project"
-
-
-Maker = Callable[[bool], contextlib.AbstractContextManager[Any]]
-"""Makes a side, with dropout or without, for as long as it is used."""
+Maker = Callable[..., Side]
+"""Starts a side with ``dropout`` and ``learning_rate``."""
 
 
 def makers_of(
-    size: str, folder: Path, args: argparse.Namespace
+    folder: Path, args: argparse.Namespace
 ) -> tuple[Maker, list[list[Maker]]]:
-    """Our side of a size and the others, all from the same weights.
+    """Our side and the groups of others that it goes in turn with."""
 
-    Returns:
-      Ours, and the groups of others that it goes in turn with: all at once they would
-      not fit into the memory.
-    """
-    config, precision = SIZES[size], args.precision
-    checkpoint = complete_checkpoint(folder, config)
-    dtype = "bfloat16" if precision == "bfloat16" else "float32"
-    recipe = recipe_of(config, dtype)
-
-    def ours(dropout):
-        return nullcontext(Ours(checkpoint, recipe, None if dropout else 0.0))
-
-    def as_the_paper(dropout):
-        return nullcontext(AsThePaper(folder, precision, dropout))
-
-    def well_written(dropout):
-        return nullcontext(WellWritten(folder, precision, dropout, not args.quick))
-
-    peers = [
-        functools.partial(Peer, name, module, python, folder, precision)
-        for name, module, python in (
-            ("keras-hub", "keras_peer", args.keras),
-            ("Flax BERT", "flax_peer", args.flax),
+    def maker(module, python=None, **setting) -> Maker:
+        where = {"python": python} if python else {}
+        return functools.partial(
+            Side, module, folder, precision=args.precision, **where, **setting
         )
+
+    theirs = [
+        maker("torch_step", side=PAPER),
+        maker("torch_step", side=WELL, compiled=not args.quick),
+    ]
+    peers = [
+        maker(module, python)
+        for module, python in (("keras_step", args.keras), ("flax_step", args.flax))
         if python
     ]
-    return ours, [[as_the_paper, well_written], *([peers] if peers else [])]
+    return maker("our_step"), [theirs, *([peers] if peers else [])]
 
 
-def check_equal(makers: Sequence[Maker], works: Sequence[Work], rtol: float) -> None:
-    """Raises if the losses differ without dropout, over a step of each work.
+def check_equal(
+    ours: Maker, others: Sequence[Maker], works: Sequence[Work], rtol: float
+) -> None:
+    """Raises if the losses differ without dropout.
 
-    A side with another Adam goes its own way from its second step on.
+    That is in the first step of each work, with a learning rate of 0, so that every way
+    takes it from the same parameters; and against the torch version, which comes first
+    and has our Adam, in the steps of the first work.
     """
     firsts = [dataclasses.replace(work, steps=work.steps[:1]) for work in works]
-    expected = None
-    for make in makers:
-        checked: set[str] = set()
-        while True:
-            # A way of its own each time: two ways of one side share its parameters.
-            with make(False) as side:
-                ways = [side.ways(work) for work in firsts]
-                left = [name for way in ways for name in way if name not in checked]
-                if not left:
-                    break
-                losses = [way.get(left[0], [*way.values()][0])()[0] for way in ways]
-            checked.add(left[0])
-            expected = losses if expected is None else expected
-            compared = slice(None if side.same_adam else 1)
-            np.testing.assert_allclose(
-                losses[compared], expected[compared], rtol, err_msg=left[0]
-            )
+    expected: list[Any] = [None] * len(works)
+    for make in (ours, *others):
+        with make(dropout=False, learning_rate=0.0) as side:
+            for index, work in enumerate(firsts):
+                for name, take in side.ways(work).items():
+                    losses = take()
+                    if expected[index] is None:
+                        expected[index] = losses
+                    np.testing.assert_allclose(
+                        losses, expected[index], rtol, err_msg=f"{name}, {work.name}"
+                    )
+    trained = []
+    for make in (ours, others[0]):
+        with make(dropout=False, learning_rate=LEARNING_RATE) as side:
+            [take] = side.ways(works[0]).values()
+            trained.append(take())
+    np.testing.assert_allclose(*trained, rtol)
 
 
 def measure_work(
@@ -163,13 +152,17 @@ def measure_size(size: str, args: argparse.Namespace, peak: float) -> dict[str, 
     ]
     rows: dict[str, list[dict[str, Any]]] = {work.name: [] for work in works}
     with tempfile.TemporaryDirectory() as folder:
-        ours, groups = makers_of(size, Path(folder), args)
+        complete_checkpoint(Path(folder), config)
+        ours, groups = makers_of(Path(folder), args)
         others = [make for group in groups for make in group]
         rtol = 2e-2 if args.precision == "bfloat16" else 1e-3
-        check_equal([ours, *others], works, rtol)
+        check_equal(ours, others, works, rtol)
         for group in groups:
             with contextlib.ExitStack() as stack:
-                sides = [stack.enter_context(make(True)) for make in (ours, *group)]
+                sides = [
+                    stack.enter_context(make(dropout=True, learning_rate=LEARNING_RATE))
+                    for make in (ours, *group)
+                ]
                 for work in works:
                     of_work = measure_work(config, sides, work, args.rounds, peak)
                     known = {row["side"] for row in rows[work.name]}
@@ -259,5 +252,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    use_huge_pages()
     main()

@@ -12,15 +12,16 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks.measure import provenance
+from benchmarks.sides import ARRAYS
 from cwgnc_jax import models
 from train import batches, memory, parallel
 from train.batches import TokenArrays
 from train.config import PRESETS, DataConfig, RegularizationConfig
 from train.examples import load_examples
 from train.optimizer import hyperparameters
-from train.packing import Padding, Plan, make_packing, training_set
+from train.packing import Plan, training_set
 from train.parallel import ONE_RUN, Layout
-from train.steps import Recipe, Run, example_losses
+from train.steps import Recipe, Run, example_losses, init_run
 
 MINILM = models.BertConfig(
     vocab_size=30522,
@@ -46,7 +47,7 @@ TOTAL_STEPS = 1000
 LENGTH = 128
 """To which the paper's code pads, and at which all sides truncate."""
 BATCH = 16
-_SEED = 0
+SEED = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,65 +68,21 @@ class Work:
         """Batches of an epoch, the last partial one included."""
         return batches.steps_per_epoch(len(self.examples), BATCH)
 
+    def rows(self) -> np.ndarray:
+        """Which examples each step takes, integers of shape (steps, 16)."""
+        count = len(self.examples)
+        rows = [batches.examples_of(count, SEED, step, BATCH) for step in self.steps]
+        return np.stack(rows)
+
     def batches(self) -> list[TokenArrays]:
         """The examples of each step."""
-        each = (_examples_of(self, step) for step in self.steps)
-        return [taken(self.examples, rows) for rows in each]
+        return [taken(self.examples, rows) for rows in self.rows()]
 
-
-class Ours:
-    """This project's run, as ``python -m train finetune`` makes it.
-
-    Args:
-      checkpoint: What the run starts from.
-      recipe: What is fixed at compilation.
-      dropout: Replaces the model's rates.
-    """
-
-    same_adam = True
-
-    def __init__(
-        self,
-        checkpoint: models.Checkpoint,
-        recipe: Recipe,
-        dropout: float | None = None,
-    ):
-        self.run = start(checkpoint, recipe, dropout=dropout)
-        self.program_of = functools.cache(
-            functools.partial(parallel.compile_train_steps, recipe, ONE_RUN)
-        )
-
-    def ways(self, work: Work) -> dict[str, Callable[[], list[float]]]:
-        """Functions that take the steps of the work and return the losses before them.
-
-        One packs the examples; where they differ in length another one pads them.
-        """
-        ways = {"this project": self._over(work, "packed")}
-        if work.padded:
-            ways["this project, --padding longest"] = self._over(work, "longest")
-        return ways
-
-    def _over(self, work: Work, padding: Padding) -> Callable[[], list[float]]:
-        packing = make_packing(work.examples, padding, BATCH, LENGTH)
-        examples = parallel.place_training_set(ONE_RUN, training_set(work.examples))
-        programs, first, count = [], 0, len(work.steps)
-        while first < count:
-            taken, _ = parallel.steps_of_program(first, count)
-            first = taken.stop
-            steps = [work.steps[number] for number in taken]
-            shape = packing.shape([_SEED], steps)
-            plans = [packing.plan(_SEED, step, shape) for step in steps]
-            placed = parallel.place_plans(ONE_RUN, [plans])
-            programs.append((self.program_of(shape), placed))
-
-        def steps():
-            losses = []
-            for program, plans in programs:
-                self.run, metrics = program(self.run, examples, plans)
-                losses.append(metrics.loss[0])
-            return np.concatenate(jax.device_get(losses)).tolist()
-
-        return steps
+    @classmethod
+    def of(cls, arrays: Mapping[str, np.ndarray]) -> "Work":
+        """From the arrays that a side in a process of its own is given."""
+        examples = TokenArrays(*(arrays[name] for name in ARRAYS))
+        return cls("", examples, tuple(arrays["steps"].tolist()))
 
 
 class Steps:
@@ -180,16 +137,32 @@ def start(
     seeds: Sequence[int] = (0,),
     layout: Layout = ONE_RUN,
     dropout: float | None = None,
+    learning_rate: float = LEARNING_RATE,
 ) -> Run:
     """Runs before their first step, with the preset of the paper's code."""
+    return parallel.init_runs(
+        *(recipe, checkpoint, [(seed, seed) for seed in seeds]),
+        *([_numbers(dropout, learning_rate)] * layout.runs, layout),
+    )
+
+
+def abstract_runs(recipe: Recipe) -> Run:
+    """The shapes of a run alone before its first step."""
+    key = jax.random.key(0)
+    params = jax.eval_shape(lambda: models.init_params(recipe.model, key))
+    run = jax.eval_shape(
+        functools.partial(init_run, recipe), params, key, _numbers(None, LEARNING_RATE)
+    )
+    return jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct((1, *leaf.shape), leaf.dtype), run
+    )
+
+
+def _numbers(dropout: float | None, learning_rate: float):
     numbers = hyperparameters(
         PRESETS["code"].optimizer, RegularizationConfig(dropout), TOTAL_STEPS
     )
-    numbers = numbers._replace(learning_rate=np.float32(LEARNING_RATE))
-    return parallel.init_runs(
-        *(recipe, checkpoint, [(seed, seed) for seed in seeds]),
-        *([numbers] * layout.runs, layout),
-    )
+    return numbers._replace(learning_rate=np.float32(learning_rate))
 
 
 def recipe_of(config: models.BertConfig, dtype: str = "float32") -> Recipe:
@@ -259,10 +232,6 @@ def setting(result: Mapping[str, Any]) -> str:
         f"batch {result['batch']}, {result['length']} tokens, float32, dropout on, "
         f"clip {MAX_NORM}. {provenance(result)}"
     )
-
-
-def _examples_of(work: Work, step: int) -> np.ndarray:
-    return batches.examples_of(len(work.examples), _SEED, step, BATCH)
 
 
 def taken(arrays: TokenArrays, rows: np.ndarray | slice) -> TokenArrays:

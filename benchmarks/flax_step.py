@@ -1,20 +1,21 @@
 """The retired Flax BERT of transformers 4.57, with what Optax offers around it."""
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from transformers import FlaxBertForSequenceClassification
 
-from benchmarks.peers import installed, serve
-
-MATMUL = {"float32": "highest", "tf32": "tensorfloat32", "bfloat16": None}
+from benchmarks.sides import MATMUL, Ways, serve, stepwise
 
 
-def make(directory: str, precision: str, dropout: bool):
-    """A function that takes a step of a run."""
+def make(
+    directory: Path, precision: str, dropout: bool, learning_rate: float
+) -> Callable[..., Ways]:
+    """A function from the arrays of some work to the way to take its steps."""
     jax.config.update("jax_default_matmul_precision", MATMUL[precision])
     rates = ("hidden_dropout_prob", "attention_probs_dropout_prob")
     model = FlaxBertForSequenceClassification.from_pretrained(
@@ -30,7 +31,7 @@ def make(directory: str, precision: str, dropout: bool):
     clips = {name: optax.clip_by_global_norm(0.05) for name in jax.tree.leaves(names)}
     tx = optax.chain(
         optax.partition(clips, names),
-        optax.adamw(optax.linear_schedule(1e-4, 0, 1000), weight_decay=0.0),
+        optax.adamw(optax.linear_schedule(learning_rate, 0, 1000), weight_decay=0.0),
     )
 
     def step(params, state, key, batch):
@@ -50,13 +51,13 @@ def make(directory: str, precision: str, dropout: bool):
     compiled = jax.jit(step, donate_argnums=(0, 1))
     run = params, tx.init(params), jax.random.key(0)
 
-    def take(batch: Mapping[str, Any]):
+    def take(batch: dict[str, np.ndarray]):
         nonlocal run
         run, loss = compiled(*run, batch)
         return loss
 
-    return take
+    return stepwise("Flax BERT", take)
 
 
 if __name__ == "__main__":
-    serve(make, installed(["transformers", "jax", "flax", "optax"]))
+    serve(make, ["transformers", "jax", "flax", "optax"])
