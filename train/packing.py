@@ -41,10 +41,10 @@ class Plan(NamedTuple):
 class Packing:
     """How the examples of a training set are laid into rows.
 
-    ``packed`` puts them behind one another into rows as long as the longest example,
-    ``longest`` and ``max_length`` each into a row of its own. A batch has the smallest
-    shape that holds it of the few there are. They follow from the training set alone,
-    so that no other run changes the shapes of a run's batches.
+    ``packed`` puts them behind one another into rows of one length, ``longest`` and
+    ``max_length`` each into a row of its own. A batch has the smallest shape that holds
+    it of the few there are. They follow from the training set alone, so that no other
+    run changes the shapes of a run's batches.
     """
 
     padding: Padding
@@ -147,12 +147,33 @@ def make_packing(
         sizes = [min(longest, _rounded(batch.max(), 8)) for batch in drawn]
         shapes = [(whole, size) for size in best_sizes(sizes, _SIZES)]
     else:
-        sizes = [_rounded(first_fit(batch, longest)[1], multiple) for batch in drawn]
-        shapes = [(size, longest) for size in best_sizes(sizes, _SIZES)]
+        most = max(longest, min(max_length, longest * 3 // 2))
+        of_lengths = [
+            _packed_shapes(drawn, length, multiple)
+            for length in (longest, *range(_rounded(longest + 1, 16), most + 1, 16))
+        ]
+        shapes = min(of_lengths, key=lambda found: found[1])[0]
+        longest = shapes[0][1]
     usual = shapes[-1]
     if usual != (whole, longest):
         shapes.append((whole, longest))
     return Packing(padding, lengths, batch_size, tuple(shapes), usual)
+
+
+def _packed_shapes(
+    drawn: Sequence[np.ndarray], length: int, multiple: int
+) -> tuple[list[Shape], int]:
+    """The best shapes with rows of this length, and the tokens that they hold in all.
+
+    Args:
+      drawn: The lengths of the examples of each batch.
+      length: Of the rows.
+      multiple: What the number of rows must be divisible by.
+    """
+    needed = [_rounded(first_fit(batch, length)[1], multiple) for batch in drawn]
+    sizes = np.asarray(best_sizes(needed, _SIZES))
+    taken = sizes[np.searchsorted(sizes, needed)]
+    return [(int(size), length) for size in sizes], int(taken.sum()) * length
 
 
 def first_fit(lengths: np.ndarray, row_length: int) -> tuple[np.ndarray, int]:

@@ -190,9 +190,7 @@ class _BertForSequenceClassification(nnx.Module):
 @jax.custom_vjp
 def _scores(query, key):
     """Each query's product with each key of its head, (b, h, q, k), in float32."""
-    return jnp.einsum(
-        "bhqd,bhkd->bhqk", query, key, preferred_element_type=jnp.float32
-    )
+    return jnp.einsum("bhqd,bhkd->bhqk", query, key, preferred_element_type=jnp.float32)
 
 
 def _scores_forward(query, key):

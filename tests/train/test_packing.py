@@ -128,6 +128,16 @@ def test_the_shapes_of_each_padding():
     assert all(rows % 2 == 0 for rows, _ in shared.shapes)
 
 
+def test_rows_are_longer_than_the_longest_example_where_more_fit_in():
+    # Twice 13 fits into 32 but not into 24.
+    mask = (np.arange(24) < np.array([[24], *[[13]] * 95])).astype(np.int32)
+    arrays = TokenArrays(mask, mask, mask, mask[:, 0])
+    shapes = make_packing(arrays, "packed", 8, 128).shapes
+    assert {length for _, length in shapes} == {32} and shapes[0] == (4, 32)
+    # Truncated to 24 the model may know no more positions.
+    assert {n for _, n in make_packing(arrays, "packed", 8, 24).shapes} == {24}
+
+
 def test_a_shape_follows_from_a_run_alone_or_is_the_same_for_all():
     arrays = arrays_of(200)
     how = make_packing(arrays, "packed", 6, LENGTH)
