@@ -198,21 +198,23 @@ def test_devices_that_cannot_be_shared_evenly_are_refused():
 
 def test_a_run_alone_is_updated_in_place(checkpoint):
     # Weights outweigh all that the few tokens need.
-    model = dataclasses.replace(MODEL, vocab_size=4000, intermediate_size=512)
+    model = dataclasses.replace(
+        MODEL, vocab_size=2000, hidden_size=64, intermediate_size=512
+    )
     recipe = dataclasses.replace(RECIPE, model=model)
     checkpoint = dataclasses.replace(
         checkpoint, params=models.init_params(model, jax.random.key(0))
     )
     numbers = [hyperparameters(OPTIMIZERS[0], REGULARIZATIONS[0], 10)]
     runs = parallel.init_runs(recipe, checkpoint, [(0, 0)], numbers, ONE_RUN)
-    plans = parallel.place_plans(ONE_RUN, [[plan_of(0, 0)]])
+    inputs = training_set(), parallel.place_plans(ONE_RUN, [[plan_of(0, 0)]])
     steps = parallel.compile_train_steps(recipe, ONE_RUN, (ROWS, LENGTH))
-    program = steps.lower(runs, training_set(), plans).compile()
+    program = steps.lower(runs, *inputs).compile()
     entry = program.as_text().partition("\nENTRY")[2]
     copies = [line for line in entry.splitlines() if " copy(" in line]
     assert copies
     assert not [line for line in copies if "opt_state" in line and "f32" in line]
-    # The gradients, and of the parameters those that a product still reads; a second
-    # copy of the gradients would be another one, and one of the moments another two.
+    # The gradients once, what the tokens need, and a copy of parameters that are still
+    # read while they are written; a copy of the moments would be two more.
     size = sum(leaf.nbytes for leaf in jax.tree.leaves(checkpoint.params))
-    assert program.memory_analysis().temp_size_in_bytes < 1.75 * size
+    assert program.memory_analysis().temp_size_in_bytes < 1.5 * size
