@@ -38,18 +38,19 @@ benchmarks: $(VENV)/test.stamp $(KERAS)/stamp $(FLAX)/stamp
 	  --data-dir $(GLUE) --tokenizer quickstart/minilm \
 	  --keras $(KERAS)/bin/python --flax $(FLAX)/bin/python \
 	  --json $(RESULTS)/train_step.json
-	$(BIN)/python -m benchmarks.train_step --sizes base --steps 2 --rounds 3 \
+	$(BIN)/python -m benchmarks.train_step --sizes base --steps 1 --rounds 3 \
 	  --keras $(KERAS)/bin/python --flax $(FLAX)/bin/python \
 	  --json $(RESULTS)/train_step_base.json
 	$(BIN)/python -m benchmarks.train_step --sizes large --steps 1 --rounds 3 \
 	  --json $(RESULTS)/train_step_large.json
 	$(BIN)/python -m benchmarks.finetune --model quickstart/minilm \
-	  --data-dir $(GLUE) --epochs 1 --train-examples 1024 \
+	  --data-dir $(GLUE) --epochs 1 --train-examples 512 \
 	  --json $(RESULTS)/finetune.json
 	$(BIN)/python -m benchmarks.startup --model quickstart/minilm \
 	  --json $(RESULTS)/startup.json
 	$(BIN)/python -m benchmarks.memory --json $(RESULTS)/memory.json
-	$(BIN)/python -m benchmarks.many_runs --json $(RESULTS)/many_runs.json
+	$(BIN)/python -m benchmarks.many_runs --runs 2 8 --rounds 3 \
+	  --json $(RESULTS)/many_runs.json
 	$(BIN)/python -m benchmarks.step_variants --json $(RESULTS)/step_variants.json
 	$(BIN)/python -m benchmarks.summary
 
