@@ -25,15 +25,15 @@ quickstart: $(VENV)/train.stamp
 	  --workdir quickstart/run
 
 test: $(VENV)/test.stamp
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2
 
 slow: $(VENV)/test.stamp
-	$(BIN)/python -m pytest -m slow
+	$(BIN)/python -m pytest -n 2 -m slow
 
 benchmarks: $(VENV)/test.stamp $(KERAS)/stamp $(FLAX)/stamp
 	test -d "$(GLUE)" || { echo "say where GLUE is: make benchmarks GLUE=DIR"; exit 1; }
 	$(BIN)/python -m examples.fetch_minilm quickstart/minilm
-	$(BIN)/python -m benchmarks.clip --json $(RESULTS)/clip.json
+	$(BIN)/python -m benchmarks.clip --rounds 7 --json $(RESULTS)/clip.json
 	$(BIN)/python -m benchmarks.train_step --sizes minilm --tasks cola rte mrpc \
 	  --data-dir $(GLUE) --tokenizer quickstart/minilm \
 	  --keras $(KERAS)/bin/python --flax $(FLAX)/bin/python \

@@ -73,15 +73,13 @@ class Torch:
 
 def layouts(counts: list[int], backend: str) -> dict[str, Layout]:
     """The layouts to measure, by name: all runs together, or in groups."""
-    groups = (1, 2) if backend == "cpu" else (4,)
+    group = 2 if backend == "cpu" else 4
     found = {}
     for count in counts:
         if count > 1:
             found[f"{count} runs, vmap"] = Layout(count, count)
-        for group in groups:
-            if count > group:
-                kind = "map" if group == 1 else f"map over groups of {group}"
-                found[f"{count} runs, {kind}"] = Layout(count, group)
+        if count > group:
+            found[f"{count} runs, map over groups of {group}"] = Layout(count, group)
     return found
 
 
