@@ -91,9 +91,9 @@ def _scored(found: Any, metric: str, seconds: Any) -> dict[str, float]:
 
 def page(result: dict[str, Any]) -> str:
     """The figures as Markdown."""
-    cut = f"{result['epochs']} epochs"
+    cut = f"epochs: {result['epochs']}"
     if result["train_examples"]:
-        cut += f" of {result['train_examples']} training examples"
+        cut += f", training examples: {result['train_examples']}"
     lines = [
         "# From the command to the score",
         "",
