@@ -88,7 +88,8 @@ class Side:
         assert self._process.stdout
         line = self._process.stdout.readline()
         if not line:
-            status = self._process.wait()
+            self._process.communicate()
+            status = self._process.returncode
             raise RuntimeError(f"{self.module} ended with status {status}; see above")
         return json.loads(line)
 
