@@ -299,8 +299,8 @@ def measure_size(size: str, rounds: int) -> dict[str, Any]:
 def _in_its_own_process(measure: Callable[..., Any], size: str, rounds: int) -> Any:
     """Measures where nothing has used up the huge pages before.
 
-    After the other two a step of BERT-base with the clip took 1.3 times as long as one
-    without, in a process of its own 1.03 times.
+    Behind the other two in one process a step of BERT-base with the clip took 1.3 times
+    as long as one without.
     """
     spawn = multiprocessing.get_context("spawn")
     with concurrent.futures.ProcessPoolExecutor(1, spawn) as process:

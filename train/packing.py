@@ -147,16 +147,16 @@ def make_packing(
         sizes = [min(longest, _rounded(batch.max(), 8)) for batch in drawn]
         shapes = [(whole, size) for size in best_sizes(sizes, _SIZES)]
     else:
-        most = max(longest, min(max_length, longest * 3 // 2))
+        most = min(max_length, longest * 3 // 2)
         of_lengths = [
             _packed_shapes(drawn, length, multiple)
             for length in (longest, *range(_rounded(longest + 1, 16), most + 1, 16))
         ]
-        shapes = min(of_lengths, key=lambda found: found[1])[0]
-        longest = shapes[0][1]
+        shapes, _ = min(of_lengths, key=lambda found: found[1])
     usual = shapes[-1]
-    if usual != (whole, longest):
-        shapes.append((whole, longest))
+    row_for_each = whole, usual[1] if padding == "packed" else longest
+    if usual != row_for_each:
+        shapes.append(row_for_each)
     return Packing(padding, lengths, batch_size, tuple(shapes), usual)
 
 

@@ -138,8 +138,8 @@ def train_step_alone(
 
     Of ``runs`` and of what is returned everything has a leading axis of length 1. The
     update keeps it: where it is taken off before and put back behind, XLA's CPU backend
-    does not see that the update can write over what it reads, and copies it first, a
-    tenth of a step of few tokens.
+    does not see that the update can write over what it reads, and copies it first: a
+    fifth of MiniLM's step of 4 x 48 tokens.
     """
     run = jax.tree.map(lambda leaf: leaf[0], runs)
     found = _loss_and_grads(recipe, run, batch)

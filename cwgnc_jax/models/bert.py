@@ -14,6 +14,7 @@ from flax import nnx, traverse_util
 from jax import Array
 from jax.typing import ArrayLike, DTypeLike
 
+from cwgnc_jax.models.attention import SelfAttention, bias_of_mask
 from cwgnc_jax.models.config import BertConfig
 from cwgnc_jax.models.dropout import dropout, fold_in
 from cwgnc_jax.models.embedding import lookup
@@ -65,42 +66,6 @@ class _Embeddings(nnx.Module):
         return self.LayerNorm(words + positions + types)
 
 
-class _SelfAttention(nnx.Module):
-    def __init__(self, config, dtype, rngs):
-        self.heads = config.num_attention_heads
-        dense = functools.partial(
-            nnx.Linear, config.hidden_size, config.hidden_size, dtype=dtype, rngs=rngs
-        )
-        self.query = dense()
-        self.key = dense()
-        self.value = dense()
-
-    def __call__(self, x, mask_bias, noise):
-        rows = mask_bias.shape[0]
-
-        def split_heads(y):
-            # Transposed here and not by the einsums: XLA's CPU backend fuses the whole
-            # attention then, and the forward pass takes two thirds of the time.
-            return y.reshape(rows, -1, self.heads, y.shape[1] // self.heads).transpose(
-                0, 2, 1, 3
-            )
-
-        query, key, value = map(split_heads, self._projected(x))
-        scores = _scores(query, key)
-        scores = scores * query.shape[-1] ** -0.5 + mask_bias
-        probs = jax.nn.softmax(scores, axis=-1).astype(x.dtype)
-        probs = dropout(noise.key, probs, noise.attention)
-        context = jnp.einsum("bhqk,bhkd->bhqd", probs, value)
-        return context.transpose(0, 2, 1, 3).reshape(x.shape)
-
-    def _projected(self, x):
-        """Query, key and value by one matrix product; they stay three parameters."""
-        dense = (self.query, self.key, self.value)
-        kernel = jnp.concatenate([d.kernel[...].astype(x.dtype) for d in dense], axis=1)
-        bias = jnp.concatenate([d.bias[...].astype(x.dtype) for d in dense])
-        return jnp.split(x @ kernel + bias[None], 3, axis=1)
-
-
 class _Residual(nnx.Module):
     """Dense, dropout, then LayerNorm of the sum with the block's input."""
 
@@ -116,7 +81,7 @@ class _Residual(nnx.Module):
 
 class _Attention(nnx.Module):
     def __init__(self, config, dtype, rngs):
-        self.self = _SelfAttention(config, dtype, rngs)
+        self.self = SelfAttention(config, dtype, rngs)
         self.output = _Residual(config, config.hidden_size, dtype, rngs)
 
     def __call__(self, x, mask_bias, noise):
@@ -185,28 +150,6 @@ class _BertForSequenceClassification(nnx.Module):
         dropped = dropout(noise.at(1).key, pooled, noise.classifier)
         logits = self.classifier(dropped.astype(jnp.float32))
         return BertOutput(logits, tuple(hidden_states), pooled)
-
-
-@jax.custom_vjp
-def _scores(query, key):
-    """Each query's product with each key of its head, (b, h, q, k), in float32."""
-    return jnp.einsum("bhqd,bhkd->bhqk", query, key, preferred_element_type=jnp.float32)
-
-
-def _scores_forward(query, key):
-    return _scores(query, key), (query, key)
-
-
-def _scores_backward(saved, grads):
-    query, key = saved
-    grads = grads.astype(query.dtype)
-    # The product with the small matrix on the left: XLA's CPU backend takes twice the
-    # time for "bhqk,bhqd->bhkd", which is what jax.grad writes.
-    of_key = jnp.einsum("bhqd,bhqk->bhdk", query, grads).swapaxes(2, 3)
-    return jnp.einsum("bhqk,bhkd->bhqd", grads, key), of_key
-
-
-_scores.defvjp(_scores_forward, _scores_backward)
 
 
 def _gelu(x):
@@ -330,13 +273,13 @@ def apply(
     if first_tokens is None:
         first_tokens = jnp.arange(rows) * length
         position_ids = jnp.broadcast_to(jnp.arange(length), (rows, length))
-        mask_bias = _mask_bias(attention_mask[:, None, None, :])
+        mask_bias = bias_of_mask(attention_mask[:, None, None, :])
     else:
         first_tokens = _checked_first_tokens(first_tokens)
         same = attention_mask[:, :, None] == attention_mask[:, None, :]
         # As many tokens of the same example are before a token in its row.
         position_ids = jnp.sum(jnp.tril(same, -1), axis=-1, dtype=jnp.int32)
-        mask_bias = _mask_bias(same[:, None])
+        mask_bias = bias_of_mask(same[:, None])
     graphdef, shapes = abstract_model(config, jnp.dtype(dtype))
     leaves: dict[str, Any] = traverse_util.flatten_dict(params, sep="/")
     found = {path: jnp.shape(leaf) for path, leaf in leaves.items()}
@@ -364,12 +307,6 @@ def apply(
         noise,
         remat,
     )
-
-
-def _mask_bias(mask):
-    """What is added to the attention scores; the mask broadcasts to (b, h, q, k)."""
-    # Not -inf: a row without any token would be NaN, and one NaN spoils a whole batch.
-    return jnp.where(mask.astype(bool), 0.0, jnp.finfo(jnp.float32).min)
 
 
 def _checked_first_tokens(first_tokens):

@@ -5,14 +5,7 @@ import jax.numpy as jnp
 
 from benchmarks.arithmetic import least_bytes, step_flops
 from cwgnc_jax import models
-
-CONFIG = models.BertConfig(
-    vocab_size=50,
-    hidden_size=16,
-    num_hidden_layers=3,
-    num_attention_heads=2,
-    intermediate_size=32,
-)
+from tests.benchmarks.conftest import CONFIG
 
 
 def test_flops_are_three_times_those_of_the_forward_products():
@@ -26,9 +19,9 @@ def test_flops_are_three_times_those_of_the_forward_products():
 
 
 def test_least_bytes_by_hand():
-    # Weights and two moments each; 6 x 16 + 32 numbers of each of 32 tokens and 2 x 8
-    # of softmax in 3 layers, 16 after the embeddings; the gradient of 50 x 16.
-    expected = 4 * (3 * 1000 + 3 * (128 + 16) * 32 + 16 * 32 + 800)
+    # Weights and two moments each; 6 x 32 + 64 numbers of each of 32 tokens and 2 x 8
+    # of softmax in 2 layers, 32 after the embeddings; the gradient of 60 x 32.
+    expected = 4 * (3 * 1000 + 2 * (256 + 16) * 32 + 32 * 32 + 1920)
     assert least_bytes(CONFIG, 1000, rows=4, length=8) == expected
 
 

@@ -9,15 +9,8 @@ from benchmarks.torch_step import PAPER, WELL
 from benchmarks.train_step import check_equal, makers_of
 from benchmarks.training import Work, complete_checkpoint, equal_shapes
 from cwgnc_jax import models
+from tests.benchmarks.conftest import CONFIG
 from train.batches import TokenArrays
-
-CONFIG = models.BertConfig(
-    vocab_size=60,
-    hidden_size=32,
-    num_hidden_layers=2,
-    num_attention_heads=2,
-    intermediate_size=64,
-)
 
 
 class Arguments:

@@ -111,7 +111,7 @@ def test_the_gradient_of_every_parameter_equals_torchs(checkpoint, batch, refere
     ("target", "name", "wrong"),
     [
         (bert, "_gelu", jax.nn.gelu),
-        (bert, "_mask_bias", lambda mask: jnp.zeros(mask.shape)),
+        (bert, "bias_of_mask", lambda mask: jnp.zeros(mask.shape)),
         (jnp, "tanh", lambda x: x),
     ],
     ids=["tanh gelu", "no mask", "linear pooler"],
