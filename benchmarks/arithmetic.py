@@ -20,6 +20,7 @@ def step_flops(config: models.BertConfig, lengths: Sequence[int]) -> int:
     Two a multiplication and addition, and a backward pass of two products for each of
     the forward one: 6 for each parameter of a matrix and token that meets it. Padding
     is no token. Attention multiplies each token of an example with each other, twice.
+    Of what comes behind the last layer's attention only the first tokens are needed.
 
     Args:
       config: The model.
@@ -29,23 +30,26 @@ def step_flops(config: models.BertConfig, lengths: Sequence[int]) -> int:
       The number of operations.
     """
     hidden, layers = config.hidden_size, config.num_hidden_layers
-    of_a_layer = 4 * hidden * hidden + 2 * hidden * config.intermediate_size
+    of_attention = 3 * hidden * hidden
+    behind_it = hidden * hidden + 2 * hidden * config.intermediate_size
     of_the_head = hidden * hidden + hidden * config.num_labels
     pairs = sum(length * length for length in lengths)
     return 6 * (
-        layers * of_a_layer * sum(lengths)
+        layers * of_attention * sum(lengths)
+        + behind_it * ((layers - 1) * sum(lengths) + len(lengths))
         + layers * 2 * hidden * pairs
         + of_the_head * len(lengths)
     )
 
 
 LEAST = (
-    "3 P + layers × ((6 H + I) T + heads × L × T) + H T + V H numbers of 4 bytes, for "
-    "P parameters with two moments each, T tokens in texts of L, a hidden size H, an "
-    "intermediate size I and a vocabulary of V: each layer keeps its input, query, "
-    "key, value, context, the input of its feed-forward block, what GELU was computed "
-    "from and what softmax came to; dropout is drawn again; and of the gradients only "
-    "the largest is there, since each could be used up as soon as it exists"
+    "3 P + layers × (4 H + heads × L) T + (2 H + I) ((layers − 1) T + E) + H T + V H "
+    "numbers of 4 bytes, for P parameters with two moments each, T tokens in E texts "
+    "of L, a hidden size H, an intermediate size I and a vocabulary of V: each layer "
+    "keeps its input, query, key, value and what softmax came to, and its context, the "
+    "input of its feed-forward block and what GELU was computed from, the last layer "
+    "these of first tokens only; dropout is drawn again; and of the gradients only the "
+    "largest is there, since each could be used up as soon as it exists"
 )
 
 
@@ -62,9 +66,10 @@ def least_bytes(config: models.BertConfig, parameters: int, rows: int, length: i
       The bytes, by the formula of ``LEAST``.
     """
     hidden, tokens = config.hidden_size, rows * length
-    of_a_layer = (6 * hidden + config.intermediate_size) * tokens
-    of_a_layer += config.num_attention_heads * length * tokens
-    kept = config.num_hidden_layers * of_a_layer + hidden * tokens
+    layers = config.num_hidden_layers
+    kept = layers * (4 * hidden + config.num_attention_heads * length) * tokens
+    behind_attention = 2 * hidden + config.intermediate_size
+    kept += behind_attention * ((layers - 1) * tokens + rows) + hidden * tokens
     return 4 * (3 * parameters + kept + config.vocab_size * hidden)
 
 

@@ -28,7 +28,8 @@ class BertOutput(NamedTuple):
     """What :func:`apply` returns."""
 
     logits: Array  # shape=(examples, num_labels), dtype=jnp.float32
-    hidden_states: tuple[Array, ...]  # the embeddings' output, then each layer's
+    hidden_states: tuple[Array, ...]  # after the embeddings and each layer but the last
+    first_hidden: Array  # shape=(examples, hidden), after the last layer
     pooled: Array  # shape=(examples, hidden)
 
 
@@ -84,8 +85,11 @@ class _Attention(nnx.Module):
         self.self = SelfAttention(config, dtype, rngs)
         self.output = _Residual(config, config.hidden_size, dtype, rngs)
 
-    def __call__(self, x, mask_bias, noise):
-        return self.output(self.self(x, mask_bias, noise.at(0)), x, noise.at(1))
+    def __call__(self, x, mask_bias, noise, tokens):
+        context = self.self(x, mask_bias, noise.at(0))
+        if tokens is not None:
+            context, x = context[tokens], x[tokens]
+        return self.output(context, x, noise.at(1))
 
 
 class _Dense(nnx.Module):
@@ -101,8 +105,9 @@ class _Layer(nnx.Module):
         self.intermediate = _Dense(config, config.intermediate_size, dtype, rngs)
         self.output = _Residual(config, config.intermediate_size, dtype, rngs)
 
-    def __call__(self, x, mask_bias, noise):
-        x = self.attention(x, mask_bias, noise)
+    def __call__(self, x, mask_bias, noise, tokens=None):
+        """The output of all tokens, (tokens, hidden) as ``x``, or of some of them."""
+        x = self.attention(x, mask_bias, noise, tokens)
         return self.output(_gelu(self.intermediate.dense(x)), x, noise.at(2))
 
 
@@ -138,18 +143,26 @@ class _BertForSequenceClassification(nnx.Module):
     ):
         embeddings = self.bert.embeddings(input_ids, token_type_ids, position_ids)
         x = dropout(noise.at(0).key, embeddings, noise.hidden)
-        hidden_states = [x]
+        hidden_states = []
         # Rows and tokens are one axis to all but the attention: the products of the
         # backward pass are a tenth slower with both.
         x = x.reshape(-1, x.shape[-1])
-        for index, layer in enumerate(self.bert.encoder.layer):
-            call = functools.partial(layer, noise=noise.at(2 + index))
-            x = (jax.checkpoint(call) if remat else call)(x, mask_bias)
+        layers = self.bert.encoder.layer
+        for index, layer in enumerate(layers):
             hidden_states.append(x.reshape(embeddings.shape))
-        pooled = jnp.tanh(self.bert.pooler.dense(x[first_tokens]))
+            # Of the last layer's output only the first tokens are read, and so only
+            # they go through it, but for the attention.
+            last = index == len(layers) - 1
+            call = functools.partial(
+                layer,
+                noise=noise.at(2 + index),
+                tokens=first_tokens if last else None,
+            )
+            x = (jax.checkpoint(call) if remat else call)(x, mask_bias)
+        pooled = jnp.tanh(self.bert.pooler.dense(x))
         dropped = dropout(noise.at(1).key, pooled, noise.classifier)
         logits = self.classifier(dropped.astype(jnp.float32))
-        return BertOutput(logits, tuple(hidden_states), pooled)
+        return BertOutput(logits, tuple(hidden_states), x, pooled)
 
 
 def _gelu(x):
@@ -233,9 +246,10 @@ def apply(
 
     Returns:
       A :class:`BertOutput`: float32 logits (examples, num_labels); hidden states, one
-      of shape (batch, length, hidden) after the embeddings and after each layer; and
-      the pooled first token (examples, hidden). There are as many examples as rows, or
-      as ``first_tokens`` names.
+      of shape (batch, length, hidden) after the embeddings and after each layer but the
+      last; of the last layer the first tokens alone (examples, hidden), since nothing
+      else is read of it, and these pooled (examples, hidden). There are as many
+      examples as rows, or as ``first_tokens`` names.
 
     Raises:
       ValueError: If the inputs' shapes differ or are too long for the model, or the
@@ -251,8 +265,8 @@ def apply(
       >>> ids = jnp.ones((3, 5), int)
       >>> apply = jax.jit(models.apply, static_argnames="config")
       >>> output = apply(config, params, ids, ids, 0 * ids)
-      >>> output.logits.shape, len(output.hidden_states)
-      ((3, 2), 2)
+      >>> output.logits.shape, output.first_hidden.shape, len(output.hidden_states)
+      ((3, 2), (3, 8), 1)
 
       Four examples in two rows, of 3 and 2 tokens, and of 1 and 4:
 

@@ -19,9 +19,11 @@ def test_flops_are_three_times_those_of_the_forward_products():
 
 
 def test_least_bytes_by_hand():
-    # Weights and two moments each; 6 x 32 + 64 numbers of each of 32 tokens and 2 x 8
-    # of softmax in 2 layers, 32 after the embeddings; the gradient of 60 x 32.
-    expected = 4 * (3 * 1000 + 2 * (256 + 16) * 32 + 32 * 32 + 1920)
+    # Weights and two moments each; 4 x 32 numbers of each of 32 tokens and 2 x 8 of
+    # softmax in 2 layers; 2 x 32 + 64 of 32 tokens in one and of 4 in the last; 32
+    # after the embeddings; the gradient of 60 x 32.
+    kept = 2 * (128 + 16) * 32 + 128 * (32 + 4) + 32 * 32
+    expected = 4 * (3 * 1000 + kept + 1920)
     assert least_bytes(CONFIG, 1000, rows=4, length=8) == expected
 
 

@@ -93,7 +93,7 @@ def test_a_boolean_mask_and_the_lack_of_a_jit_change_nothing(config, params, bat
     mask = attention_mask.astype(bool)
     output = models.apply(config, params, input_ids, mask, token_type_ids)
     chex.assert_trees_all_close(output, apply(config, params, *batch), atol=2e-5)
-    assert len(output.hidden_states) == config.num_hidden_layers + 1
+    assert len(output.hidden_states) == config.num_hidden_layers
 
 
 def test_dropout_rate_zero_is_no_dropout(config, params, batch):
@@ -139,9 +139,11 @@ def test_dropout_acts_where_bert_has_it_with_a_key_for_each_place(
         classifier_dropout=0.3,
     )
     models.apply(config, params, *batch, key=jax.random.key(0))
-    # Attention probabilities, attention output, feed-forward output.
+    # Attention probabilities, attention output, feed-forward output; of the last layer
+    # the latter two are those of first tokens.
     layer = [(0.2, (2, 3, 9, 9)), (0.1, (18, 24)), (0.1, (18, 24))]
-    expected = [(0.1, (2, 9, 24)), *layer, *layer, (0.3, (2, 24))]
+    last = [layer[0], (0.1, (2, 24)), (0.1, (2, 24))]
+    expected = [(0.1, (2, 9, 24)), *layer, *last, (0.3, (2, 24))]
     assert [site[:2] for site in sites] == expected
     assert len({site[2] for site in sites}) == len(sites)
 
