@@ -19,6 +19,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import transformers
+from torch.utils.data import DataLoader, TensorDataset
 
 from train import batches, tasks
 from train.config import DataConfig
@@ -175,13 +176,11 @@ def logits_of(model: torch.nn.Module, batch: Mapping[str, torch.Tensor]):
 def evaluate(model: torch.nn.Module, arrays: batches.TokenArrays) -> np.ndarray:
     """The logits of a whole set, ``[examples, classes]``, without dropout."""
     model.eval()
-    rows, parts = [], []
-    for of_batch, batch in batches.eval_batches(arrays, 64):
-        rows.append(of_batch)
-        tensors = {k: torch.from_numpy(v) for k, v in batch.items()}
-        parts.append(logits_of(model, tensors).numpy())
-    logits = np.concatenate(parts)[: len(arrays)]
-    return logits[np.argsort(np.concatenate(rows))]
+    names = ("input_ids", "attention_mask", "token_type_ids")
+    tokens = [torch.from_numpy(getattr(arrays, name)) for name in names]
+    loader = DataLoader(TensorDataset(*tokens), batch_size=64)
+    parts = [logits_of(model, dict(zip(names, batch, strict=True))) for batch in loader]
+    return torch.cat(parts).numpy()
 
 
 def main() -> None:

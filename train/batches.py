@@ -4,7 +4,6 @@ import dataclasses
 import functools
 import itertools
 import os
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +12,9 @@ import numpy as np
 from train.examples import Examples
 
 Batch = dict[str, np.ndarray]
-"""input_ids, attention_mask, token_type_ids ``[batch, length]``; labels and weights
-``[batch]``, where weight 0 marks a row that only fills up the last batch."""
+"""input_ids, attention_mask, token_type_ids ``[rows, length]``; labels and weights of
+the examples, where weight 0 marks one that only fills up the last batch, or
+first_tokens, where each example begins."""
 
 
 _TOKENIZED_AT_ONCE = 4096
@@ -240,42 +240,17 @@ def train_batch(arrays: TokenArrays, seed: int, step: int, batch_size: int) -> B
     Returns:
       The batch.
     """
+    assert arrays.labels is not None
     examples = examples_of(len(arrays), seed, step, batch_size)
-    return _take(arrays, examples, batch_size)
-
-
-def eval_batches(
-    arrays: TokenArrays, batch_size: int
-) -> Iterator[tuple[np.ndarray, Batch]]:
-    """Takes all examples, the shortest first, without most of their padding.
-
-    A batch has the smallest of at most three lengths that holds its longest example:
-    that of the arrays, a half and a quarter of it, so that evaluation compiles three
-    programs at most.
-
-    Args:
-      arrays: The examples.
-      batch_size: Rows of a batch; the last one is filled up with rows of weight 0.
-
-    Yields:
-      The indices of the examples and their batch.
-    """
-    lengths, allowed = arrays.lengths, eval_lengths(arrays)
-    order = np.argsort(lengths, kind="stable")
-    for start in range(0, len(arrays), batch_size):
-        rows = order[start : start + batch_size]
-        length = next(x for x in allowed if x >= lengths[rows].max())
-        batch = _take(arrays, rows, batch_size)
-        for name in ("input_ids", "attention_mask", "token_type_ids"):
-            batch[name] = batch[name][:, :length]
-        yield rows, batch
-
-
-def eval_lengths(arrays: TokenArrays) -> list[int]:
-    """The lengths that batches of evaluation may have, the shortest first."""
-    longest = arrays.input_ids.shape[1]
-    halves = [-(-longest // (8 * part)) * 8 for part in (4, 2)]
-    return sorted({*(x for x in halves if x < longest), longest})
+    weights = (np.arange(batch_size) < len(examples)).astype(np.float32)
+    rows = np.pad(examples, (0, batch_size - len(examples)))
+    return {
+        "input_ids": arrays.input_ids[rows],
+        "attention_mask": arrays.attention_mask[rows],
+        "token_type_ids": arrays.token_type_ids[rows],
+        "labels": arrays.labels[rows],
+        "weights": weights,
+    }
 
 
 def _joined(rows: list[list[int]], dtype: Any) -> np.ndarray:
@@ -290,20 +265,6 @@ def _permutation(seed: int, epoch: int, examples: int) -> np.ndarray:
     # Generator.permutation.
     key = np.array([seed, epoch], np.uint64)
     return np.argsort(np.random.Philox(key=key).random_raw(examples)).astype(np.int32)
-
-
-def _take(arrays: TokenArrays, rows: np.ndarray, batch_size: int) -> Batch:
-    weights = (np.arange(batch_size) < len(rows)).astype(np.float32)
-    rows = np.pad(rows, (0, batch_size - len(rows)))
-    batch = {
-        "input_ids": arrays.input_ids[rows],
-        "attention_mask": arrays.attention_mask[rows],
-        "token_type_ids": arrays.token_type_ids[rows],
-        "weights": weights,
-    }
-    if arrays.labels is not None:
-        batch["labels"] = arrays.labels[rows]
-    return batch
 
 
 def _first_line(error: Exception) -> str:

@@ -135,7 +135,7 @@ def make_packing(
       The packing.
     """
     lengths, longest = arrays.lengths, arrays.input_ids.shape[1]
-    whole = _rounded(batch_size, multiple)
+    whole = rounded(batch_size, multiple)
     if padding == "max_length":
         shape = (whole, max_length)
         return Packing(padding, lengths, batch_size, (shape,), shape)
@@ -144,13 +144,13 @@ def make_packing(
         for step in range(_SAMPLED_BATCHES)
     ]
     if padding == "longest":
-        sizes = [min(longest, _rounded(batch.max(), 8)) for batch in drawn]
+        sizes = [min(longest, rounded(batch.max(), 8)) for batch in drawn]
         shapes = [(whole, size) for size in best_sizes(sizes, _SIZES)]
     else:
         most = min(max_length, longest * 3 // 2)
         of_lengths = [
             _packed_shapes(drawn, length, multiple)
-            for length in (longest, *range(_rounded(longest + 1, 16), most + 1, 16))
+            for length in (longest, *range(rounded(longest + 1, 16), most + 1, 16))
         ]
         shapes, _ = min(of_lengths, key=lambda found: found[1])
     usual = shapes[-1]
@@ -170,7 +170,7 @@ def _packed_shapes(
       length: Of the rows.
       multiple: What the number of rows must be divisible by.
     """
-    needed = [_rounded(first_fit(batch, length)[1], multiple) for batch in drawn]
+    needed = [rounded(first_fit(batch, length)[1], multiple) for batch in drawn]
     sizes = np.asarray(best_sizes(needed, _SIZES))
     taken = sizes[np.searchsorted(sizes, needed)]
     return [(int(size), length) for size in sizes], int(taken.sum()) * length
@@ -277,5 +277,6 @@ def packed_batch(
     }
 
 
-def _rounded(size: int, multiple: int) -> int:
+def rounded(size: int, multiple: int) -> int:
+    """The next multiple that is not smaller."""
     return -(-int(size) // multiple) * multiple

@@ -11,7 +11,11 @@ import numpy as np
 from cwgnc_jax import models
 from train import batches, tasks
 from train.config import PredictConfig
-from train.evaluation import predict_logits, predictions_of
+from train.evaluation import (
+    evaluation_packing,
+    predict_logits,
+    predictions_of,
+)
 from train.examples import Examples, load_split, read_file
 from train.parallel import compile_eval_step
 from train.steps import Recipe
@@ -60,7 +64,8 @@ def predict(config: PredictConfig) -> tuple[Scores, Scores]:
     )
     step = compile_eval_step(recipe)
     params = jax.tree.map(lambda leaf: leaf[None], checkpoint.params)
-    [logits] = predict_logits(step, params, arrays, config.batch_size)
+    packing = evaluation_packing([arrays], config.batch_size)
+    [logits] = predict_logits(step, params, arrays, packing)
     _write(config.output, task, logits)
     if examples.labels is None:
         return {}, {}

@@ -221,13 +221,14 @@ def _update(
 
 
 def eval_step(recipe: Recipe, params: Any, batch: dict[str, jax.Array]) -> jax.Array:
-    """Computes the logits of a batch, ``[batch, num_labels]``, without dropout."""
+    """Computes the logits of a batch, ``[examples, num_labels]``, without dropout."""
     return models.apply(
         recipe.model,
         params,
         batch["input_ids"],
         batch["attention_mask"],
         batch["token_type_ids"],
+        first_tokens=batch.get("first_tokens"),
         dtype=jnp.dtype(recipe.dtype),
     ).logits
 

@@ -7,8 +7,6 @@ from train import batches
 from train.batches import (
     TokenArrays,
     check_length,
-    eval_batches,
-    eval_lengths,
     load_tokenizer,
     steps_per_epoch,
     tokenize,
@@ -29,12 +27,10 @@ def tokenizer(tmp_path_factory):
     return load_tokenizer(folder)
 
 
-def arrays_of(count, labels=True):
+def arrays_of(count):
     # Row i is full of i, so that a batch shows which rows it took.
     ids = np.arange(count, dtype=np.int32)[:, None] * np.ones((1, LENGTH), np.int32)
-    return TokenArrays(
-        ids, np.ones_like(ids), np.zeros_like(ids), ids[:, 0] if labels else None
-    )
+    return TokenArrays(ids, np.ones_like(ids), np.zeros_like(ids), ids[:, 0])
 
 
 def visited(batch):
@@ -209,29 +205,3 @@ def test_a_partial_batch_is_filled_up_with_the_first_example_at_weight_0():
     batch = train_batch(arrays_of(5), seed=0, step=1, batch_size=4)
     assert batch["weights"].tolist() == [1, 0, 0, 0]
     assert not batch["input_ids"][1:].any()
-
-
-def test_evaluation_visits_all_once_and_fills_up_the_last_batch():
-    rows, taken = zip(*eval_batches(arrays_of(5), 2), strict=True)
-    assert [visited(batch) for batch in taken] == [[0, 1], [2, 3], [4]]
-    assert [indices.tolist() for indices in rows] == [[0, 1], [2, 3], [4]]
-    assert [len(batch["weights"]) for batch in taken] == [2, 2, 2]
-    assert [len(batch["labels"]) for batch in taken] == [2, 2, 2]
-
-
-def test_evaluation_pads_no_further_than_to_a_quarter_a_half_or_the_whole():
-    lengths = np.array([40, 3, 17, 8, 9, 39])
-    mask = (np.arange(40) < lengths[:, None]).astype(np.int32)
-    arrays = TokenArrays(mask * (np.arange(6)[:, None] + 1), mask, mask, np.arange(6))
-    rows, taken = zip(*eval_batches(arrays, 2), strict=True)
-    assert [indices.tolist() for indices in rows] == [[1, 3], [4, 2], [5, 0]]
-    assert [batch["input_ids"].shape for batch in taken] == [(2, 16), (2, 24), (2, 40)]
-    assert eval_lengths(arrays) == [16, 24, 40]
-    for indices, batch in zip(rows, taken, strict=True):
-        assert batch["attention_mask"].sum(axis=1).tolist() == list(lengths[indices])
-        assert (batch["input_ids"].max(axis=1) == indices + 1).all()
-
-
-def test_unlabelled_batches_have_no_labels():
-    ((_, batch),) = eval_batches(arrays_of(3, labels=False), 3)
-    assert sorted(batch) == ["attention_mask", "input_ids", "token_type_ids", "weights"]

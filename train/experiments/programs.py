@@ -6,8 +6,8 @@ from typing import Any
 
 import jax
 
-from train import batches, memory, parallel
-from train.evaluation import inputs_of
+from train import memory, parallel
+from train.evaluation import evaluation_packing
 from train.experiments.plan import PlannedRun
 from train.experiments.study import Study
 from train.packing import Plan, Shape, TrainingSet, training_set
@@ -100,29 +100,23 @@ class Programs:
         return self._compiled[key], examples, plans
 
     def eval_step(self, run: PlannedRun, layout: Layout) -> Callable[..., Any]:
-        """Evaluation, compiled for every length of its batches."""
+        """Evaluation, compiled."""
         inputs, size = self._study.inputs[run.task], self._study.config.eval_batch_size
         recipe = self._study.recipe(run)
         key = (run.task, recipe.dtype, layout)
         if key not in self._compiled:
             copies = [run] * layout.runs
             shapes = jax.eval_shape(lambda: self._study.start(copies, layout))
-            params = parallel.placed(layout, shapes).params
-            step = parallel.compile_eval_step(recipe, layout)
-            of_length = {
-                _length(batch): inputs_of(batch)
-                for arrays in inputs.scored.values()
-                for _, batch in batches.eval_batches(arrays, size)
-            }
-            compiled = {
-                length: self._compile(
-                    *(step, params, parallel.place_batch(layout, batch)),
-                    what=f"evaluation of {layout.runs} x {size} x {length} tokens",
-                )
-                for length, batch in of_length.items()
-            }
-            self._compiled[key] = lambda params, batch: compiled[_length(batch)](
-                params, batch
+            packing = evaluation_packing(
+                list(inputs.scored.values()), size, layout.data_devices
+            )
+            rows, length = packing.shape
+            _, batch = next(packing.batches(inputs.scored[inputs.judged]))
+            self._compiled[key] = self._compile(
+                parallel.compile_eval_step(recipe, layout),
+                parallel.placed(layout, shapes).params,
+                parallel.place_batch(layout, batch),
+                what=f"evaluation of {layout.runs} x {rows} x {length} tokens",
             )
         return self._compiled[key]
 
@@ -142,7 +136,3 @@ class Programs:
         self.seconds += seconds
         self._progress.say(f"compiled for {what} in {seconds:.1f} s")
         return compiled
-
-
-def _length(batch: batches.Batch) -> int:
-    return batch["input_ids"].shape[1]
