@@ -73,20 +73,37 @@ def scale_by_adam(
 
     def update_fn(updates, state, params=None):
         del params
-        mu = optax.tree.update_moment(updates, state.mu, b1, 1)
-        nu = optax.tree.update_moment_per_elem_norm(updates, state.nu, b2, 2)
+        mu = jax.tree.map(lambda g, m: _average(g, m, b1, 1 - b1), updates, state.mu)
+        nu = jax.tree.map(
+            lambda g, v: _average_square(g, v, b2, 1 - b2), updates, state.nu
+        )
         count = optax.safe_increment(state.count)
         correction = jnp.where(
             bias_correction,
             jnp.sqrt(_one_minus_power(b2, count)) / _one_minus_power(b1, count),
             1.0,
         )
-        updates = jax.tree.map(
-            lambda m, v: (correction * m / (jnp.sqrt(v) + eps)).astype(m.dtype), mu, nu
-        )
+        updates = jax.tree.map(lambda m, v: _quotient(m, v, correction, eps), mu, nu)
         return updates, optax.ScaleByAdamState(count=count, mu=mu, nu=nu)
 
     return optax.GradientTransformation(init_fn, update_fn)
+
+
+# Jitted, so that they are traced once for all parameters of a shape.
+@jax.jit
+def _average(new, old, decay, rest):
+    return rest * new + decay * old
+
+
+@jax.jit
+def _average_square(new, old, decay, rest):
+    parts = [new.real, new.imag] if jnp.iscomplexobj(new) else [new]
+    return rest * sum(map(jnp.square, parts)) + decay * old
+
+
+@jax.jit
+def _quotient(mean, variance, correction, eps):
+    return (correction * mean / (jnp.sqrt(variance) + eps)).astype(mean.dtype)
 
 
 def _one_minus_power(decay: ArrayLike, count: jax.Array) -> jax.Array:

@@ -105,10 +105,16 @@ class _Layer(nnx.Module):
         self.intermediate = _Dense(config, config.intermediate_size, dtype, rngs)
         self.output = _Residual(config, config.intermediate_size, dtype, rngs)
 
-    def __call__(self, x, mask_bias, noise, tokens=None):
+    def __call__(self, x, mask_bias, noise, tokens):
         """The output of all tokens, (tokens, hidden) as ``x``, or of some of them."""
         x = self.attention(x, mask_bias, noise, tokens)
         return self.output(_gelu(self.intermediate.dense(x)), x, noise.at(2))
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _call_layer(graphdef, state, x, mask_bias, noise, tokens):
+    """A layer's output; all layers are traced and differentiated at once."""
+    return nnx.merge(graphdef, state)(x, mask_bias, noise, tokens)
 
 
 class _Encoder(nnx.Module):
@@ -154,11 +160,13 @@ class _BertForSequenceClassification(nnx.Module):
             # they go through it, but for the attention.
             last = index == len(layers) - 1
             call = functools.partial(
-                layer,
+                _call_layer,
+                *nnx.split(layer),
+                mask_bias=mask_bias,
                 noise=noise.at(2 + index),
                 tokens=first_tokens if last else None,
             )
-            x = (jax.checkpoint(call) if remat else call)(x, mask_bias)
+            x = (jax.checkpoint(call) if remat else call)(x)
         pooled = jnp.tanh(self.bert.pooler.dense(x))
         dropped = dropout(noise.at(1).key, pooled, noise.classifier)
         logits = self.classifier(dropped.astype(jnp.float32))

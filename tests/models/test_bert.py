@@ -138,7 +138,9 @@ def test_dropout_acts_where_bert_has_it_with_a_key_for_each_place(
         attention_probs_dropout_prob=0.2,
         classifier_dropout=0.3,
     )
-    models.apply(config, params, *batch, key=jax.random.key(0))
+    # Traced, all layers are one.
+    with jax.disable_jit():
+        models.apply(config, params, *batch, key=jax.random.key(0))
     # Attention probabilities, attention output, feed-forward output; of the last layer
     # the latter two are those of first tokens.
     layer = [(0.2, (2, 3, 9, 9)), (0.1, (18, 24)), (0.1, (18, 24))]
@@ -270,6 +272,25 @@ def test_examples_packed_into_rows_equal_those_in_rows_of_their_own(config, para
     # A token that attends to its neighbour would be seen.
     mixed = apply(config, params, rows[0], 0 * rows[1] + 1, rows[2])
     assert jnp.abs(mixed.logits[0] - plain.logits[0]).max() > 1e-3
+
+
+def test_query_key_and_value_by_one_product_are_those_by_three(
+    config, params, batch, monkeypatch
+):
+    def loss(params):
+        logits = models.apply(config, params, *batch).logits
+        return (logits * jnp.arange(6.0).reshape(2, 3)).sum()
+
+    grad = jax.value_and_grad(loss)
+    apart = grad(params)
+    products = str(jax.make_jaxpr(loss)(params)).count("dot_general")
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    jax.clear_caches()  # A layer that was traced before is not traced again.
+    joined = grad(params)
+    fewer = str(jax.make_jaxpr(loss)(params)).count("dot_general")
+    jax.clear_caches()
+    chex.assert_trees_all_close(joined, apart, rtol=1e-4, atol=1e-5)
+    assert products - fewer == 2 * config.num_hidden_layers
 
 
 def test_layers_computed_again_give_the_same_numbers(config, params, batch):
