@@ -196,25 +196,42 @@ def test_devices_that_cannot_be_shared_evenly_are_refused():
     assert ONE_RUN.over_runs() is None
 
 
-def test_a_run_alone_is_updated_in_place(checkpoint):
-    # Weights outweigh all that the few tokens need.
-    model = dataclasses.replace(
-        MODEL, vocab_size=2000, hidden_size=64, intermediate_size=512
-    )
+def compiled_alone(checkpoint, **sizes):
+    """The step of a model whose weights outweigh all that the few tokens need."""
+    model = dataclasses.replace(MODEL, **sizes)
     recipe = dataclasses.replace(RECIPE, model=model)
-    checkpoint = dataclasses.replace(
-        checkpoint, params=models.init_params(model, jax.random.key(0))
-    )
+    params = models.init_params(model, jax.random.key(0))
+    checkpoint = dataclasses.replace(checkpoint, params=params)
     numbers = [hyperparameters(OPTIMIZERS[0], REGULARIZATIONS[0], 10)]
     runs = parallel.init_runs(recipe, checkpoint, [(0, 0)], numbers, ONE_RUN)
     inputs = training_set(), parallel.place_plans(ONE_RUN, [[plan_of(0, 0)]])
     steps = parallel.compile_train_steps(recipe, ONE_RUN, (ROWS, LENGTH))
-    program = steps.lower(runs, *inputs).compile()
+    size = sum(leaf.nbytes for leaf in jax.tree.leaves(params))
+    return steps.lower(runs, *inputs).compile(), size
+
+
+def test_a_gradient_dies_when_its_parameter_is_updated(checkpoint):
+    few, many = (
+        compiled_alone(
+            checkpoint, num_hidden_layers=n, hidden_size=512, intermediate_size=512
+        )
+        for n in (2, 4)
+    )
+    temporaries = [
+        program.memory_analysis().temp_size_in_bytes for program, _ in (few, many)
+    ]
+    # Of two more layers the activations are kept, and nothing as large as the weights.
+    assert temporaries[1] - temporaries[0] < 0.35 * (many[1] - few[1])
+
+
+def test_a_run_alone_is_updated_in_place(checkpoint):
+    program, size = compiled_alone(
+        checkpoint, vocab_size=2000, hidden_size=64, intermediate_size=512
+    )
     entry = program.as_text().partition("\nENTRY")[2]
     copies = [line for line in entry.splitlines() if " copy(" in line]
     assert copies
     assert not [line for line in copies if "opt_state" in line and "f32" in line]
     # The gradients once, what the tokens need, and a copy of parameters that are still
     # read while they are written; a copy of the moments would be two more.
-    size = sum(leaf.nbytes for leaf in jax.tree.leaves(checkpoint.params))
     assert program.memory_analysis().temp_size_in_bytes < 1.5 * size
