@@ -33,8 +33,8 @@ slow: $(VENV)/test.stamp
 benchmarks: $(VENV)/test.stamp $(KERAS)/stamp $(FLAX)/stamp
 	test -d "$(GLUE)" || { echo "say where GLUE is: make benchmarks GLUE=DIR"; exit 1; }
 	$(BIN)/python -m examples.fetch_minilm quickstart/minilm
-	$(BIN)/python -m benchmarks.clip --rounds 7 --json $(RESULTS)/clip.json
-	$(BIN)/python -m benchmarks.train_step --sizes minilm --tasks cola rte mrpc \
+	$(BIN)/python -m benchmarks.clip --rounds 5 --json $(RESULTS)/clip.json
+	$(BIN)/python -m benchmarks.train_step --sizes minilm --rounds 3 --tasks cola rte mrpc \
 	  --data-dir $(GLUE) --tokenizer quickstart/minilm \
 	  --keras $(KERAS)/bin/python --flax $(FLAX)/bin/python \
 	  --json $(RESULTS)/train_step.json
@@ -49,7 +49,7 @@ benchmarks: $(VENV)/test.stamp $(KERAS)/stamp $(FLAX)/stamp
 	$(BIN)/python -m benchmarks.startup --model quickstart/minilm \
 	  --json $(RESULTS)/startup.json
 	$(BIN)/python -m benchmarks.memory --json $(RESULTS)/memory.json
-	$(BIN)/python -m benchmarks.many_runs --runs 2 8 --rounds 3 \
+	$(BIN)/python -m benchmarks.many_runs --runs 2 4 8 --rounds 3 \
 	  --json $(RESULTS)/many_runs.json
 	$(BIN)/python -m benchmarks.step_variants --json $(RESULTS)/step_variants.json
 	$(BIN)/python -m benchmarks.summary

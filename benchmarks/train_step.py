@@ -151,6 +151,7 @@ def measure_size(size: str, args: argparse.Namespace, peak: float) -> dict[str, 
         for task in args.tasks
     ]
     rows: dict[str, list[dict[str, Any]]] = {work.name: [] for work in works}
+    versions: dict[str, dict[str, str]] = {}
     with tempfile.TemporaryDirectory() as folder:
         complete_checkpoint(Path(folder), config)
         ours, groups = makers_of(Path(folder), args)
@@ -163,12 +164,14 @@ def measure_size(size: str, args: argparse.Namespace, peak: float) -> dict[str, 
                     stack.enter_context(make(dropout=True, learning_rate=LEARNING_RATE))
                     for make in (ours, *group)
                 ]
+                versions |= {side.module: side.versions for side in sides}
                 for work in works:
                     of_work = measure_work(config, sides, work, args.rounds, peak)
                     known = {row["side"] for row in rows[work.name]}
                     rows[work.name] += [x for x in of_work if x["side"] not in known]
     return {
         "size": size,
+        "versions": versions,
         "work": [
             {
                 "work": work.name,
@@ -194,6 +197,10 @@ def page(result: dict[str, Any]) -> str:
         f"peak below. {provenance(result)}",
     ]
     for size in result["sizes"]:
+        for module in sorted({"keras_step", "flax_step"} & size["versions"].keys()):
+            versions = size["versions"][module].items()
+            named = ", ".join(f"{name} {version}" for name, version in versions)
+            lines += ["", f"{module.removesuffix('_step')} with {named}."]
         for work in size["work"]:
             lines += ["", f"## {NAMES[size['size']]}, {work['work']}", ""]
             lines += [
