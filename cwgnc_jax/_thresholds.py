@@ -188,6 +188,35 @@ def check_share(argument: str, value: Any) -> None:
         raise ValueError(f"{argument} must be at least 0 and below 1, got {value}")
 
 
+def check_interval(low: Any, high: Any) -> None:
+    """Raises unless these are the ends of an interval of positive numbers."""
+    check_positive("high", high)
+    _check_scalar("low", low)
+    if _is_known(low) and not 0 <= low < math.inf:
+        raise ValueError(f"low must be 0 or a positive number, got {low}")
+    if _is_known(low) and _is_known(high) and low > high:
+        raise ValueError(f"low must not exceed high, got {low} and {high}")
+
+
+def check_percentile(percentile: Any) -> None:
+    """Raises unless this is a scalar from 0 to 100."""
+    _check_scalar("percentile", percentile)
+    if _is_known(percentile) and not 0 <= percentile <= 100:
+        raise ValueError(f"percentile must be from 0 to 100, got {percentile}")
+
+
+def check_count(argument: str, value: Any, least: int, *, static: bool = False) -> None:
+    """Raises unless this is a number of steps."""
+    if static and not (isinstance(value, int) and not isinstance(value, bool)):
+        raise TypeError(
+            f"{argument} must be an int, since it is the shape of an array; got "
+            f"{value!r}. Under optax.inject_hyperparams name it in static_args."
+        )
+    _check_scalar(argument, value)
+    if _is_known(value) and not value >= least:
+        raise ValueError(f"{argument} must be at least {least}, got {value}")
+
+
 def _check(argument: str, threshold: Any) -> None:
     if not (
         isinstance(threshold, (PerElement, RelativeToParams)) or callable(threshold)
