@@ -10,12 +10,13 @@ from jax.typing import ArrayLike
 from cwgnc_jax._adam import scale_by_adam
 from cwgnc_jax._clipping import component_clip_by_global_norm
 from cwgnc_jax._components import ComponentFn, by_parameter
+from cwgnc_jax._thresholds import MaxNorm
 from cwgnc_jax._tree_paths import flatten_with_paths
 
 
 def cwgnc_adamw(
     learning_rate: optax.ScalarOrSchedule,
-    max_norm: ArrayLike = 0.05,
+    max_norm: MaxNorm = 0.05,
     component_fn: ComponentFn = by_parameter,
     *,
     b1: ArrayLike = 0.9,
@@ -32,7 +33,8 @@ def cwgnc_adamw(
 
     Args:
       learning_rate: A number, or a schedule of the step.
-      max_norm: The clip's threshold; the paper's is 0.05. ``inf`` for no clip.
+      max_norm: The clip's threshold; the paper's is 0.05. ``inf`` for no clip; see
+        :func:`component_clip_by_global_norm` for schedules and rules.
       component_fn: Maps a path to its component's name; see
         :func:`component_clip_by_global_norm`.
       b1: Decay of Adam's first moment.

@@ -1,29 +1,36 @@
 """Clipping the gradient norm of each component on its own."""
 
-import math
 from collections import OrderedDict
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 from jax.typing import ArrayLike
 
-from cwgnc_jax._components import (
-    ComponentFn,
-    by_parameter,
-    check_component_fn,
-    check_components,
-    label_leaves,
-    ordered,
-)
+from cwgnc_jax._assignment import StackedAxes, assign, scaled, sizes_of
+from cwgnc_jax._components import ComponentFn, by_parameter, check_component_fn
+from cwgnc_jax._norms import AxisName, norms_of, shards
+from cwgnc_jax._report import ReportedState, empty_record, recorded
+from cwgnc_jax._thresholds import MaxNorm, Thresholds, check_eps
+
+
+class ScheduledClipState(NamedTuple):
+    """The state of a clip whose threshold is a schedule."""
+
+    count: jax.Array
+    """The number of steps taken, an int32 scalar."""
 
 
 def component_clip_by_global_norm(
-    max_norm: ArrayLike,
+    max_norm: MaxNorm,
     component_fn: ComponentFn = by_parameter,
     *,
     eps: ArrayLike = 1e-6,
+    stacked_axes: StackedAxes | None = None,
+    axis_name: AxisName | None = None,
+    keep_report: bool = False,
 ) -> optax.GradientTransformation:
     r"""Clips the norm of each component's updates on its own.
 
@@ -37,19 +44,39 @@ def component_clip_by_global_norm(
     a factor that is constant.
 
     The norm is accumulated in float32; a leaf keeps its dtype and sharding. There is
-    no state. A component whose norm is NaN becomes NaN, and one with an infinite norm
-    becomes zero where it is finite and NaN elsewhere, as in torch; the other components
-    are untouched by either.
+    no state unless ``max_norm`` is a schedule or ``keep_report`` is on. A component
+    whose norm is NaN becomes NaN, and one with an infinite norm becomes zero where it
+    is finite and NaN elsewhere, as in torch; the other components are untouched by
+    either.
 
     Args:
       max_norm: The largest norm a component may keep: a positive number, ``inf`` for
         no clipping, or a scalar array, which may be traced (swept by ``jax.vmap`` or
-        injected by ``optax.inject_hyperparams(..., static_args="component_fn")``).
+        injected by ``optax.inject_hyperparams(..., static_args="component_fn")``). Or
+        a schedule of the step; :func:`per_element`, which grows with the component's
+        size; :func:`relative_to_params`, which follows the norm of its parameters; or
+        rules, pairs of a regular expression that matches the component's whole name
+        and any of these, or None to leave it untouched. The first rule that matches
+        wins; together they must cover every component and each must match one.
       component_fn: Maps a parameter's "/"-joined path to its component's name. The
         default, :func:`by_parameter`, is the paper's; with one component for
         everything this is :func:`optax.clip_by_global_norm`.
       eps: Added to the norm. ``1e-6`` is the rule of torch's ``clip_grad_norm_``, 0
         the exact clip.
+      stacked_axes: Where leaves hold several layers, as scanned models and Linen's
+        ``nn.scan`` have them: a regular expression that matches the module's whole
+        path, to the axis of its parameters that counts the layers. With
+        ``{"decoder/layers": 0}`` the third layer of ``decoder/layers/mlp/kernel`` is
+        ``decoder/layers/2/mlp/kernel`` for ``component_fn``, as it is in the model
+        that is not stacked, and is clipped as there. The device must hold all layers.
+      axis_name: The mesh axes over which leaves are sharded inside ``jax.shard_map``:
+        the squared norms of all components are summed over them by one collective.
+        Leaves that do not vary over an axis count once, as far as ``check_vma=True``
+        tells; without it all leaves count as sharded. ``()`` says that each device
+        holds components of its own. Needless under ``jax.jit``, where arrays are
+        whole however they are sharded.
+      keep_report: Whether the state keeps the norms and coefficients of the last step
+        for :func:`clip_report`.
 
     Returns:
       An :class:`optax.GradientTransformation`.
@@ -58,7 +85,9 @@ def component_clip_by_global_norm(
       TypeError: If ``max_norm`` or ``eps`` is no number, ``component_fn`` no function,
         or, from ``init`` on, if it returns no string.
       ValueError: If ``max_norm`` is not positive or ``eps`` negative; from ``init`` on
-        if rules leave a parameter without a component or match none.
+        if rules leave a parameter without a component, or a component without a
+        threshold, or match none; in ``update`` if ``params`` are needed and missing, or
+        a leaf is sharded inside ``jax.shard_map`` and there is no ``axis_name``.
 
     Examples:
       >>> import cwgnc_jax
@@ -78,127 +107,131 @@ def component_clip_by_global_norm(
       ... )
       >>> opt_state = tx.init(params)
 
+      With thresholds of their own for some components:
+
+      >>> tx = cwgnc_jax.component_clip_by_global_norm(
+      ...     [("loud", optax.linear_schedule(1.0, 0.1, 100)), (".*", None)]
+      ... )
+      >>> tx.init(params).count.dtype
+      dtype('int32')
+
     References:
       Yang and Ma, `Improving Stability of Fine-Tuning Pretrained Language Models via
       Component-Wise Gradient Norm Clipping
       <https://aclanthology.org/2022.emnlp-main.322>`_, 2022, section 3
 
-    .. seealso:: :func:`component_norms`, :func:`cwgnc_adamw`.
+    .. seealso:: :func:`component_norms`, :func:`explain`, :func:`cwgnc_adamw`.
     """
-    _check_scalar("max_norm", max_norm)
-    _check_scalar("eps", eps)
-    if _is_known(max_norm) and not max_norm > 0:
-        raise ValueError(
-            f"max_norm must be positive, or inf for no clipping; got {max_norm}"
-        )
-    if _is_known(eps) and not 0 <= eps < math.inf:
-        raise ValueError(f"eps must be 0 or a small positive number, got {eps}")
+    thresholds = Thresholds(max_norm)
+    check_eps(eps)
+
+    def init_rule(names):
+        thresholds.check(names)
+        if thresholds.scheduled:
+            return ScheduledClipState(jnp.zeros((), jnp.int32))
+        return optax.EmptyState()
+
+    def rule(measured, state):
+        step = state.count if thresholds.scheduled else None
+        coefficients = {}
+        for name, norm in measured.norms.items():
+            threshold = thresholds.of(
+                name, measured.sizes[name], measured.param_norms.get(name), step
+            )
+            if threshold is not None:
+                threshold = clip_factor(norm, threshold, eps)
+            coefficients[name] = threshold
+        if step is not None:
+            state = ScheduledClipState(optax.safe_increment(step))
+        return coefficients, state
+
+    return clip_components(
+        init_rule,
+        rule,
+        component_fn,
+        stacked_axes=stacked_axes,
+        axis_name=axis_name,
+        keep_report=keep_report,
+        relative_to_params=thresholds.relative,
+    )
+
+
+class Measured(NamedTuple):
+    """What is known of the components in a step."""
+
+    norms: OrderedDict[str, jax.Array]
+    sizes: OrderedDict[str, int]
+    param_norms: Mapping[str, jax.Array]
+    """Empty unless the rule asked for it."""
+
+
+Coefficients = Mapping[str, ArrayLike | None]
+"""Component to what it is scaled by, None for untouched."""
+
+
+def clip_components(
+    init_rule: Callable[[list[str]], Any],
+    rule: Callable[[Measured, Any], tuple[Coefficients, Any]],
+    component_fn: ComponentFn,
+    *,
+    stacked_axes: StackedAxes | None,
+    axis_name: AxisName | None,
+    keep_report: bool,
+    relative_to_params: bool = False,
+) -> optax.GradientTransformation:
+    """Scales every component by what a rule makes of its norm.
+
+    Args:
+      init_rule: From the components' names to the rule's first state.
+      rule: From what was measured and the rule's state to coefficients and next state.
+      component_fn: Maps a path to its component's name.
+      stacked_axes: Where leaves hold several layers.
+      axis_name: The mesh axes over which leaves are sharded.
+      keep_report: Whether the state keeps what :func:`clip_report` reads.
+      relative_to_params: Whether the rule needs the norms of the parameters.
+
+    Returns:
+      The transformation.
+    """
     check_component_fn(component_fn)
 
     def init_fn(params):
-        check_components(params, component_fn)
-        return optax.EmptyState()
+        parts, _ = assign(params, component_fn, stacked_axes, check=True)
+        sizes = sizes_of(parts)
+        state = init_rule(list(sizes))
+        return ReportedState(state, empty_record(sizes)) if keep_report else state
 
     def update_fn(updates, state, params=None):
-        del params
-        names, leaves, treedef = label_leaves(updates, component_fn)
-        factors = {
-            name: _clip_factor(norm, max_norm, eps)
-            for name, norm in _norms(names, leaves).items()
-        }
-        clipped = [
-            (leaf * factors[name]).astype(jnp.result_type(leaf))
-            for name, leaf in zip(names, leaves, strict=True)
-        ]
+        parts, treedef = assign(updates, component_fn, stacked_axes)
+        trees = [parts]
+        if relative_to_params:
+            if params is None:
+                raise ValueError(
+                    "A threshold that is relative_to_params needs the parameters: "
+                    "call tx.update(grads, opt_state, params)."
+                )
+            trees.append(assign(params, component_fn, stacked_axes)[0])
+        norms, *param_norms = norms_of(trees, axis_name)
+        measured = Measured(
+            norms,
+            sizes_of(parts, lambda leaf: shards(leaf, axis_name)),
+            param_norms[0] if param_norms else {},
+        )
+        if keep_report:
+            coefficients, inner_state = rule(measured, state.inner_state)
+            record = recorded(state.record, norms, coefficients)
+            state = ReportedState(inner_state, record)
+        else:
+            coefficients, state = rule(measured, state)
+        clipped = [scaled(part, coefficients) for part in parts]
         return jax.tree.unflatten(treedef, clipped), state
 
     return optax.GradientTransformation(init_fn, update_fn)
 
 
-def component_norms(
-    updates: Any, component_fn: ComponentFn = by_parameter
-) -> OrderedDict[str, jax.Array]:
-    r"""Computes the norm of each component.
-
-    The norm of a component with leaves :math:`g_1, \dots, g_n` is
-    :math:`\sqrt{\sum_i \|g_i\|_2^2}`, accumulated in float32 whatever the dtype of the
-    leaves.
-
-    Args:
-      updates: Gradients, updates or parameters: any tree of arrays.
-      component_fn: Maps a parameter's "/"-joined path to its component's name.
-
-    Returns:
-      Component name to norm, a float32 scalar; layer 10 comes after layer 2, inside
-      ``jax.jit`` and out of it.
-
-    Raises:
-      TypeError: If ``component_fn`` is no function from a string to a string.
-      ValueError: If rules leave a parameter without a component.
-
-    Examples:
-      >>> import cwgnc_jax
-      >>> import jax.numpy as jnp
-      >>> grads = {"dense": {"kernel": jnp.array([[3.0]]), "bias": jnp.array([4.0])}}
-      >>> norms = cwgnc_jax.component_norms(grads, cwgnc_jax.by_module)
-      >>> {name: float(norm) for name, norm in norms.items()}
-      {'dense': 5.0}
-
-      Inside a chain, as seen by the clip (``optax.snapshot`` keeps the last value):
-
-      >>> import optax
-      >>> tx = optax.chain(
-      ...     optax.snapshot("norms", cwgnc_jax.component_norms),
-      ...     cwgnc_jax.component_clip_by_global_norm(0.05),
-      ...     optax.adam(1e-3),
-      ... )
-      >>> _, opt_state = tx.update(grads, tx.init(grads))
-      >>> float(optax.tree_utils.tree_get(opt_state, "norms")["dense/bias"])
-      4.0
-    """
-    check_component_fn(component_fn)
-    names, leaves, _ = label_leaves(updates, component_fn)
-    return _norms(names, leaves)
-
-
-def _norms(names: list[str], leaves: list[Any]) -> OrderedDict[str, jax.Array]:
-    squares = OrderedDict.fromkeys(ordered(names), jnp.zeros((), jnp.float32))
-    for name, leaf in zip(names, leaves, strict=True):
-        squares[name] = squares[name] + _squared_norm(leaf)
-    return OrderedDict((name, jnp.sqrt(square)) for name, square in squares.items())
-
-
-def _squared_norm(leaf: ArrayLike) -> jax.Array:
-    leaf = jnp.asarray(leaf)
-    parts = [leaf.real, leaf.imag] if jnp.iscomplexobj(leaf) else [leaf]
-    return sum(jnp.sum(jnp.square(part.astype(jnp.float32))) for part in parts)  # type: ignore
-
-
-def _clip_factor(norm: jax.Array, max_norm: ArrayLike, eps: ArrayLike) -> jax.Array:
+def clip_factor(norm: jax.Array, max_norm: ArrayLike, eps: ArrayLike) -> jax.Array:
+    """What a norm, or a vector of norms, is to be scaled by."""
     max_norm = jnp.asarray(max_norm, jnp.float32)
     # The larger of the two in the denominator is min(1, .) without a division by 0.
     factor = max_norm / jnp.maximum(norm + eps, max_norm)
     return jnp.where(jnp.isinf(max_norm), 1.0, factor)
-
-
-def _check_scalar(argument: str, value: Any) -> None:
-    number = not isinstance(value, (bool, str, bytes)) and value is not None
-    if number:
-        try:
-            dtype, shape = jnp.result_type(value), jnp.shape(value)
-        except TypeError:
-            number = False
-        else:
-            number = jnp.issubdtype(dtype, jnp.floating) or jnp.issubdtype(
-                dtype, jnp.integer
-            )
-            if number and shape != ():
-                raise ValueError(
-                    f"{argument} must be a scalar, got an array of shape {shape}"
-                )
-    if not number:
-        raise TypeError(f"{argument} must be a real number, got {value!r}")
-
-
-def _is_known(value: ArrayLike) -> bool:
-    return not isinstance(value, jax.core.Tracer)

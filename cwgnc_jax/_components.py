@@ -1,15 +1,11 @@
 """From a parameter's path to its component: the set of leaves that share one norm."""
 
-import difflib
-import math
 import re
-from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-import jax.numpy as jnp
-
-from cwgnc_jax._tree_paths import flatten_with_paths, natural_key
+from cwgnc_jax._rules import FirstMatch, compiled
+from cwgnc_jax._tree_paths import natural_key
 
 ComponentFn = Callable[[str], str]
 """Maps a parameter's "/"-joined path to the name of its component."""
@@ -78,10 +74,47 @@ def by_layer(path: str) -> str:
       'classifier'
     """
     names = path.split("/")
+    if depth := _layer_depth(names):
+        return "/".join(names[:depth])
+    return "/".join(names[:-1][:2]) or path
+
+
+def by_module_type(path: str) -> str:
+    """Joins the modules of one kind of all layers: all query projections, say.
+
+    This is :func:`by_module` without the number of the layer, as :func:`by_layer` finds
+    it.
+
+    Args:
+      path: A parameter's path.
+
+    Returns:
+      The path of the module without the layer's number.
+
+    Examples:
+      >>> import cwgnc_jax
+      >>> cwgnc_jax.by_module_type("bert/encoder/layer/11/attention/self/query/bias")
+      'bert/encoder/layer/attention/self/query'
+      >>> cwgnc_jax.by_module_type("Block_3/Dense_0/kernel")
+      'Block/Dense_0'
+
+    References:
+      Li et al., `AGGC: Adaptive Group Gradient Clipping for Stabilizing Large Language
+      Model Training <https://arxiv.org/abs/2601.11864>`_, 2026
+    """
+    names = path.split("/")
+    if depth := _layer_depth(names):
+        kind = re.sub(r"_?[0-9]+$", "", names[depth - 1])
+        names[depth - 1 : depth] = [kind] if kind else []
+    return by_module("/".join(names))
+
+
+def _layer_depth(names: list[str]) -> int:
+    """How many names lead to the layer, with its own; 0 if there is none."""
     for depth, name in enumerate(names[:-1], start=1):
         if re.fullmatch(r"(.*_)?[0-9]+", name):
-            return "/".join(names[:depth])
-    return "/".join(names[:-1][:2]) or path
+            return depth
+    return 0
 
 
 def by_rules(rules: Sequence[tuple[str, str]]) -> ComponentFn:
@@ -116,113 +149,57 @@ def by_rules(rules: Sequence[tuple[str, str]]) -> ComponentFn:
 
 class _Rules:
     def __init__(self, rules: Sequence[tuple[str, str]]):
-        self._rules = [self._compile(rule) for rule in rules]
-        if not self._rules:
+        for rule in rules:
+            _check_rule(rule)
+        if not rules:
             raise ValueError("by_rules needs at least one (pattern, name) pair, got 0")
-
-    @staticmethod
-    def _compile(rule: Any) -> tuple[re.Pattern[str], str]:
-        if not (
-            isinstance(rule, (tuple, list))
-            and len(rule) == 2
-            and all(isinstance(part, str) for part in rule)
-        ):
-            raise TypeError(
-                f"A rule must be a pair of strings (pattern, name), got {rule!r}"
-            )
-        pattern, name = rule
-        try:
-            compiled = re.compile(pattern)
-        except re.error as error:
-            raise ValueError(
-                f"{pattern!r} is no regular expression: {error}"
-            ) from error
-        try:
-            # The alternative matches the empty string and leaves every group unset.
-            re.compile(f"(?:{pattern})|").fullmatch("").expand(name)  # type: ignore
-        except (re.error, IndexError) as error:
-            raise ValueError(
-                f"The name {name!r} refers to a group that {pattern!r} lacks: {error}"
-            ) from error
-        return compiled, name
-
-    def _match(self, path: str) -> tuple[int, str] | None:
-        for i, (pattern, name) in enumerate(self._rules):
-            if match := pattern.fullmatch(path):
-                return i, match.expand(name)
-        return None
+        self._names = [name for _, name in rules]
+        self._patterns = FirstMatch(
+            rules,
+            kind="component rule",
+            thing="parameter",
+            key="path",
+            last='(".*", "rest")',
+        )
 
     def __call__(self, path: str) -> str:
         return self.cover([path])[0]
 
     def cover(self, paths: Iterable[str]) -> list[str]:
         """Names the component of each path; raises if a path is left without."""
-        matches = {path: self._match(path) for path in paths}
-        missed = [path for path, match in matches.items() if match is None]
-        if missed:
-            raise ValueError(
-                f"No component rule covers {listed(missed)}. Add a rule that matches "
-                f'the whole path, for instance (".*", "rest") as the last one.'
-            )
-        return [match[1] for match in matches.values() if match]
+        return [
+            match.expand(self._names[i]) for i, match in self._patterns.cover(paths)
+        ]
 
     def check_all_used(self, paths: Sequence[str]) -> None:
         """Raises if a rule is the first match of none of the paths."""
-        used = {match[0] for path in paths if (match := self._match(path))}
-        for i, (pattern, name) in enumerate(self._rules):
-            if i in used:
-                continue
-            if any(pattern.fullmatch(path) for path in paths):
-                raise ValueError(
-                    f"The component rule {(pattern.pattern, name)!r} decides nothing: "
-                    f"an earlier rule matches all its paths first. Move it up or "
-                    f"drop it."
-                )
-            nearest = difflib.get_close_matches(pattern.pattern, paths, 1, cutoff=0)[0]
-            raise ValueError(
-                f"The component rule {(pattern.pattern, name)!r} matches no parameter. "
-                f"A rule must match the whole path; the nearest one is {nearest!r}."
-            )
+        self._patterns.check_all_used(paths)
 
 
-def component_sizes(
-    tree: Any, component_fn: ComponentFn = by_parameter
-) -> OrderedDict[str, int]:
-    """Counts the elements of each component.
-
-    Args:
-      tree: Parameters or updates; the leaves need only a shape, so the result of
-        ``jax.eval_shape`` serves too.
-      component_fn: Maps a path to its component's name.
-
-    Returns:
-      Component name to number of elements, layer 10 after layer 2.
-
-    Raises:
-      TypeError: If ``component_fn`` is no function from a string to a string.
-      ValueError: If rules leave a parameter without a component.
-
-    Examples:
-      >>> import cwgnc_jax
-      >>> import jax.numpy as jnp
-      >>> params = {"dense": {"kernel": jnp.ones((3, 2)), "bias": jnp.ones(2)}}
-      >>> dict(cwgnc_jax.component_sizes(params, cwgnc_jax.by_module))
-      {'dense': 8}
-    """
-    names, leaves, _ = label_leaves(tree, component_fn)
-    sizes = OrderedDict.fromkeys(ordered(names), 0)
-    for name, leaf in zip(names, leaves, strict=True):
-        sizes[name] += math.prod(jnp.shape(leaf))
-    return sizes
+def _check_rule(rule: Any) -> None:
+    if not (
+        isinstance(rule, (tuple, list))
+        and len(rule) == 2
+        and all(isinstance(part, str) for part in rule)
+    ):
+        raise TypeError(
+            f"A rule must be a pair of strings (pattern, name), got {rule!r}"
+        )
+    pattern, name = rule
+    compiled(pattern)
+    try:
+        # The alternative matches the empty string and leaves every group unset.
+        re.compile(f"(?:{pattern})|").fullmatch("").expand(name)  # type: ignore
+    except (re.error, IndexError) as error:
+        raise ValueError(
+            f"The name {name!r} refers to a group that {pattern!r} lacks: {error}"
+        ) from error
 
 
-def label_leaves(
-    tree: Any, component_fn: ComponentFn
-) -> tuple[list[str], list[Any], Any]:
-    """Names the component of every leaf; see ``flatten_with_paths`` for the rest."""
-    paths, leaves, treedef = flatten_with_paths(tree)
+def label_paths(paths: list[str], component_fn: ComponentFn) -> list[str]:
+    """Names the component of every path."""
     if isinstance(component_fn, _Rules):
-        return component_fn.cover(paths), leaves, treedef
+        return component_fn.cover(paths)
     names = [component_fn(path) for path in paths]
     for path, name in zip(paths, names, strict=True):
         if not isinstance(name, str):
@@ -230,13 +207,11 @@ def label_leaves(
                 f"component_fn must return the component's name as a string, but for "
                 f"{path!r} it returned {name!r}"
             )
-    return names, leaves, treedef
+    return names
 
 
-def check_components(params: Any, component_fn: ComponentFn) -> None:
-    """Raises if the parameters cannot be assigned, or a rule matches none of them."""
-    label_leaves(params, component_fn)
-    paths, _, _ = flatten_with_paths(params)
+def check_all_used(paths: list[str], component_fn: ComponentFn) -> None:
+    """Raises if a rule of :func:`by_rules` decides about none of the paths."""
     if isinstance(component_fn, _Rules) and paths:
         component_fn.check_all_used(paths)
 
@@ -254,10 +229,3 @@ def check_component_fn(component_fn: Any) -> None:
 def ordered(names: Iterable[str]) -> list[str]:
     """Each name once, layer 10 after layer 2."""
     return sorted(set(names), key=natural_key)
-
-
-def listed(names: Sequence[str], limit: int = 5) -> str:
-    """Spells at most ``limit`` names, and says how many more there are."""
-    shown = ", ".join(repr(name) for name in names[:limit])
-    more = len(names) - limit
-    return f"{shown} and {more} more" if more > 0 else shown

@@ -5,7 +5,7 @@ import re
 from collections.abc import Callable
 from typing import Any
 
-from cwgnc_jax._components import listed
+from cwgnc_jax._rules import listed
 from cwgnc_jax._tree_paths import flatten_with_paths
 
 DepthFn = Callable[[str], float]

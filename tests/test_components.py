@@ -9,7 +9,13 @@ import pytest
 from flax import nnx
 
 import cwgnc_jax
-from cwgnc_jax import by_layer, by_module, by_rules, component_clip_by_global_norm
+from cwgnc_jax import (
+    by_layer,
+    by_module,
+    by_module_type,
+    by_rules,
+    component_clip_by_global_norm,
+)
 from cwgnc_jax._tree_paths import flatten_with_paths, natural_key
 
 DENSE = {"dense": {"kernel": jnp.ones((2, 3)), "bias": jnp.ones(3)}}
@@ -117,6 +123,24 @@ def test_layer_10_sorts_after_layer_2():
 def test_module_and_layer_of_a_path(path, module, layer):
     assert by_module(path) == module
     assert by_layer(path) == layer
+
+
+@pytest.mark.parametrize(
+    ("path", "kind"),
+    [
+        (
+            "bert/encoder/layer/10/attention/self/query/bias",
+            "bert/encoder/layer/attention/self/query",
+        ),
+        ("params/Block_2/Dense_1/kernel", "params/Block/Dense_1"),
+        ("layers/0/weight", "layers"),
+        ("0/weight", "weight"),
+        ("classifier/bias", "classifier"),
+        ("w", "w"),
+    ],
+)
+def test_type_of_a_module_is_its_path_without_the_layer(path, kind):
+    assert by_module_type(path) == kind
 
 
 def test_sizes_count_elements_of_joint_components():

@@ -1,0 +1,172 @@
+"""Which part of which leaf belongs to which component."""
+
+import itertools
+import math
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+from jax.typing import ArrayLike
+
+from cwgnc_jax._components import (
+    ComponentFn,
+    by_parameter,
+    check_all_used,
+    check_component_fn,
+    label_paths,
+    ordered,
+)
+from cwgnc_jax._rules import FirstMatch
+from cwgnc_jax._tree_paths import flatten_with_paths
+
+StackedAxes = Mapping[str, int]
+"""Maps a pattern of a module's path to the axis that counts the layers below it."""
+
+
+class Part(NamedTuple):
+    """A leaf, and the component of each of its layers if it holds several."""
+
+    path: str
+    leaf: Any
+    names: list[str]
+    axis: int | None
+
+
+def component_sizes(
+    tree: Any,
+    component_fn: ComponentFn = by_parameter,
+    *,
+    stacked_axes: StackedAxes | None = None,
+) -> OrderedDict[str, int]:
+    """Counts the elements of each component.
+
+    Args:
+      tree: Parameters or updates; the leaves need only a shape, so the result of
+        ``jax.eval_shape`` serves too.
+      component_fn: Maps a path to its component's name.
+      stacked_axes: Where leaves hold several layers; see
+        :func:`component_clip_by_global_norm`.
+
+    Returns:
+      Component name to number of elements, layer 10 after layer 2.
+
+    Raises:
+      TypeError: If ``component_fn`` is no function from a string to a string.
+      ValueError: If rules leave a parameter without a component.
+
+    Examples:
+      >>> import cwgnc_jax
+      >>> import jax.numpy as jnp
+      >>> params = {"dense": {"kernel": jnp.ones((3, 2)), "bias": jnp.ones(2)}}
+      >>> dict(cwgnc_jax.component_sizes(params, cwgnc_jax.by_module))
+      {'dense': 8}
+    """
+    check_component_fn(component_fn)
+    parts, _ = assign(tree, component_fn, stacked_axes)
+    return sizes_of(parts)
+
+
+def sizes_of(
+    parts: list[Part], shards: Callable[[Any], int] = lambda leaf: 1
+) -> OrderedDict[str, int]:
+    """Counts each component's elements; a leaf may be one of several shards."""
+    sizes = OrderedDict.fromkeys(component_names(parts), 0)
+    for part in parts:
+        elements = math.prod(jnp.shape(part.leaf)) * shards(part.leaf)
+        for name in part.names:
+            sizes[name] += elements // len(part.names)
+    return sizes
+
+
+def component_names(parts: list[Part]) -> list[str]:
+    """The components, layer 10 after layer 2."""
+    return ordered(name for part in parts for name in part.names)
+
+
+def assign(
+    tree: Any,
+    component_fn: ComponentFn,
+    stacked_axes: StackedAxes | None,
+    *,
+    check: bool = False,
+) -> tuple[list[Part], Any]:
+    """Names the component of every leaf, or of each layer in it.
+
+    Args:
+      tree: Parameters or updates.
+      component_fn: Maps a path to its component's name.
+      stacked_axes: Where leaves hold several layers.
+      check: Whether a rule that decides about nothing is an error.
+
+    Returns:
+      The leaves in JAX's order with their components, and the tree's structure.
+    """
+    paths, leaves, treedef = flatten_with_paths(tree)
+    stacks = _Stacks(stacked_axes or {})
+    stacked = [stacks.find(*item) for item in zip(paths, leaves, strict=True)]
+    unstacked = [path for layer_paths, _ in stacked for path in layer_paths]
+    if check and paths:
+        stacks.check_all_used(paths)
+        check_all_used(unstacked, component_fn)
+    labels = iter(label_paths(unstacked, component_fn))
+    parts = []
+    for path, leaf, (layer_paths, axis) in zip(paths, leaves, stacked, strict=True):
+        names = list(itertools.islice(labels, len(layer_paths)))
+        if len(set(names)) == 1:
+            names, axis = names[:1], None
+        parts.append(Part(path, leaf, names, axis))
+    return parts, treedef
+
+
+class _Stacks:
+    def __init__(self, stacked_axes: StackedAxes):
+        rules = list(stacked_axes.items())
+        self._axes = [axis for _, axis in rules]
+        self._patterns = FirstMatch(
+            rules, kind="stacked_axes rule", thing="module", key="path", last=""
+        )
+
+    def find(self, path: str, leaf: Any) -> tuple[list[str], int | None]:
+        """The paths of the layers that a leaf holds, and the axis that counts them."""
+        prefix = self._stack(path)
+        if prefix is None:
+            return [path], None
+        rule, _ = self._patterns.cover([prefix])[0]
+        shape, axis = jnp.shape(leaf), self._axes[rule]
+        if not -len(shape) <= axis < len(shape):
+            raise ValueError(
+                f"stacked_axes says that axis {axis} of {path!r} counts the layers, "
+                f"but its shape is {shape}. Match only the module whose parameters are "
+                f"all stacked on that axis."
+            )
+        rest = path[len(prefix) :]
+        return [f"{prefix}/{i}{rest}" for i in range(shape[axis])], axis % len(shape)
+
+    def check_all_used(self, paths: list[str]) -> None:
+        """Raises if a rule stacks no module."""
+        prefixes = [prefix for path in paths for prefix in _prefixes(path)]
+        stacks = [prefix for path in paths if (prefix := self._stack(path))]
+        self._patterns.check_all_used(list(dict.fromkeys(prefixes)), stacks)
+
+    def _stack(self, path: str) -> str | None:
+        return next(filter(self._patterns.find, _prefixes(path)), None)
+
+
+def _prefixes(path: str) -> list[str]:
+    return list(itertools.accumulate(path.split("/"), "{}/{}".format))
+
+
+def scaled(part: Part, coefficients: Mapping[str, ArrayLike | None]) -> Any:
+    """Multiplies the leaf by its components' coefficients; it keeps its dtype."""
+    factors = [coefficients[name] for name in part.names]
+    if all(factor is None for factor in factors):
+        return part.leaf
+    if part.axis is None:
+        factor = factors[0]
+    else:
+        shape = [1] * jnp.ndim(part.leaf)
+        shape[part.axis] = -1
+        ones = [1.0 if factor is None else factor for factor in factors]
+        factor = jnp.stack(ones).reshape(shape)
+    return (part.leaf * factor).astype(jnp.result_type(part.leaf))

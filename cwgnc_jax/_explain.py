@@ -1,0 +1,99 @@
+"""What a component function makes of a model, before anything is trained."""
+
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+
+from cwgnc_jax._assignment import StackedAxes, assign, sizes_of
+from cwgnc_jax._components import ComponentFn, by_parameter, check_component_fn
+
+
+class ComponentRow(NamedTuple):
+    """A component and its leaves."""
+
+    name: str
+    size: int
+    """The number of its elements."""
+
+    paths: tuple[str, ...]
+    """The paths of its leaves; a leaf that holds several layers is in several rows."""
+
+    shapes: tuple[tuple[int, ...], ...]
+    """The shape of each leaf, or of each leaf's layer."""
+
+
+class ComponentTable(tuple[ComponentRow, ...]):
+    """The rows of all components; ``str`` and ``print`` give them as a plain table."""
+
+    def __str__(self) -> str:
+        lines = [("component", "size", "parameter", "shape")]
+        for row in self:
+            head = (row.name, f"{row.size:,}")
+            for path, shape in zip(row.paths, row.shapes, strict=True):
+                lines.append((*head, path, str(shape)))
+                head = ("", "")
+        total = sum(row.size for row in self)
+        lines.append((f"{len(self)} in all", f"{total:,}", "", ""))
+        widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+        table = []
+        for name, size, path, shape in lines:
+            cells = (
+                name.ljust(widths[0]),
+                size.rjust(widths[1]),
+                path.ljust(widths[2]),
+            )
+            table.append("  ".join((*cells, shape)).rstrip())
+        return "\n".join(table)
+
+
+def explain(
+    params: Any,
+    component_fn: ComponentFn = by_parameter,
+    *,
+    stacked_axes: StackedAxes | None = None,
+) -> ComponentTable:
+    """Lists the components of a model with their leaves, shapes and sizes.
+
+    Args:
+      params: A parameter tree; the leaves need only a shape, so the result of
+        ``jax.eval_shape`` serves too.
+      component_fn: Maps a path to its component's name.
+      stacked_axes: Where leaves hold several layers; see
+        :func:`component_clip_by_global_norm`.
+
+    Returns:
+      A row for each component, layer 10 after layer 2: data, and a table when printed.
+
+    Raises:
+      TypeError: If ``component_fn`` is no function from a string to a string.
+      ValueError: If rules leave a parameter without a component or match none.
+
+    Examples:
+      >>> import cwgnc_jax
+      >>> import jax.numpy as jnp
+      >>> params = {"dense": {"kernel": jnp.ones((3, 2)), "bias": jnp.ones(2)}}
+      >>> table = cwgnc_jax.explain(params, cwgnc_jax.by_module)
+      >>> table[0].size
+      8
+      >>> print(table)
+      component  size  parameter     shape
+      dense         8  dense/bias    (2,)
+                       dense/kernel  (3, 2)
+      1 in all      8
+    """
+    check_component_fn(component_fn)
+    parts, _ = assign(params, component_fn, stacked_axes, check=True)
+    sizes = sizes_of(parts)
+    leaves = {name: ([], []) for name in sizes}
+    for part in parts:
+        shape = list(jnp.shape(part.leaf))
+        if part.axis is not None:
+            del shape[part.axis]
+        for name in dict.fromkeys(part.names):
+            paths, shapes = leaves[name]
+            paths.append(part.path)
+            shapes.append(tuple(shape))
+    return ComponentTable(
+        ComponentRow(name, sizes[name], tuple(paths), tuple(shapes))
+        for name, (paths, shapes) in leaves.items()
+    )

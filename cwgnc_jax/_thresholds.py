@@ -1,0 +1,266 @@
+"""The threshold of each component: a number, a schedule, or a rule for it."""
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.typing import ArrayLike
+
+from cwgnc_jax._rules import FirstMatch
+
+
+@dataclasses.dataclass(frozen=True)
+class PerElement:
+    """What :func:`per_element` returns."""
+
+    threshold: ArrayLike
+
+
+@dataclasses.dataclass(frozen=True)
+class RelativeToParams:
+    """What :func:`relative_to_params` returns."""
+
+    ratio: ArrayLike
+    min_norm: ArrayLike
+
+
+Threshold = ArrayLike | optax.Schedule | PerElement | RelativeToParams
+"""The threshold of a component."""
+
+MaxNorm = Threshold | Sequence[tuple[str, Threshold | None]]
+"""One threshold for all components, or rules from their names to it."""
+
+
+def per_element(threshold: ArrayLike) -> PerElement:
+    r"""A threshold that grows with the size of the component.
+
+    A component of :math:`n` elements may keep the norm
+    :math:`\text{threshold} \cdot \sqrt{n}`, that is, its root mean square may reach the
+    threshold. With a component per parameter and ``eps=0`` this is
+    :func:`optax.clip_by_block_rms`.
+
+    Args:
+      threshold: The largest root mean square; a positive number or a scalar array,
+        which may be traced.
+
+    Returns:
+      A ``max_norm`` for :func:`component_clip_by_global_norm`.
+
+    Raises:
+      TypeError: If ``threshold`` is no number.
+      ValueError: If it is not positive.
+
+    Examples:
+      >>> import cwgnc_jax
+      >>> import jax.numpy as jnp
+      >>> tx = cwgnc_jax.component_clip_by_global_norm(
+      ...     cwgnc_jax.per_element(1.0), eps=0
+      ... )
+      >>> grads = {"w": jnp.array([0.0, 0.0, 0.0, 4.0])}
+      >>> updates, _ = tx.update(grads, tx.init(grads))
+      >>> print(updates["w"])
+      [0. 0. 0. 2.]
+    """
+    check_positive("threshold", threshold)
+    return PerElement(threshold)
+
+
+def relative_to_params(
+    ratio: ArrayLike, min_norm: ArrayLike = 1e-3
+) -> RelativeToParams:
+    r"""A threshold relative to the norm of the component's parameters.
+
+    A component with parameters :math:`w` may keep the norm
+    :math:`\text{ratio} \cdot \max(\|w\|_2, \text{min\_norm})`: adaptive gradient
+    clipping, by component where the paper does it by unit. The transformation's
+    ``update`` then needs ``params``.
+
+    Args:
+      ratio: The largest ratio of the norms, 0.01 in the paper; a positive number or a
+        scalar array, which may be traced.
+      min_norm: What counts as the norm of smaller parameters, lest those that start at
+        zero never leave it.
+
+    Returns:
+      A ``max_norm`` for :func:`component_clip_by_global_norm`.
+
+    Raises:
+      TypeError: If an argument is no number.
+      ValueError: If one is not positive.
+
+    Examples:
+      >>> import cwgnc_jax
+      >>> import jax.numpy as jnp
+      >>> tx = cwgnc_jax.component_clip_by_global_norm(
+      ...     cwgnc_jax.relative_to_params(0.1), eps=0
+      ... )
+      >>> params, grads = {"w": jnp.array([6.0, 8.0])}, {"w": jnp.array([3.0, 4.0])}
+      >>> updates, _ = tx.update(grads, tx.init(params), params)
+      >>> print(updates["w"])
+      [0.6 0.8]
+
+    References:
+      Brock et al., `High-Performance Large-Scale Image Recognition Without
+      Normalization <https://arxiv.org/abs/2102.06171>`_, 2021, section 4.1
+    """
+    check_positive("ratio", ratio)
+    check_positive("min_norm", min_norm)
+    return RelativeToParams(ratio, min_norm)
+
+
+class Thresholds:
+    """Tells each component's threshold.
+
+    Args:
+      max_norm: As :func:`component_clip_by_global_norm` takes it.
+    """
+
+    def __init__(self, max_norm: MaxNorm):
+        if _is_rules(max_norm):
+            rules = [(pattern, threshold) for pattern, threshold in max_norm]  # type: ignore
+            self._rules = FirstMatch(
+                rules,
+                kind="threshold rule",
+                thing="component",
+                key="name",
+                last='(".*", None)',
+            )
+            self._thresholds = [threshold for _, threshold in rules]
+            for pattern, threshold in rules:
+                if threshold is not None:
+                    _check(f"max_norm of {pattern!r}", threshold)
+        else:
+            self._rules, self._thresholds = None, [max_norm]
+            _check("max_norm", max_norm)
+        self.scheduled = any(map(callable, self._thresholds))
+        self.relative = any(
+            isinstance(threshold, RelativeToParams) for threshold in self._thresholds
+        )
+
+    def check(self, names: list[str]) -> None:
+        """Raises if rules leave a component without a threshold, or match none."""
+        if self._rules and names:
+            self._rules.cover(names)
+            self._rules.check_all_used(names)
+
+    def of(
+        self, name: str, size: int, param_norm: jax.Array | None, step: jax.Array | None
+    ) -> ArrayLike | None:
+        """The threshold of one component; None if it is to stay untouched."""
+        rule = self._rules.cover([name])[0][0] if self._rules else 0
+        threshold = self._thresholds[rule]
+        if isinstance(threshold, PerElement):
+            return threshold.threshold * math.sqrt(size)
+        if isinstance(threshold, RelativeToParams):
+            assert param_norm is not None
+            return threshold.ratio * jnp.maximum(param_norm, threshold.min_norm)
+        if callable(threshold):
+            scheduled = threshold(step)
+            _check_scalar("What the schedule max_norm returns", scheduled)
+            return scheduled  # type: ignore
+        return threshold  # type: ignore
+
+
+def check_positive(argument: str, value: Any) -> None:
+    """Raises unless this is a positive scalar, or may be one that is traced."""
+    _check_scalar(argument, value)
+    if _is_known(value) and not value > 0:
+        raise ValueError(
+            f"{argument} must be positive, or inf for no clipping; got {value}"
+        )
+
+
+def check_eps(eps: Any) -> None:
+    """Raises unless this is zero or a small positive number."""
+    _check_scalar("eps", eps)
+    if _is_known(eps) and not 0 <= eps < math.inf:
+        raise ValueError(f"eps must be 0 or a small positive number, got {eps}")
+
+
+def check_share(argument: str, value: Any) -> None:
+    """Raises unless this is a scalar from 0 up to, and without, 1."""
+    _check_scalar(argument, value)
+    if _is_known(value) and not 0 <= value < 1:
+        raise ValueError(f"{argument} must be at least 0 and below 1, got {value}")
+
+
+def check_interval(low: Any, high: Any) -> None:
+    """Raises unless these are the ends of an interval of positive numbers."""
+    check_positive("high", high)
+    _check_scalar("low", low)
+    if _is_known(low) and not 0 <= low < math.inf:
+        raise ValueError(f"low must be 0 or a positive number, got {low}")
+    if _is_known(low) and _is_known(high) and low > high:
+        raise ValueError(f"low must not exceed high, got {low} and {high}")
+
+
+def check_percentile(percentile: Any) -> None:
+    """Raises unless this is a scalar from 0 to 100."""
+    _check_scalar("percentile", percentile)
+    if _is_known(percentile) and not 0 <= percentile <= 100:
+        raise ValueError(f"percentile must be from 0 to 100, got {percentile}")
+
+
+def check_count(argument: str, value: Any, least: int, *, static: bool = False) -> None:
+    """Raises unless this is a number of steps."""
+    if static and not (isinstance(value, int) and not isinstance(value, bool)):
+        raise TypeError(
+            f"{argument} must be an int, since it is the shape of an array; got "
+            f"{value!r}. Under optax.inject_hyperparams name it in static_args."
+        )
+    _check_scalar(argument, value)
+    if _is_known(value) and not value >= least:
+        raise ValueError(f"{argument} must be at least {least}, got {value}")
+
+
+def _check(argument: str, threshold: Any) -> None:
+    if not (
+        isinstance(threshold, (PerElement, RelativeToParams)) or callable(threshold)
+    ):
+        check_positive(argument, threshold)
+
+
+def _is_rules(max_norm: Any) -> bool:
+    return (
+        isinstance(max_norm, (tuple, list))
+        and len(max_norm) > 0
+        and all(
+            isinstance(rule, (tuple, list))
+            and len(rule) == 2
+            and isinstance(rule[0], str)
+            for rule in max_norm
+        )
+    )
+
+
+def _check_scalar(argument: str, value: Any) -> None:
+    number = not isinstance(value, (bool, str, bytes)) and value is not None
+    if number:
+        try:
+            dtype, shape = jnp.result_type(value), jnp.shape(value)
+        except TypeError:
+            number = False
+        else:
+            number = jnp.issubdtype(dtype, jnp.floating) or jnp.issubdtype(
+                dtype, jnp.integer
+            )
+            if number and shape != ():
+                raise ValueError(
+                    f"{argument} must be a scalar, got an array of shape {shape}"
+                )
+    if not number:
+        hint = ""
+        if argument == "max_norm":
+            hint = (
+                ". A schedule, rules [(pattern, threshold), ...] over the components' "
+                "names, per_element(...) and relative_to_params(...) serve too."
+            )
+        raise TypeError(f"{argument} must be a real number, got {value!r}{hint}")
+
+
+def _is_known(value: Any) -> bool:
+    return not isinstance(value, jax.core.Tracer)
