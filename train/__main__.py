@@ -7,6 +7,7 @@ if __name__ == "__main__":
     use_huge_pages()
 
 import argparse
+import errno
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -217,7 +218,10 @@ def _print_scores(scores: dict[str, dict[str, Any]], lines: dict[str, dict[str, 
 
 
 def _refuse(error: object) -> int:
-    print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+    line = " ".join(str(error).split())
+    if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+        line += "; make room: what is written is whole, and a run or study can go on"
+    print(f"error: {line}", file=sys.stderr)
     return 2
 
 

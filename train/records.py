@@ -1,5 +1,6 @@
 """A run's directory: its config, one line of JSON a step, and its results."""
 
+import contextlib
 import hashlib
 import json
 import math
@@ -62,8 +63,10 @@ class HashedLines:
     def __enter__(self):
         return self
 
-    def __exit__(self, *exception):
-        self._file.close()
+    def __exit__(self, kind, *exception):
+        # What could not be written has been said already.
+        with contextlib.suppress(*[OSError] * (kind is not None)):
+            self._file.close()
 
     def append(self, record: dict[str, Any]) -> None:
         """Writes a record, with the next flush or mark."""
