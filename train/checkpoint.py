@@ -13,7 +13,7 @@ from typing import Any
 
 import jax
 
-from train.manifest import damage, seal
+from train.manifest import damage, seal, sync
 from train.steps import Run
 
 # Checkpoints that are due by themselves are at least so many seconds apart, and take
@@ -118,6 +118,7 @@ class Checkpoints:
             seal(part)
             _remove(path)
             part.rename(path)
+            sync(self._folder)
             self._prune(notes["step"])
         except Exception as error:
             shutil.rmtree(part, ignore_errors=True)

@@ -276,6 +276,7 @@ def _train(
         ends = sorted({*range(_CHUNK, total, _CHUNK), total, *scored_at})
         ends = [end for end in ends if end > begin.step]
         pending: tuple[int, list[Metrics]] = (0, [])
+        saved = begin.step
         for end, stepped, metrics in train(
             *(step_fn, run, begin.step, ends), interruption.came
         ):
@@ -284,13 +285,15 @@ def _train(
             # A signal may come when all is done that this step asks for.
             scored = end in scored_at and metrics
             value = score(end, run) if scored else None
-            wanted = config.keep_best and scored
-            if wanted or interruption.came() or checkpoints.due():
+            stopping = interruption.came()
+            best = config.keep_best and scored
+            if end > saved and (best or stopping or checkpoints.due()):
+                saved = end
                 record(*pending)
                 pending = (end, [])
                 notes = reached(end).notes(config, inputs)
                 checkpoints.save(end, run, notes, value)
-            if interruption.came():
+            if stopping:
                 checkpoints.wait()
                 raise Interrupted(interruption.signum)
         record(*pending)

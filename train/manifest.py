@@ -13,12 +13,12 @@ def seal(folder: Path) -> None:
     digests = {}
     for path in _files(folder):
         digests[path.relative_to(folder).as_posix()] = _digest(path)
-        _sync(path)
+        sync(path)
     manifest = folder / _NAME
     manifest.write_text(json.dumps(digests, indent=0))
-    _sync(manifest)
+    sync(manifest)
     for path in {path.parent for path in _files(folder)}:
-        _sync(path)
+        sync(path)
 
 
 def damage(folder: Path) -> str | None:
@@ -48,6 +48,15 @@ def damage(folder: Path) -> str | None:
     return None
 
 
+def sync(path: Path) -> None:
+    """Returns when a file's content or a folder's names are on the disk itself."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
 def _files(folder: Path) -> list[Path]:
     return sorted(path for path in folder.rglob("*") if path.is_file())
 
@@ -55,11 +64,3 @@ def _files(folder: Path) -> list[Path]:
 def _digest(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

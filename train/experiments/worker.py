@@ -236,7 +236,8 @@ class Worker:
                 own += self._clock() - began
             taken = sum(of_steps.loss.shape[1] for of_steps in metrics)
             self._progress.took(taken * len(runs))
-            if end < total and (checkpoints.due() or self._interruption.came()):
+            stopping = end < total and self._interruption.came()
+            if stopping or (end < total and checkpoints.due()):
                 flush()
                 began = self._clock()
                 seconds = state.seconds + began - start
@@ -245,7 +246,7 @@ class Worker:
                 record.sync()
                 checkpoints.save(end, values, self._notes(runs, layout, reached))
                 own += self._clock() - began
-            if end < total and self._interruption.came():
+            if stopping:
                 checkpoints.wait()
                 raise Interrupted(self._interruption.signum)
         checkpoints.wait()
