@@ -15,6 +15,7 @@ import pytest
 
 from train import loop
 from train.__main__ import main
+from train.manifest import damage
 
 pytestmark = pytest.mark.usefixtures("compilation_cache")
 
@@ -286,3 +287,31 @@ def test_a_second_signal_ends_at_once():
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, timeout=30)
     assert done.returncode == -signal.SIGINT
     assert b"the next signal ends at once" in done.stderr
+
+
+@pytest.mark.slow
+def test_a_full_disk_ends_with_a_message_and_the_last_checkpoint_whole(
+    arguments, tmp_path
+):
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "none", disk])
+    if mounted.returncode:
+        pytest.skip("mounting a small tmpfs is not allowed here")
+    try:
+        command = [sys.executable, "-m", "train"]
+        command += arguments(disk / "run", "--resume", checkpoint_seconds=0, epochs=40)
+        # So that only some checkpoints fit.
+        (disk / "filler").write_bytes(bytes(500_000))
+        done = subprocess.run(command, capture_output=True, text=True)
+        assert done.returncode == 2, done.stderr
+        assert re.search("error: cannot write the checkpoint of step", done.stderr)
+        assert "the last one is" in done.stderr and "Traceback" not in done.stderr
+        kept = list((disk / "run" / "checkpoint").iterdir())
+        assert kept and not any(map(damage, kept))
+        (disk / "filler").unlink()
+        subprocess.run(["mount", "-o", "remount,size=64m", disk], check=True)
+        assert subprocess.run(command).returncode == 0
+        assert (disk / "run" / "results.json").exists()
+    finally:
+        subprocess.run(["umount", disk], check=True)
