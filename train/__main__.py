@@ -7,6 +7,7 @@ if __name__ == "__main__":
     use_huge_pages()
 
 import argparse
+import errno
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -24,6 +25,7 @@ from train.config import (
 )
 from train.experiments.paper import ReproduceConfig
 from train.experiments.plan import StabilityConfig
+from train.interruption import Interrupted
 
 _USAGE = """usage: python -m train COMMAND [--help]
 
@@ -44,7 +46,8 @@ def main(arguments: Sequence[str]) -> int:
       arguments: The command's name and its flags.
 
     Returns:
-      The exit status: 0, or 2 if the input was wrong.
+      The exit status: 0; 2 if the input was wrong or nothing could be written; 130 or
+      143 if SIGINT or SIGTERM came.
     """
     commands = {
         "finetune": _finetune,
@@ -83,15 +86,20 @@ def _finetune(arguments: list[str]) -> int:
     try:
         # JAX is imported only now, so that --help answers at once.
         from train.loop import prepare, train_and_evaluate
+        from train.restart import finished
 
         _keep_programs(config.cache)
-        prepared = prepare(config)
+        results = finished(config)
+        if results is None:
+            prepared = prepare(config)
+            new = prepared.inputs.checkpoint.new_parameters
+            if new:
+                print(f"initialised anew: {', '.join(new)}", file=sys.stderr)
+            results = train_and_evaluate(prepared)
     except (ValueError, OSError) as error:
         return _refuse(error)
-    new = prepared.inputs.checkpoint.new_parameters
-    if new:
-        print(f"initialised anew: {', '.join(new)}", file=sys.stderr)
-    results = train_and_evaluate(prepared)
+    except (Interrupted, KeyboardInterrupt) as stop:
+        return _interrupted(stop, " with --resume")
     _print_scores(results["scores"], results["majority_line"])
     if results["failed"]:
         print("the run failed: its score is not above the majority line")
@@ -125,8 +133,8 @@ def _stability(arguments: list[str]) -> int:
         run_study(prepare_study(config))
     except (ValueError, OSError, MemoryError) as error:
         return _refuse(error)
-    except KeyboardInterrupt:
-        return _interrupted()
+    except (Interrupted, KeyboardInterrupt) as stop:
+        return _interrupted(stop)
     print(f"records  {config.workdir / 'records.jsonl'}")
     print(f"next     python -m train report {config.workdir}")
     return 0
@@ -183,8 +191,8 @@ def _reproduce(arguments: list[str]) -> int:
         page = write_report(config.workdir)
     except (ValueError, OSError, MemoryError) as error:
         return _refuse(error)
-    except KeyboardInterrupt:
-        return _interrupted()
+    except (Interrupted, KeyboardInterrupt) as stop:
+        return _interrupted(stop)
     print(f"report  {page}")
     return 0
 
@@ -196,9 +204,10 @@ def _keep_programs(cache: bool) -> None:
         keep_programs()
 
 
-def _interrupted() -> int:
-    print("interrupted; the same command goes on", file=sys.stderr)
-    return 130
+def _interrupted(stop: Interrupted | KeyboardInterrupt, flag: str = "") -> int:
+    why = str(stop) or "interrupted"
+    print(f"{why}; the same command{flag} goes on", file=sys.stderr)
+    return stop.status if isinstance(stop, Interrupted) else 130
 
 
 def _print_scores(scores: dict[str, dict[str, Any]], lines: dict[str, dict[str, Any]]):
@@ -209,7 +218,10 @@ def _print_scores(scores: dict[str, dict[str, Any]], lines: dict[str, dict[str, 
 
 
 def _refuse(error: object) -> int:
-    print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+    line = " ".join(str(error).split())
+    if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+        line += "; make room: what is written is whole, and a run or study can go on"
+    print(f"error: {line}", file=sys.stderr)
     return 2
 
 

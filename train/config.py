@@ -90,7 +90,8 @@ class FinetuneConfig:
     model: str
     """A folder with config.json, model.safetensors and a tokenizer, or a hub id."""
     workdir: Path
-    """The folder of this run's records and model; must not hold a run yet."""
+    """The folder of this run's records and model; must not hold a run yet, but with
+    --resume."""
     data: tyro.conf.OmitArgPrefixes[DataConfig]
     optimizer: tyro.conf.OmitArgPrefixes[OptimizerConfig]
     preset: Literal["paper", "code"] = "paper"
@@ -120,6 +121,21 @@ class FinetuneConfig:
     """The revision of a hub id: a branch, tag or commit."""
     norms_every: int = 20
     """Steps between two records of every component's gradient norm."""
+    evaluations: int = 1
+    """Evaluations of the run, evenly spaced, the last one at its end; the scores of the
+    others are written into evaluations.jsonl."""
+    checkpoint_seconds: float | None = None
+    """Time between two checkpoints; by default so much that they take 2 % of the time,
+    and a minute at least."""
+    keep: int | None = None
+    """Keep this many checkpoints, the last ones, and keep them when the run is done as
+    well; by default one, until then."""
+    keep_best: bool = False
+    """Write a checkpoint at each evaluation but the last, and keep that with the best
+    score besides."""
+    resume: bool = False
+    """Go on with the run in --workdir from its last checkpoint, to the same bits as
+    without interruption; start it if there is none yet."""
     cache: bool = True
     """Keep tokens and compiled programs in $XDG_CACHE_HOME/cwgnc_jax or else
     ~/.cache/cwgnc_jax, so that the next command starts sooner."""
@@ -219,12 +235,23 @@ def check_finetune(config: FinetuneConfig) -> None:
         ("--batch-size", config.batch_size),
         ("--eval-batch-size", config.eval_batch_size),
         ("--norms-every", config.norms_every),
+        ("--evaluations", config.evaluations),
+        ("--keep", config.keep),
     ):
-        if value < 1:
+        if value is not None and value < 1:
             raise ValueError(f"{flag} must be at least 1, got {value}")
     if not 0 <= config.seed < 2**63:
         raise ValueError(f"--seed must lie in [0, 2**63), got {config.seed}")
     check_regularization(config.regularization)
+    if config.checkpoint_seconds is not None and not config.checkpoint_seconds >= 0:
+        raise ValueError(
+            f"--checkpoint-seconds must be 0 or more, got {config.checkpoint_seconds}"
+        )
+    if config.keep_best and config.evaluations < 2:
+        raise ValueError(
+            "--keep-best chooses among evaluations before the end: give "
+            "--evaluations 2 or more"
+        )
 
 
 def check_predict(config: PredictConfig) -> None:

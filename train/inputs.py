@@ -1,8 +1,12 @@
 """What runs are made from: the examples as tokens, and the pretrained weights."""
 
 import dataclasses
-from collections.abc import Callable
+import functools
+import hashlib
+from collections.abc import Callable, Iterable
+from typing import Any
 
+import jax
 import numpy as np
 
 from cwgnc_jax import models
@@ -42,6 +46,20 @@ class Inputs:
     def layers(self) -> int:
         """How many layers the encoder has."""
         return self.checkpoint.config.num_hidden_layers
+
+    @functools.cached_property
+    def data_digest(self) -> str:
+        """Changes with any token or label."""
+        return _digest(
+            part
+            for name, arrays in self.sets.items()
+            for part in (name.encode(), *dataclasses.astuple(arrays))
+        )
+
+    @functools.cached_property
+    def weights_digest(self) -> str:
+        """Changes with any weight that training starts from."""
+        return _digest(jax.tree.leaves(self.checkpoint.params))
 
     def majority_lines(self) -> dict[str, dict[str, float]]:
         """The majority classifier's scores on each set that is scored."""
@@ -111,6 +129,13 @@ def load_inputs(
     length = max(sets[name].input_ids.shape[1] for name in evaluated)
     sets |= {name: padded(name, length) for name in evaluated}
     return Inputs(task, sets, tokenizer, checkpoint)
+
+
+def _digest(parts: Iterable[Any]) -> str:
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(part if isinstance(part, bytes) else np.asarray(part).tobytes())
+    return digest.hexdigest()[:16]
 
 
 def _labels(arrays: batches.TokenArrays) -> np.ndarray:

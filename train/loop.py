@@ -4,26 +4,29 @@ import dataclasses
 import functools
 import importlib.metadata
 import platform
+import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 
 from cwgnc_jax import models
-from train import batches, parallel, tasks
+from train import batches, checkpoint, parallel, tasks
 from train.analysis.curves import draw_curves
 from train.config import FinetuneConfig, check_finetune
-from train.evaluation import evaluate
+from train.evaluation import Evaluation, evaluate
 from train.inputs import Inputs, load_inputs
+from train.interruption import Interrupted, Interruption
 from train.optimizer import hyperparameters
 from train.packing import Packing, make_packing, training_set
 from train.parallel import ONE_RUN
 from train.progress import Progress
-from train.records import append_line, check_workdir, write_json
-from train.steps import CURVES, Metrics, Recipe, Run
+from train.records import check_workdir, write_json
+from train.restart import Restart, check_settings, described, find_restart
+from train.run_recorder import RunRecorder
+from train.steps import Metrics, Recipe, Run
 
 # Metrics are fetched this many steps at a time, and never those of the step that was
 # just dispatched, so that the device does not wait for the host.
@@ -39,6 +42,7 @@ class Prepared:
     recipe: Recipe
     packing: Packing
     total_steps: int
+    restart: Restart = Restart()
 
 
 def prepare(config: FinetuneConfig) -> Prepared:
@@ -48,15 +52,19 @@ def prepare(config: FinetuneConfig) -> Prepared:
       config: The run's config.
 
     Returns:
-      The run, ready to start.
+      The run, ready to start or to go on.
 
     Raises:
-      ValueError: If a setting, the data or the weights are wrong; the message says
-        what was expected, what came and how to mend it.
+      ValueError: If a setting, the data or the weights are wrong, or those of a run to
+        resume were others; the message says what was expected, what came and how to
+        mend it.
       OSError: If a file is missing or a hub cannot be reached.
     """
     check_finetune(config)
-    check_workdir(config.workdir)
+    if config.resume:
+        check_settings(config)
+    else:
+        check_workdir(config.workdir)
     inputs = load_inputs(
         config.data,
         # The parameters that the weights lack are drawn when the run starts.
@@ -79,13 +87,14 @@ def prepare(config: FinetuneConfig) -> Prepared:
     packing = make_packing(
         *(inputs.train, config.padding, config.batch_size, config.data.max_length)
     )
-    return Prepared(config, inputs, recipe, packing, config.epochs * steps)
+    restart = find_restart(config, inputs, _say) if config.resume else Restart()
+    return Prepared(config, inputs, recipe, packing, config.epochs * steps, restart)
 
 
 def start_run(prepared: Prepared) -> Run:
-    """A prepared run before its first step, as the only one of its program."""
+    """A prepared run where it stands, as the only one of its program."""
     config = prepared.config
-    return parallel.init_runs(
+    run = parallel.init_runs(
         prepared.recipe,
         prepared.inputs.checkpoint,
         [(config.seed, config.seed)],
@@ -97,6 +106,8 @@ def start_run(prepared: Prepared) -> Run:
         ONE_RUN,
         config.regularization.reinit_layers,
     )
+    path = prepared.restart.path
+    return run if path is None else checkpoint.restore_runs(path, run)
 
 
 def train(
@@ -104,6 +115,7 @@ def train(
     runs: Run,
     first: int,
     ends: Iterable[int],
+    stopped: Callable[[], bool] = lambda: False,
 ) -> Iterator[tuple[int, Run, list[Metrics]]]:
     """Takes steps, without waiting for the device.
 
@@ -115,6 +127,7 @@ def train(
       runs: The runs so far.
       first: The step to begin with.
       ends: Rising numbers of steps done, at which to yield.
+      stopped: Whether to yield at once, whatever the number.
 
     Yields:
       The number of steps done, the runs, and the metrics of the steps since the last
@@ -123,10 +136,10 @@ def train(
     step = first
     for end in ends:
         metrics = []
-        while step < end:
+        while step < end and not stopped():
             runs, of_steps, step = step_fn(runs, step, end)
             metrics.append(of_steps)
-        yield end, runs, metrics
+        yield step, runs, metrics
 
 
 def fetch(reported: Iterable[Metrics]) -> list[Metrics]:
@@ -149,17 +162,17 @@ def train_and_evaluate(prepared: Prepared) -> dict[str, Any]:
     """
     config, inputs = prepared.config, prepared.inputs
     workdir = config.workdir
+    run = start_run(prepared)
     workdir.mkdir(parents=True, exist_ok=True)
-    write_json(workdir / "config.json", dataclasses.asdict(config))
-    start = time.monotonic()
-    run, diverged_at = _train(prepared, start_run(prepared))
+    write_json(workdir / "config.json", described(config))
+    eval_step = parallel.compile_eval_step(prepared.recipe)
+
+    def evaluate_fn(run: Run) -> dict[str, Evaluation]:
+        return evaluate(eval_step, run.params, inputs, config.eval_batch_size)[0]
+
+    run, reached = _train(prepared, run, evaluate_fn)
     trained = time.monotonic()
-    [evaluations] = evaluate(
-        parallel.compile_eval_step(prepared.recipe),
-        run.params,
-        inputs,
-        config.eval_batch_size,
-    )
+    evaluations = evaluate_fn(run)
     scores = {name: result.scores for name, result in evaluations.items()}
     lines = inputs.majority_lines()
     judged, metric = inputs.judged, inputs.task.metric
@@ -170,18 +183,21 @@ def train_and_evaluate(prepared: Prepared) -> dict[str, Any]:
         "majority_line": lines,
         "failed": tasks.has_failed(scores[judged][metric], lines[judged][metric]),
         "collapsed": evaluations[judged].collapsed,
-        "diverged_at_step": diverged_at,
+        "diverged_at_step": reached.diverged_at,
         "steps": prepared.total_steps,
         "seconds": {
-            "training": round(trained - start, 1),
+            "training": round(reached.seconds, 1),
             "evaluation": round(time.monotonic() - trained, 1),
         },
         "new_parameters": list(inputs.checkpoint.new_parameters),
         **environment(),
     }
     save_model(workdir / "model", inputs, jax.tree.map(lambda x: x[0], run.params))
-    write_json(workdir / "results.json", results)
     draw_curves(workdir)
+    # Whoever finds the results finds all else as well.
+    write_json(workdir / "results.json", results)
+    if config.keep is None and not config.keep_best:
+        checkpoint.remove_checkpoints(_checkpoints(config))
     return results
 
 
@@ -210,14 +226,17 @@ def save_model(directory: Path, inputs: Inputs, params: Any) -> None:
     inputs.tokenizer.save(directory)
 
 
-def _train(prepared: Prepared, run: Run) -> tuple[Run, int | None]:
-    config, packing = prepared.config, prepared.packing
-    examples = parallel.place_training_set(ONE_RUN, training_set(prepared.inputs.train))
-    total, seed = prepared.total_steps, config.seed
+def _train(
+    prepared: Prepared, run: Run, evaluate_fn: Callable[[Run], dict[str, Evaluation]]
+) -> tuple[Run, Restart]:
+    """Takes the steps that are left; says where the run stands then."""
+    config, packing, inputs = prepared.config, prepared.packing, prepared.inputs
+    examples = parallel.place_training_set(ONE_RUN, training_set(inputs.train))
+    total, seed, begin = prepared.total_steps, config.seed, prepared.restart
     program_of = functools.cache(
         functools.partial(parallel.compile_train_steps, prepared.recipe, ONE_RUN)
     )
-    diverged_at = None
+    start = time.monotonic()
 
     def step_fn(run, step, end):
         steps, alike = parallel.steps_of_program(step, end)
@@ -229,36 +248,62 @@ def _train(prepared: Prepared, run: Run) -> tuple[Run, int | None]:
         return run, metrics, steps.stop
 
     def record(end: int, reported: list[Metrics]):
-        nonlocal diverged_at
-        fetched = fetch(reported)
-        for number, of_runs in enumerate(fetched, end - len(fetched) + 1):
-            metrics = jax.tree.map(lambda x: x[0], of_runs)
-            append_line(file, _record(number, metrics, prepared))
-            if diverged_at is None and not np.isfinite(metrics.loss):
-                diverged_at = number
-        file.flush()
-        if fetched:
+        if reported:
+            fetched = fetch(reported)
+            recorder.metrics(end, fetched)
             progress.show(end, float(fetched[-1].loss[0]))
 
+    def reached(end: int) -> Restart:
+        seconds = begin.seconds + time.monotonic() - start
+        return Restart(None, end, seconds, recorder.diverged_at, recorder.marks())
+
+    def score(end: int, run: Run) -> float:
+        results = evaluate_fn(run)
+        recorder.evaluation(end, results)
+        return results[inputs.judged].scores[inputs.task.metric]
+
     with (
-        (config.workdir / "metrics.jsonl").open("w") as file,
-        Progress(total) as progress,
+        RunRecorder(config, total, begin) as recorder,
+        Progress(total, begin.step) as progress,
+        checkpoint.Checkpoints(
+            *(_checkpoints(config), config.checkpoint_seconds),
+            *(config.keep or 1, config.keep_best),
+        ) as checkpoints,
+        Interruption() as interruption,
     ):
-        ends = [*range(_CHUNK, total, _CHUNK), total]
+        count = config.evaluations
+        scored_at = {-(-total * (i + 1) // count) for i in range(count - 1)}
+        ends = sorted({*range(_CHUNK, total, _CHUNK), total, *scored_at})
+        ends = [end for end in ends if end > begin.step]
         pending: tuple[int, list[Metrics]] = (0, [])
-        for end, stepped, metrics in train(step_fn, run, 0, ends):
+        saved = begin.step
+        for end, stepped, metrics in train(
+            *(step_fn, run, begin.step, ends), interruption.came
+        ):
             record(*pending)
             run, pending = stepped, (end, metrics)
+            # A signal may come when all is done that this step asks for.
+            scored = end in scored_at and metrics
+            value = score(end, run) if scored else None
+            stopping = interruption.came()
+            best = config.keep_best and scored
+            if end > saved and (best or stopping or checkpoints.due()):
+                saved = end
+                record(*pending)
+                pending = (end, [])
+                notes = reached(end).notes(config, inputs)
+                checkpoints.save(end, run, notes, value)
+            if stopping:
+                checkpoints.wait()
+                raise Interrupted(interruption.signum)
         record(*pending)
-    return run, diverged_at
+        checkpoints.wait()
+        return run, reached(total)
 
 
-def _record(number: int, metrics: Metrics, prepared: Prepared):
-    config = prepared.config
-    steps = prepared.total_steps // config.epochs
-    record = {"step": number, "epoch": round(number / steps, 4)}
-    for name in CURVES:
-        record[name] = float(getattr(metrics, name))
-    if number == 1 or number % config.norms_every == 0:
-        record["norms"] = {name: float(norm) for name, norm in metrics.norms.items()}
-    return record
+def _checkpoints(config: FinetuneConfig) -> Path:
+    return config.workdir / "checkpoint"
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr)

@@ -11,10 +11,14 @@ class Progress:
     """A bar with loss, rate and time left on a terminal, plain lines elsewhere.
 
     Use as a context manager.
+
+    Args:
+      total_steps: All steps of the run.
+      first: How many were done before.
     """
 
-    def __init__(self, total_steps: int):
-        self._total = total_steps
+    def __init__(self, total_steps: int, first: int = 0):
+        self._total, self._first = total_steps, first
         self._start = self._printed = time.monotonic()
         self._bar = None
         if sys.stderr.isatty():
@@ -39,7 +43,7 @@ class Progress:
     def show(self, step: int, loss: float) -> None:
         """Reports that ``step`` steps are done; plain lines come 10 seconds apart."""
         now = time.monotonic()
-        rate = step / (now - self._start)
+        rate = (step - self._first) / (now - self._start)
         status = f"loss {loss:.4f}  {rate:.2f} steps/s"
         if self._bar:
             self._bar.update(self._task, completed=step, status=status)

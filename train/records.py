@@ -1,5 +1,7 @@
 """A run's directory: its config, one line of JSON a step, and its results."""
 
+import contextlib
+import hashlib
 import json
 import math
 import os
@@ -18,7 +20,8 @@ def check_workdir(workdir: Path) -> None:
         return
     if (workdir / "config.json").exists():
         raise FileExistsError(
-            f"{workdir} already holds a run; name another --workdir, or remove it"
+            f"{workdir} already holds a run; go on with it with --resume, name another "
+            f"--workdir, or remove it"
         )
     if workdir.exists():
         raise FileExistsError(
@@ -36,9 +39,64 @@ def write_json(path: Path, content: Any) -> None:
     os.replace(temporary, path)
 
 
-def append_line(file: Any, record: dict[str, Any]) -> None:
-    """Appends one record to an open text file."""
-    file.write(json.dumps(plain(record)) + "\n")
+class HashedLines:
+    """A file of JSON lines that can be taken back to where it was.
+
+    Use as a context manager.
+
+    Args:
+      path: The file.
+      mark: Where to go on, as :meth:`mark` returned it; what comes after it is
+        removed. None to begin anew.
+
+    Raises:
+      ValueError: If the file does not begin with what was marked.
+    """
+
+    def __init__(self, path: Path, mark: dict[str, Any] | None = None):
+        content = b"" if mark is None else marked_lines(path, mark)
+        self._bytes, self._digest = len(content), hashlib.sha256(content)
+        self._file = path.open("r+b" if content else "wb")
+        self._file.truncate(len(content))
+        self._file.seek(len(content))
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, kind, *exception):
+        # What could not be written has been said already.
+        with contextlib.suppress(*[OSError] * (kind is not None)):
+            self._file.close()
+
+    def append(self, record: dict[str, Any]) -> None:
+        """Writes a record, with the next flush or mark."""
+        line = json.dumps(plain(record)).encode() + b"\n"
+        self._bytes += len(line)
+        self._digest.update(line)
+        self._file.write(line)
+
+    def flush(self) -> None:
+        """Lets others read what has been written."""
+        self._file.flush()
+
+    def mark(self) -> dict[str, Any]:
+        """Describes all that has been written, which is on the disk itself then."""
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        return {"bytes": self._bytes, "sha256": self._digest.hexdigest()}
+
+
+def marked_lines(path: Path, mark: dict[str, Any]) -> bytes:
+    """Reads what a file of records held when it was marked.
+
+    Raises:
+      ValueError: If the file does not begin with it any more.
+    """
+    content = path.read_bytes() if path.exists() else b""
+    begin = content[: mark["bytes"]]
+    if hashlib.sha256(begin).hexdigest() != mark["sha256"]:
+        raise ValueError(f"{path} has changed or lacks records")
+    return begin
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:

@@ -42,7 +42,11 @@ def a_batch(rows=6, seed=0):
 @pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory) -> Path:
     """The folder of a random BERT of two layers, as the hub would hold it."""
-    directory = tmp_path_factory.mktemp("tiny_model")
+    return write_tiny_model(tmp_path_factory.mktemp("tiny_model"))
+
+
+def write_tiny_model(directory: Path) -> Path:
+    """Writes a random BERT of two layers with its tokenizer."""
     config = models.BertConfig(
         vocab_size=len(SPECIAL + WORDS),
         hidden_size=16,

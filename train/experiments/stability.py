@@ -1,15 +1,12 @@
 """The stability study: seeds × thresholds × methods, in a folder of its own."""
 
 import contextlib
-import dataclasses
 import functools
-import hashlib
 import json
 from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 
 from cwgnc_jax import models
 from train import parallel
@@ -26,6 +23,7 @@ from train.experiments.recorder import Recorder
 from train.experiments.study import Study
 from train.experiments.worker import Worker
 from train.inputs import Inputs, load_inputs
+from train.interruption import Interruption
 from train.methods import find_method
 from train.progress import StudyProgress
 from train.records import check_workdir, plain, write_json
@@ -89,7 +87,7 @@ def prepare_study(
         for task in config.tasks
     }
     if known is not None:
-        digests = {task: _digest(inputs[task]) for task in inputs}
+        digests = {task: inputs[task].data_digest for task in inputs}
         before = {task: known["data"].get(task, digests[task]) for task in inputs}
         _check_same(config.workdir, "data of task", before, digests)
     _check_layers(config, inputs)
@@ -103,14 +101,16 @@ def run_study(study: Study) -> None:
       study: The study.
 
     Raises:
-      ValueError: If the records were damaged by hand.
+      ValueError: If the records or all checkpoints are damaged.
       BlockingIOError: If another process is at work on the study.
       MemoryError: If a device cannot hold even one run.
+      OSError: If the records or a checkpoint cannot be written.
+      Interrupted: If a signal came; what has been done is on the disk.
     """
     workdir = study.config.workdir
     workdir.mkdir(parents=True, exist_ok=True)
     known = _read_study(workdir) or {"data": {}}
-    digests = {task: _digest(inputs) for task, inputs in study.inputs.items()}
+    digests = {task: inputs.data_digest for task, inputs in study.inputs.items()}
     description = _protocol(study.config) | {"data": known["data"] | digests}
     if description != known:
         write_json(workdir / "study.json", description)
@@ -123,13 +123,14 @@ def run_study(study: Study) -> None:
         recorder = Recorder(study, records, components)
         before = [run for run in study.runs if recorder.is_finished(run)]
         todo = [run for run in study.runs if not recorder.is_finished(run)]
-        with StudyProgress(
+        progress = StudyProgress(
             done=len(before),
             failed=sum(recorder.failed(run) for run in before),
             runs=len(study.runs),
             run_steps=sum(study.total_steps(run) for run in todo),
-        ) as progress:
-            Worker(study, recorder, progress).work(todo)
+        )
+        with progress, Interruption() as interruption:
+            Worker(study, recorder, progress, interruption).work(todo)
 
 
 def _check_layers(config: StabilityConfig, inputs: dict[str, Inputs]) -> None:
@@ -185,13 +186,3 @@ def _check_same(workdir: Path, what: str, before: dict, now: dict) -> None:
             f"{workdir} holds a study with other {what}: {differences}. Give the same "
             f"to go on with it, or another --workdir to start a new one"
         )
-
-
-def _digest(inputs: Inputs) -> str:
-    """Changes with any token or label of a task."""
-    digest = hashlib.sha256()
-    for name, arrays in inputs.sets.items():
-        digest.update(name.encode())
-        for array in dataclasses.astuple(arrays):
-            digest.update(np.ascontiguousarray(array))
-    return digest.hexdigest()[:16]

@@ -6,6 +6,7 @@ import itertools
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
 
@@ -15,15 +16,11 @@ from train.experiments.plan import PlannedRun
 from train.experiments.programs import Programs
 from train.experiments.recorder import Recorder
 from train.experiments.study import Study
+from train.interruption import Interrupted, Interruption
 from train.loop import train
 from train.parallel import Layout
 from train.progress import StudyProgress
 from train.steps import Metrics, Run
-
-# Checkpoints that are due by themselves are at least so many seconds apart, and take
-# at most this share of the time.
-_CHECKPOINT_SECONDS = 60.0
-_CHECKPOINT_SHARE = 0.02
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,18 +41,30 @@ class Worker:
       study: The study.
       recorder: Takes what the runs report.
       progress: Shows how far the study is.
+      interruption: Says when to stop.
     """
 
-    def __init__(self, study: Study, recorder: Recorder, progress: StudyProgress):
+    def __init__(
+        self,
+        study: Study,
+        recorder: Recorder,
+        progress: StudyProgress,
+        interruption: Interruption,
+    ):
         self._study, self._config = study, study.config
         self._recorder, self._progress = recorder, progress
-        self._checkpoints = study.config.workdir / "checkpoint"
-        wanted = study.config.checkpoint_seconds
-        self._until_checkpoint = _CHECKPOINT_SECONDS if wanted is None else wanted
+        self._interruption = interruption
+        self._folder = study.config.workdir / "checkpoint"
         self._programs = Programs(study, progress)
 
     def work(self, runs: Sequence[PlannedRun]) -> None:
-        """Makes these runs, those with a checkpoint first."""
+        """Makes these runs, those with a checkpoint first.
+
+        Raises:
+          Interrupted: If a signal came; what has been done is on the disk.
+          ValueError: If no checkpoint is whole.
+          OSError: If one cannot be written.
+        """
         runs = self._resume(list(runs))
         for _, alike in itertools.groupby(runs, self._study.shape):
             waiting = list(alike)
@@ -66,20 +75,20 @@ class Worker:
 
     def _resume(self, runs: list[PlannedRun]) -> list[PlannedRun]:
         """Finishes what an earlier process had under way; returns the other runs."""
-        found = checkpoint.latest(self._checkpoints)
+        found = checkpoint.latest(self._folder, self._progress.say)
         if found is None:
             return runs
         path, notes = found
         started = [run for run in runs if run.name in notes["runs"]]
-        before, now = notes["environment"], self._recorder.environment
-        if len(started) < len(notes["runs"]) or before["devices"] != now["devices"]:
+        devices = 1 if self._study.mesh is None else self._study.mesh.shape["run"]
+        if len(started) < len(notes["runs"]) or notes["layout_runs"] % devices:
             self._progress.say("the checkpoint is of other runs or devices: not used")
             return runs
-        if before != now:
-            self._progress.say(
-                "the checkpoint was made on another machine or with other versions: "
-                "its runs go on, but not to the same bits as without interruption"
-            )
+        elsewhere = checkpoint.other_fingerprint(
+            notes["fingerprint"], self._fingerprint()
+        )
+        if elsewhere is not None:
+            self._progress.say(elsewhere)
         layout = Layout(notes["layout_runs"], notes["group"], self._study.mesh)
         state = _State(**notes["state"], checkpoint=path)
         self._progress.say(f"going on with {len(started)} runs at step {state.step}")
@@ -155,9 +164,15 @@ class Worker:
 
     def _carry_out(self, runs: list[PlannedRun], layout: Layout, state: _State) -> bool:
         """Makes runs together; False if they do not fit into the device's memory."""
+        if self._interruption.came():
+            raise Interrupted(self._interruption.signum)
         self._progress.running = len(runs)
         try:
-            self._make(runs, layout, state)
+            # Nothing is due of a program's runs but a while after they have started.
+            with checkpoint.Checkpoints(
+                self._folder, self._config.checkpoint_seconds, clock=self._clock
+            ) as checkpoints:
+                self._make(runs, layout, state, checkpoints)
         except jax.errors.JaxRuntimeError as error:
             if not memory.is_out_of_memory(error):
                 raise
@@ -179,7 +194,13 @@ class Worker:
             self._progress.running = 0
         return True
 
-    def _make(self, runs: list[PlannedRun], layout: Layout, state: _State) -> None:
+    def _make(
+        self,
+        runs: list[PlannedRun],
+        layout: Layout,
+        state: _State,
+        checkpoints: checkpoint.Checkpoints,
+    ) -> None:
         study, record = self._study, self._recorder
         # Copies of the last run fill up the program; nothing is recorded of them.
         filled = [*runs, *[runs[-1]] * (layout.runs - len(runs))]
@@ -202,7 +223,7 @@ class Worker:
 
         if state.checkpoint is not None:
             self._progress.skip(state.step * len(runs))
-        start = saved = self._clock()
+        start = self._clock()
         for end, values, metrics in self._steps(filled, layout, state, ends):
             flush()
             pending = (end, metrics)
@@ -215,14 +236,20 @@ class Worker:
                 own += self._clock() - began
             taken = sum(of_steps.loss.shape[1] for of_steps in metrics)
             self._progress.took(taken * len(runs))
-            if end < total and self._clock() - saved >= self._until_checkpoint:
+            stopping = end < total and self._interruption.came()
+            if stopping or (end < total and checkpoints.due()):
                 flush()
                 began = self._clock()
                 seconds = state.seconds + began - start
                 reached = _State(end, seconds, own, diverged_at)
-                self._save(runs, layout, reached, values)
-                saved = self._clock()
-                own += saved - began
+                # Whoever reads the checkpoint finds the records of all steps before it.
+                record.sync()
+                checkpoints.save(end, values, self._notes(runs, layout, reached))
+                own += self._clock() - began
+            if stopping:
+                checkpoints.wait()
+                raise Interrupted(self._interruption.signum)
+        checkpoints.wait()
         seconds = state.seconds + self._clock() - start
         for run, result in zip(runs, results, strict=False):
             record.finished(
@@ -234,7 +261,7 @@ class Worker:
                 together=layout.runs,
             )
         record.sync()
-        checkpoint.remove_checkpoints(self._checkpoints)
+        checkpoint.remove_checkpoints(self._folder)
         self._progress.finished(len(runs), sum(record.failed(run) for run in runs))
         for line in record.cells(runs):
             self._progress.say(line)
@@ -243,12 +270,13 @@ class Worker:
         """Seconds, those of the compiler left out."""
         return time.monotonic() - self._programs.seconds
 
-    def _save(
-        self, runs: list[PlannedRun], layout: Layout, state: _State, values: Run
-    ) -> None:
-        # Whoever reads the checkpoint finds the records of all steps before it.
-        self._recorder.sync()
-        notes = {
+    def _fingerprint(self) -> dict[str, Any]:
+        return checkpoint.fingerprint(self._recorder.environment["devices"])
+
+    def _notes(
+        self, runs: list[PlannedRun], layout: Layout, state: _State
+    ) -> dict[str, Any]:
+        return {
             "runs": [run.name for run in runs],
             "layout_runs": layout.runs,
             "group": layout.group,
@@ -258,11 +286,5 @@ class Worker:
                 "own_seconds": state.own_seconds,
                 "diverged_at": state.diverged_at,
             },
-            "environment": self._recorder.environment,
+            "fingerprint": self._fingerprint(),
         }
-        start = time.monotonic()
-        checkpoint.save_runs(self._checkpoints, state.step, values, notes)
-        if self._config.checkpoint_seconds is None:
-            seconds = time.monotonic() - start
-            due = max(_CHECKPOINT_SECONDS, seconds / _CHECKPOINT_SHARE)
-            self._until_checkpoint = due

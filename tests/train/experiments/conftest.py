@@ -81,6 +81,15 @@ def lasting(lines):
 
 def interrupt_at(monkeypatch, calls, error=KeyboardInterrupt):
     """The training step raises in its n-th call; evaluation and the rest go on."""
+
+    def interrupt():
+        raise error
+
+    at_call(monkeypatch, calls, interrupt)
+
+
+def at_call(monkeypatch, calls, action):
+    """Before the n-th training step there is an action."""
     real, count = worker.train, 0
 
     def train(step_fn, *arguments):
@@ -88,7 +97,7 @@ def interrupt_at(monkeypatch, calls, error=KeyboardInterrupt):
             nonlocal count
             count += 1
             if count == calls:
-                raise error
+                action()
             return step_fn(runs, step, end)
 
         return real(counted, *arguments)

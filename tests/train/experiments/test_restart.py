@@ -1,6 +1,9 @@
 """Studies that were interrupted, or are to have more runs."""
 
+import dataclasses
+import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -9,13 +12,16 @@ import time
 import pytest
 
 from tests.train.experiments.conftest import (
+    at_call,
     interrupt_at,
     lasting,
     of_kind,
     records,
     study,
 )
+from train import checkpoint
 from train.experiments import worker
+from train.interruption import Interrupted
 
 
 @pytest.mark.parametrize("together", [1, pytest.param(3, marks=pytest.mark.slow)])
@@ -37,19 +43,41 @@ def test_an_interrupted_study_goes_on_to_the_same_bits(config, together, monkeyp
     assert not (changes["workdir"] / "checkpoint").exists()
 
 
-def test_slow_checkpoints_are_far_apart(config, monkeypatch):
+def test_checkpoints_are_written_when_they_are_due(config, monkeypatch):
     saved = []
-
-    def slow(*arguments):
-        saved.append(arguments[1])
-        time.sleep(0.3)
-
-    monkeypatch.setattr(worker, "_CHECKPOINT_SECONDS", 0.0)
-    monkeypatch.setattr(worker.checkpoint, "save_runs", slow)
+    monkeypatch.setattr(
+        checkpoint.Checkpoints, "save", lambda self, step, *a: saved.append(step)
+    )
     study(config, seeds=1, max_norms=(0.05,))
-    assert saved == [3]  # the next one is due 15 seconds later
+    assert not saved
     study(config, seeds=1, max_norms=(1.0,), checkpoint_seconds=0.0)
-    assert saved == [3, 3, 4, 6, 7, 9]
+    assert saved == [3, 4, 6, 7, 9]
+
+
+def test_a_signal_ends_a_study_with_a_checkpoint_and_it_goes_on(config, monkeypatch):
+    unbroken = study(config)
+    config = dataclasses.replace(config, workdir=config.workdir.with_name("broken"))
+    for calls, signum in ((5, signal.SIGTERM), (12, signal.SIGINT)):
+        with monkeypatch.context() as patch:
+            at_call(patch, calls, lambda signum=signum: os.kill(os.getpid(), signum))
+            with pytest.raises(Interrupted, match=signal.Signals(signum).name):
+                study(config)
+        assert (config.workdir / "checkpoint").exists()
+    assert lasting(study(config)) == lasting(unbroken)
+
+
+def test_a_study_goes_on_from_damage_only_when_it_is_told_to(config, monkeypatch):
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        interrupt_at(patch, 5)
+        study(config, checkpoint_seconds=0.0)
+    [path] = (config.workdir / "checkpoint").iterdir()
+    (path / "notes.json").write_text("{}")
+    before = (config.workdir / "records.jsonl").read_bytes()
+    with pytest.raises(ValueError, match="notes.json has changed.*remove .*checkpoint"):
+        study(config)
+    assert (config.workdir / "records.jsonl").read_bytes() == before
+    shutil.rmtree(path.parent)
+    study(config)
 
 
 def test_finished_runs_are_not_repeated_and_more_seeds_run_only_the_new(

@@ -1,0 +1,85 @@
+"""What is recorded of one run while it goes on."""
+
+import contextlib
+from typing import Any
+
+import jax
+import numpy as np
+
+from train.config import FinetuneConfig
+from train.evaluation import Evaluation
+from train.records import HashedLines
+from train.restart import Restart
+from train.steps import CURVES, Metrics
+
+
+class RunRecorder:
+    """Writes ``metrics.jsonl``, and ``evaluations.jsonl`` if there are any.
+
+    What was written after the checkpoint that the run goes on from is removed first.
+    Use as a context manager.
+
+    ``diverged_at`` is the first step whose loss was not finite.
+
+    Args:
+      config: The run's config.
+      total_steps: The run's length.
+      begin: Where it goes on.
+
+    Raises:
+      ValueError: If the records are not those of the checkpoint.
+    """
+
+    def __init__(self, config: FinetuneConfig, total_steps: int, begin: Restart):
+        self._norms_every = config.norms_every
+        self._epoch_steps = total_steps // config.epochs
+        self.diverged_at = begin.diverged_at
+        names = ["metrics.jsonl", *["evaluations.jsonl"] * (config.evaluations > 1)]
+        with contextlib.ExitStack() as files:
+            self._lines = {
+                name: files.enter_context(
+                    HashedLines(config.workdir / name, begin.records.get(name))
+                )
+                for name in names
+            }
+            self._files = files.pop_all()
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *exception):
+        self._files.close()
+
+    def metrics(self, end: int, fetched: list[Metrics]) -> None:
+        """Records steps.
+
+        Args:
+          end: The number of the last of them, counted from 1.
+          fetched: Their metrics on the host, with an axis over runs.
+        """
+        lines = self._lines["metrics.jsonl"]
+        for number, of_runs in enumerate(fetched, end - len(fetched) + 1):
+            metrics = jax.tree.map(lambda x: x[0], of_runs)
+            lines.append(self._line(number, metrics))
+            if self.diverged_at is None and not np.isfinite(metrics.loss):
+                self.diverged_at = number
+        lines.flush()
+
+    def evaluation(self, step: int, results: dict[str, Evaluation]) -> None:
+        """Records the scores after some steps."""
+        lines = self._lines["evaluations.jsonl"]
+        for split, evaluation in results.items():
+            lines.append({"step": step, "split": split} | evaluation._asdict())
+        lines.flush()
+
+    def marks(self) -> dict[str, Any]:
+        """How far the files are; see ``HashedLines.mark``."""
+        return {name: lines.mark() for name, lines in self._lines.items()}
+
+    def _line(self, number: int, metrics: Metrics) -> dict[str, Any]:
+        line = {"step": number, "epoch": round(number / self._epoch_steps, 4)}
+        for name in CURVES:
+            line[name] = float(getattr(metrics, name))
+        if number == 1 or number % self._norms_every == 0:
+            line["norms"] = {name: float(norm) for name, norm in metrics.norms.items()}
+        return line
