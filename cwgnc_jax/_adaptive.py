@@ -28,7 +28,7 @@ from cwgnc_jax._thresholds import (
 class AdaGCState(NamedTuple):
     """The state of :func:`adagc`."""
 
-    count: jax.Array
+    count: jax.Array  # type: ignore
     """The number of steps taken, an int32 scalar."""
 
     average: jax.Array

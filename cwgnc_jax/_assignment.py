@@ -121,6 +121,14 @@ def assign(
 
 class _Stacks:
     def __init__(self, stacked_axes: StackedAxes):
+        if not isinstance(stacked_axes, Mapping) or not all(
+            isinstance(pattern, str) and isinstance(axis, int)
+            for pattern, axis in stacked_axes.items()
+        ):
+            raise TypeError(
+                f"stacked_axes must map patterns of modules' paths to axes, such as "
+                f'{{"decoder/layers": 0}}, got {stacked_axes!r}'
+            )
         rules = list(stacked_axes.items())
         self._axes = [axis for _, axis in rules]
         self._patterns = FirstMatch(

@@ -19,7 +19,7 @@ from cwgnc_jax._thresholds import MaxNorm, Thresholds, check_eps
 class ScheduledClipState(NamedTuple):
     """The state of a clip whose threshold is a schedule."""
 
-    count: jax.Array
+    count: jax.Array  # type: ignore
     """The number of steps taken, an int32 scalar."""
 
 
@@ -142,7 +142,7 @@ def component_clip_by_global_norm(
                 threshold = clip_factor(norm, threshold, eps)
             coefficients[name] = threshold
         if step is not None:
-            state = ScheduledClipState(optax.safe_increment(step))
+            state = ScheduledClipState(optax.safe_increment(step))  # type: ignore
         return coefficients, state
 
     return clip_components(
@@ -226,7 +226,7 @@ def clip_components(
         clipped = [scaled(part, coefficients) for part in parts]
         return jax.tree.unflatten(treedef, clipped), state
 
-    return optax.GradientTransformation(init_fn, update_fn)
+    return optax.GradientTransformation(init_fn, update_fn)  # type: ignore
 
 
 def clip_factor(norm: jax.Array, max_norm: ArrayLike, eps: ArrayLike) -> jax.Array:

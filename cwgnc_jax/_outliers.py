@@ -24,7 +24,7 @@ from cwgnc_jax._thresholds import (
 class AutoClipState(NamedTuple):
     """The state of :func:`autoclip`."""
 
-    count: jax.Array
+    count: jax.Array  # type: ignore
     """The number of steps taken, an int32 scalar."""
 
     history: jax.Array

@@ -159,6 +159,7 @@ class Thresholds:
             assert param_norm is not None
             return threshold.ratio * jnp.maximum(param_norm, threshold.min_norm)
         if callable(threshold):
+            assert step is not None
             scheduled = threshold(step)
             _check_scalar("What the schedule max_norm returns", scheduled)
             return scheduled  # type: ignore

@@ -165,14 +165,27 @@ def test_norms_that_teach_nothing_leave_the_state_usable(tx):
     at = np.array([0, 7, 9, 11])
     kernel = grads["b"]["kernel"].at[at[:2]].set(0.0).at[9].set(jnp.nan)
     spoilt = {"a": grads["a"], "b": {"kernel": kernel.at[11, 0, 0].set(jnp.inf)}}
+    late = np.append(np.delete(np.arange(15), at), at)
     with np.errstate(invalid="ignore"):
         coefficients, state = run(tx, spoilt)
+        _, later = run(tx, jax.tree.map(lambda leaf: leaf[late], spoilt))
     chex.assert_tree_all_finite(state)
-    others = np.delete(coefficients, at, axis=0)
+    if type(state).__name__ == "AdaGCState":  # whose warm-up is of all components
+        return
+    np.testing.assert_allclose(coefficients[:, 0], healthy[:, 0], rtol=1e-5)
     # Not clipped to nothing for ever, as by a threshold of zero.
-    assert np.all(others > 1e-2)
-    if type(state).__name__ != "AdaGCState":  # whose warm-up sees all components
-        np.testing.assert_allclose(coefficients[:, 0], healthy[:, 0], rtol=1e-5)
+    assert np.all(np.delete(coefficients[:, 1], at) > 1e-2)
+    if type(state).__name__ != "AutoClipState":  # whose history has gaps
+        for leaf, leaf_later in zip(state, later, strict=True):
+            np.testing.assert_allclose(leaf[1], leaf_later[1], rtol=1e-6)
+
+
+def test_parameter_that_starts_without_a_gradient_is_not_clipped_to_nothing():
+    tx = adagc(warmup_steps=2)
+    state = tx.init({"w": jnp.zeros(2)})
+    for size in (0.0, 0.0, 1.0, 1.0):
+        updates, state = tx.update({"w": jnp.array([size, 0.0])}, state)
+    np.testing.assert_array_equal(updates["w"], [1.0, 0.0])
 
 
 @EVERY

@@ -53,7 +53,10 @@ def test_shards_are_clipped_as_the_whole_with_copies_counted_once(max_norm):
 
 def test_all_components_take_one_collective():
     update = update_of(relative_to_params(0.1), axis_name="model")
-    program = over_devices(update).lower(GRADS).compile().as_text()
+    lowered = over_devices(update).lower(GRADS)
+    # The compiler may join several, but need not.
+    assert lowered.as_text().count("stablehlo.all_reduce") == 1
+    program = lowered.compile().as_text()
     assert len(re.findall(r" all-reduce(?:-start)?\(", program)) == 1
 
 

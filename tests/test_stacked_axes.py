@@ -111,3 +111,9 @@ def test_stacked_axes_that_do_not_fit_are_refused_at_init(stacked_axes, match):
     tx = component_clip_by_global_norm(0.05, stacked_axes=stacked_axes)
     with pytest.raises(ValueError, match=match):
         tx.init(grads_of()[0])
+
+
+@pytest.mark.parametrize("stacked_axes", [["decoder/layers"], {"decoder/layers": "0"}])
+def test_stacked_axes_that_are_no_mapping_to_axes_are_refused(stacked_axes):
+    with pytest.raises(TypeError, match=r'such as \{"decoder/layers": 0\}, got'):
+        component_sizes(grads_of()[0], stacked_axes=stacked_axes)
