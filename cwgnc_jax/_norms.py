@@ -1,5 +1,6 @@
 """The norms of components, also of ones that are spread over devices."""
 
+import functools
 import math
 from collections import OrderedDict
 from collections.abc import Sequence
@@ -117,8 +118,9 @@ def _squares(
     return squares
 
 
+# Jitted, so that it is traced once for all leaves of a shape.
+@functools.partial(jax.jit, static_argnums=1)
 def _squared_norm(leaf: ArrayLike, axis: int | None) -> jax.Array:
-    leaf = jnp.asarray(leaf)
     reduced = None if axis is None else [i for i in range(leaf.ndim) if i != axis]
     pieces = [leaf.real, leaf.imag] if jnp.iscomplexobj(leaf) else [leaf]
     return sum(
