@@ -17,21 +17,26 @@ class Cell(NamedTuple):
 
 CELL = list(Cell._fields)
 
+PAPER_MAX_NORM = 0.05
+"""The threshold of the paper's own results, fixed before any run of a study."""
+
 
 def choose_cells(runs: pd.DataFrame) -> pd.DataFrame:
     """Chooses one cell of each task and method by the scores on the holdout.
 
     The highest mean wins, then the smaller standard deviation, the smaller learning
     rate, the smaller threshold. A cell with a score that is not a number comes last.
-    The scores on the validation split are not looked at. Without holdout scores nothing
-    is chosen, unless there is one cell only.
+    The scores on the validation split are not looked at. Without holdout scores the
+    paper's threshold is taken if it is among those of a single learning rate; else
+    nothing is chosen, unless there is one cell only.
 
     Args:
       runs: The finished runs.
 
     Returns:
       A row a cell: the cell, runs, holdout_mean, holdout_std, chosen, and open, which
-      says that its task and method have several cells and no way to choose.
+      says that its task and method have several cells and no way to choose. Planned
+      says that the choice is the paper's threshold.
     """
     holdout = runs.groupby(CELL, sort=False)["holdout_score"]
     cells = holdout.agg(
@@ -39,7 +44,7 @@ def choose_cells(runs: pd.DataFrame) -> pd.DataFrame:
         holdout_mean=lambda scores: scores.mean(skipna=False),
         holdout_std=lambda scores: scores.std(ddof=0, skipna=False),
     ).reset_index()
-    chosen = []
+    chosen, planned = [], []
     for (task, method), group in cells.groupby(["task", "method"], sort=False):
         same = (runs["task"] == task) & (runs["method"] == method)
         if len(group) == 1:
@@ -51,6 +56,10 @@ def choose_cells(runs: pd.DataFrame) -> pd.DataFrame:
                 std=group["holdout_std"].round(12),
             ).sort_values(["mean", "std", "learning_rate", "max_norm"])
             chosen.append(order.index[0])
+        elif group["learning_rate"].nunique() == 1:
+            planned += group.index[group["max_norm"] == PAPER_MAX_NORM].to_list()
+    chosen += planned
+    cells["planned"] = cells.index.isin(planned)
     cells["chosen"] = cells.index.isin(chosen)
     decided = cells.groupby(["task", "method"])["chosen"].transform("any")
     return cells.assign(open=~decided)

@@ -199,18 +199,21 @@ def _thresholds(study, task, groups):
 def _scores_over_time(study, task, panels):
     # One evaluation, at the end, is what the distribution shows.
     frame = study.evaluations[study.evaluations["task"] == task]
-    if frame["step"].groupby(frame["run"]).nunique().max() < 2 or frame.empty:
+    panels = _with_cells(
+        panels, lambda cell: of_cell(frame, cell)["step"].nunique() > 1
+    )
+    if not panels:
         return None
     return _course(
         *(study, task, panels, frame, "score over time", "score_over_time"),
         {"score": _score(study, task)},
-        "validation score during training",
+        "validation score during training, of what was scored more than once",
     )
 
 
 def _clip_rates(study, task, panels):
     frame = study.metrics[study.metrics["task"] == task]
-    panels = [panel for panel in map(_clipped, panels) if panel.cells]
+    panels = _with_cells(panels, lambda cell: math.isfinite(cell.max_norm))
     # Without its cells that were not clipped a panel may add nothing to a later one.
     panels = [
         panel
@@ -230,13 +233,16 @@ def _clip_rates(study, task, panels):
     )
 
 
-def _clipped(panel):
-    places = [i for i, cell in enumerate(panel.cells) if math.isfinite(cell.max_norm)]
-    return dataclasses.replace(
-        panel,
-        cells=[panel.cells[i] for i in places],
-        colors=[panel.colors[i] for i in places],
-    )
+def _with_cells(panels, belongs):
+    """The panels with some of their cells only, those without any left out."""
+    fewer = []
+    for panel in panels:
+        pairs = zip(panel.cells, panel.colors, strict=True)
+        kept = [(cell, color) for cell, color in pairs if belongs(cell)]
+        if kept:
+            cells, colors = map(list, zip(*kept, strict=True))
+            fewer.append(dataclasses.replace(panel, cells=cells, colors=colors))
+    return fewer
 
 
 def _loss(study, task, panels):

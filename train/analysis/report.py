@@ -8,7 +8,7 @@ import jinja2
 import pandas as pd
 
 from train.analysis import comparisons, results, tables
-from train.analysis.cells import choose_cells
+from train.analysis.cells import PAPER_MAX_NORM, choose_cells
 from train.analysis.components import read_components
 from train.analysis.figures import MOST_CELLS, MOST_PANELS, draw_figures
 from train.analysis.labels import method_label, task_label
@@ -73,12 +73,9 @@ def write_report(
         most_cells=MOST_CELLS,
         most_panels=MOST_PANELS,
         legacy_lines=_legacy(study) if legacy_lines else None,
-        open_groups=[
-            f"{task_label(task)}, {method_label(method)} ({len(group)} cells)"
-            for (task, method), group in cells[cells["open"]].groupby(
-                ["task", "method"], sort=False
-            )
-        ],
+        open_groups=_groups(cells[cells["open"]]),
+        planned_groups=_groups(cells[cells["planned"]]),
+        paper_max_norm=PAPER_MAX_NORM,
         has_choice=len(cells) > len(cells[["task", "method"]].drop_duplicates()),
     )
     path = output / "report.html"
@@ -96,6 +93,13 @@ def _tables(study, cells):
     yield results.threshold_table(study, cells)
     yield comparisons.threshold_tests(study, cells)
     yield tables.failure_table(study)
+
+
+def _groups(cells):
+    groups = cells.groupby(["task", "method"], sort=False)
+    return [
+        f"{task_label(task)}, {method_label(method)}" for task, method in groups.groups
+    ]
 
 
 def _sections(study, workdir):

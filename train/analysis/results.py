@@ -6,7 +6,12 @@ import math
 
 import pandas as pd
 
-from train.analysis.cells import cells_of, of_cell, threshold_groups
+from train.analysis.cells import (
+    PAPER_MAX_NORM,
+    cells_of,
+    of_cell,
+    threshold_groups,
+)
 from train.analysis.labels import (
     NOTHING,
     hundredfold,
@@ -170,7 +175,7 @@ def _paper_row(task, method, numbers):
     source = f"paper: BERT-large-uncased, 25 runs{_PAPER_EPOCHS.get(method, '')}"
     cell = {"task": task, "method": method, "learning_rate": math.nan}
     # The paper states the threshold of its own method only.
-    cell["max_norm"] = 0.05 if method == "cwgnc" else math.nan
+    cell["max_norm"] = PAPER_MAX_NORM if method == "cwgnc" else math.nan
     values = {"source": source, "runs": 25, "std": std, "mean": mean, "max": maximum}
     return cell | empty | values
 

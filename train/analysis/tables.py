@@ -108,7 +108,7 @@ def selection_table(cells: pd.DataFrame) -> Table:
     return make_table(
         "selection",
         "Scores × 100 on the holdout",
-        cells.drop(columns="open").to_dict("records"),
+        cells.drop(columns=["open", "planned"]).to_dict("records"),
         {
             **CELL_COLUMNS,
             "Runs": lambda row: str(row["runs"]),

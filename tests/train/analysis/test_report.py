@@ -156,7 +156,7 @@ def test_too_few_runs_are_not_tested(tmp_path):
 def test_without_a_holdout_every_cell_is_listed(tmp_path):
     records = demo_records(("cola",), ("devlin", "cwgnc"), seeds=1, holdout=False)
     report = write_report(write_study(tmp_path, records))
-    assert "Nothing was selected." in report.read_text()
+    assert "Nothing was selected by scores." in report.read_text()
     assert len(table(report, "table1").query("source == 'this study'")) == 8
     assert not (report.parent / "tables" / "selection.csv").exists()
 

@@ -182,10 +182,26 @@ def test_a_cell_with_a_holdout_score_that_is_no_number_comes_last(tmp_path):
     assert list(chosen["learning_rate"]) == [2e-5]
 
 
-def test_without_a_holdout_nothing_is_chosen_among_several_cells(tmp_path):
+@pytest.mark.parametrize(
+    ("rates", "thresholds"), [((2e-5,), (0.1, 1.0)), ((1e-5, 2e-5), (0.05,))]
+)
+def test_without_a_holdout_nothing_is_chosen_among_several_cells(
+    tmp_path, rates, thresholds
+):
     records = demo_records(
-        ("cola",), ("devlin", "cwgnc"), (2e-5,), seeds=2, holdout=False
+        ("cola",), ("cwgnc",), rates, thresholds, seeds=2, holdout=False
     )
     cells = choose_cells(read(tmp_path, *records).runs)
-    assert list(cells["chosen"]) == [True, False, False, False]
-    assert list(cells["open"]) == [False, True, True, True]
+    assert not cells["chosen"].any() and not cells["planned"].any()
+    assert cells["open"].all()
+
+
+def test_without_a_holdout_the_papers_threshold_is_taken(tmp_path):
+    records = demo_records(
+        ("cola",), ("devlin", "cwgnc"), (2e-5,), (1.0, 0.05), seeds=2, holdout=False
+    )
+    cells = choose_cells(read(tmp_path, *records).runs)
+    assert list(cells["max_norm"]) == [1.0, 0.05, 1.0]
+    assert list(cells["chosen"]) == [True, True, False]
+    assert list(cells["planned"]) == [False, True, False]
+    assert not cells["open"].any()
