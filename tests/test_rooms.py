@@ -68,7 +68,8 @@ def test_imports_of_the_library_go_one_way(module, forbidden):
 @pytest.mark.parametrize(
     ("module", "later"),
     [
-        ("config", "tasks tables examples batches optimizer steps inputs parallel"),
+        ("config", "config_checks tasks tables examples batches optimizer steps"),
+        ("config_checks", "tasks tables examples batches optimizer steps inputs"),
         ("tasks", "tables examples batches optimizer steps inputs parallel"),
         ("tables", "examples batches optimizer steps inputs parallel"),
         ("caches", "batches token_cache steps inputs parallel loop experiments"),

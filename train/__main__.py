@@ -16,13 +16,14 @@ import tyro
 
 from train.config import (
     PRESETS,
+    ComponentsConfig,
     FinetuneConfig,
     PredictConfig,
     RacingConfig,
     ReportConfig,
     UnfreezeConfig,
-    check_predict,
 )
+from train.config_checks import check_components, check_predict
 from train.experiments.paper import ReproduceConfig
 from train.experiments.plan import StabilityConfig
 from train.interruption import Interrupted
@@ -32,6 +33,7 @@ _USAGE = """usage: python -m train COMMAND [--help]
 commands:
   finetune    fine-tune a pretrained encoder on a task or on own data
   predict     predict with a fine-tuned model
+  components  what a clip of a model would take as one, with shapes and sizes
   stability   fine-tune with many seeds, thresholds and methods
   report      tables, tests and figures of such a study
   racing      how the components of its runs converge, failed and successful
@@ -52,6 +54,7 @@ def main(arguments: Sequence[str]) -> int:
     commands = {
         "finetune": _finetune,
         "predict": _predict,
+        "components": _components,
         "stability": _stability,
         "report": _report,
         "racing": _racing,
@@ -121,6 +124,21 @@ def _predict(arguments: list[str]) -> int:
         return _refuse(error)
     _print_scores(scores, lines)
     print(f"predictions  {config.output}")
+    return 0
+
+
+def _components(arguments: list[str]) -> int:
+    config = tyro.cli(
+        ComponentsConfig, prog="python -m train components", args=arguments
+    )
+    try:
+        check_components(config)
+        from train.components import list_components
+
+        table = list_components(config)
+    except (ValueError, OSError) as error:
+        return _refuse(error)
+    print(table)
     return 0
 
 

@@ -15,7 +15,8 @@ import jax
 from cwgnc_jax import models
 from train import batches, checkpoint, parallel, tasks
 from train.analysis.curves import draw_curves
-from train.config import FinetuneConfig, check_finetune
+from train.config import FinetuneConfig
+from train.config_checks import check_finetune
 from train.evaluation import Evaluation, evaluate
 from train.inputs import Inputs, load_inputs
 from train.interruption import Interrupted, Interruption

@@ -13,6 +13,7 @@ from train.config import OptimizerConfig, RegularizationConfig
 COMPONENT_FNS = {
     "by_parameter": cwgnc_jax.by_parameter,
     "by_module": cwgnc_jax.by_module,
+    "by_module_type": cwgnc_jax.by_module_type,
     "by_layer": cwgnc_jax.by_layer,
     "global": lambda path: "all",
 }

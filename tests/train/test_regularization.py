@@ -15,9 +15,8 @@ from tests.train.conftest import MODEL, RECIPE, a_batch
 from train.config import (
     OptimizerConfig,
     RegularizationConfig,
-    check_optimizer,
-    check_regularization,
 )
+from train.config_checks import check_optimizer, check_regularization
 from train.optimizer import hyperparameters
 from train.parallel import ONE_RUN, Layout, init_runs
 from train.steps import init_run, train_step

@@ -9,10 +9,8 @@ from train.config import (
     DataConfig,
     OptimizerConfig,
     RegularizationConfig,
-    check_data,
-    check_optimizer,
-    check_regularization,
 )
+from train.config_checks import check_data, check_optimizer, check_regularization
 from train.methods import find_method
 
 # The thirty seeds of the paper's code.
