@@ -165,8 +165,13 @@ def _prefixes(path: str) -> list[str]:
     return list(itertools.accumulate(path.split("/"), "{}/{}".format))
 
 
-def scaled(part: Part, coefficients: Mapping[str, ArrayLike | None]) -> Any:
-    """Multiplies the leaf by its components' coefficients; it keeps its dtype."""
+def scaled(
+    part: Part, coefficients: Mapping[str, ArrayLike | None], zeroing: bool = False
+) -> Any:
+    """Multiplies the leaf by its components' coefficients; it keeps its dtype.
+
+    When ``zeroing``, a coefficient of zero makes zeros of NaN and infinity too.
+    """
     factors = [coefficients[name] for name in part.names]
     if all(factor is None for factor in factors):
         return part.leaf
@@ -177,4 +182,7 @@ def scaled(part: Part, coefficients: Mapping[str, ArrayLike | None]) -> Any:
         shape[part.axis] = -1
         ones = [1.0 if factor is None else factor for factor in factors]
         factor = jnp.stack(ones).reshape(shape)
-    return (part.leaf * factor).astype(jnp.result_type(part.leaf))
+    product = part.leaf * factor
+    if zeroing:
+        product = jnp.where(factor > 0, product, 0)
+    return product.astype(jnp.result_type(part.leaf))

@@ -2,7 +2,7 @@
 
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -30,6 +30,7 @@ def component_clip_by_global_norm(
     eps: ArrayLike = 1e-6,
     stacked_axes: StackedAxes | None = None,
     axis_name: AxisName | None = None,
+    nonfinite: Literal["propagate", "zero"] = "propagate",
     keep_report: bool = False,
 ) -> optax.GradientTransformation:
     r"""Clips the norm of each component's updates on its own.
@@ -47,7 +48,8 @@ def component_clip_by_global_norm(
     no state unless ``max_norm`` is a schedule or ``keep_report`` is on. A component
     whose norm is NaN becomes NaN, and one with an infinite norm becomes zero where it
     is finite and NaN elsewhere, as in torch; the other components are untouched by
-    either.
+    either. A norm is infinite too where the sum of squares exceeds float32: from
+    numbers of 1.8e19 on.
 
     Args:
       max_norm: The largest norm a component may keep: a positive number, ``inf`` for
@@ -75,6 +77,9 @@ def component_clip_by_global_norm(
         tells; without it all leaves count as sharded. ``()`` says that each device
         holds components of its own. Needless under ``jax.jit``, where arrays are
         whole however they are sharded.
+      nonfinite: What becomes of a component whose norm is NaN or infinite:
+        ``"propagate"``, as above, or ``"zero"``, which makes all of it zero, so that
+        the others' step counts.
       keep_report: Whether the state keeps the norms and coefficients of the last step
         for :func:`clip_report`.
 
@@ -84,10 +89,11 @@ def component_clip_by_global_norm(
     Raises:
       TypeError: If ``max_norm`` or ``eps`` is no number, ``component_fn`` no function,
         or, from ``init`` on, if it returns no string.
-      ValueError: If ``max_norm`` is not positive or ``eps`` negative; from ``init`` on
-        if rules leave a parameter without a component, or a component without a
-        threshold, or match none; in ``update`` if ``params`` are needed and missing, or
-        a leaf is sharded inside ``jax.shard_map`` and there is no ``axis_name``.
+      ValueError: If ``max_norm`` is not positive, ``eps`` negative or ``nonfinite``
+        unknown; from ``init`` on if rules leave a parameter without a component, or a
+        component without a threshold, or match none; in ``update`` if ``params`` are
+        needed and missing, or a leaf is sharded inside ``jax.shard_map`` and there is
+        no ``axis_name``.
 
     Examples:
       >>> import cwgnc_jax
@@ -124,6 +130,8 @@ def component_clip_by_global_norm(
     """
     thresholds = Thresholds(max_norm)
     check_eps(eps)
+    if nonfinite not in ("propagate", "zero"):
+        raise ValueError(f"nonfinite must be 'propagate' or 'zero', got {nonfinite!r}")
 
     def init_rule(names):
         thresholds.check(names)
@@ -153,6 +161,7 @@ def component_clip_by_global_norm(
         axis_name=axis_name,
         keep_report=keep_report,
         relative_to_params=thresholds.relative,
+        zero_nonfinite=nonfinite == "zero",
     )
 
 
@@ -178,6 +187,7 @@ def clip_components(
     axis_name: AxisName | None,
     keep_report: bool,
     relative_to_params: bool = False,
+    zero_nonfinite: bool = False,
 ) -> optax.GradientTransformation:
     """Scales every component by what a rule makes of its norm.
 
@@ -189,6 +199,7 @@ def clip_components(
       axis_name: The mesh axes over which leaves are sharded.
       keep_report: Whether the state keeps what :func:`clip_report` reads.
       relative_to_params: Whether the rule needs the norms of the parameters.
+      zero_nonfinite: Whether a component whose norm is not finite becomes zero.
 
     Returns:
       The transformation.
@@ -217,14 +228,18 @@ def clip_components(
             sizes_of(parts, lambda leaf: shards(leaf, axis_name)),
             param_norms[0] if param_norms else {},
         )
+        inner_state = state.inner_state if keep_report else state
+        coefficients, inner_state = rule(measured, inner_state)
+        if zero_nonfinite:
+            coefficients = {
+                name: jnp.where(jnp.isfinite(norms[name]), 1.0 if c is None else c, 0.0)
+                for name, c in coefficients.items()
+            }
         if keep_report:
-            coefficients, inner_state = rule(measured, state.inner_state)
             record = recorded(state.record, norms, coefficients)
-            state = ReportedState(inner_state, record)
-        else:
-            coefficients, state = rule(measured, state)
-        clipped = [scaled(part, coefficients) for part in parts]
-        return jax.tree.unflatten(treedef, clipped), state
+            inner_state = ReportedState(inner_state, record)
+        clipped = [scaled(part, coefficients, zero_nonfinite) for part in parts]
+        return jax.tree.unflatten(treedef, clipped), inner_state
 
     return optax.GradientTransformation(init_fn, update_fn)  # type: ignore
 
