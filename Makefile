@@ -1,5 +1,6 @@
 # make quickstart   a first fine-tuned model, from nothing but Python and make
 # make test         the whole default test suite
+# make docs         the documentation as a site
 # make benchmarks   all benchmarks and their pages, on real tasks: GLUE=DIR with one
 #                   folder of TSV files for each
 PYTHON ?= python3
@@ -13,7 +14,7 @@ FLAX = $(VENV)/peers/flax
 RESULTS = benchmarks/results
 GLUE ?=
 
-.PHONY: quickstart test slow lint benchmarks
+.PHONY: quickstart test slow lint docs benchmarks
 quickstart: $(VENV)/train.stamp
 	$(BIN)/python -m examples.fetch_minilm quickstart/minilm
 	$(BIN)/python -m examples.acceptability quickstart/data
@@ -53,6 +54,11 @@ benchmarks: $(VENV)/test.stamp $(KERAS)/stamp $(FLAX)/stamp
 	  --json $(RESULTS)/many_runs.json
 	$(BIN)/python -m benchmarks.step_variants --json $(RESULTS)/step_variants.json
 	$(BIN)/python -m benchmarks.summary
+
+docs: $(VENV)/test.stamp
+	$(BIN)/python -m pip install -q --group docs
+	$(BIN)/python -m sphinx -W --keep-going -q -b html docs docs/_build
+	@echo "docs/_build/index.html"
 
 lint: $(VENV)/test.stamp
 	$(BIN)/python -m pip install -q --group lint

@@ -1,0 +1,55 @@
+"""The Python of README and documentation runs, and every public name is in them."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+import cwgnc_jax
+from cwgnc_jax import models
+
+ROOT = Path(__file__).parent.parent
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+FENCED = re.compile(r"^```python\n(.*?)^```", re.S | re.M)
+
+
+def blocks_of(page):
+    return FENCED.findall(page.read_text())
+
+
+@pytest.mark.parametrize(
+    "page",
+    list(filter(blocks_of, PAGES)),
+    ids=lambda page: str(page.relative_to(ROOT)),
+)
+def test_the_python_of_a_page_runs_block_after_block(page):
+    names = {}
+    for block in blocks_of(page):
+        exec(compile(block, page.name, "exec"), names)
+
+
+def test_the_readme_prints_what_it_says(capsys):
+    names = {}
+    for block in blocks_of(ROOT / "README.md"):
+        exec(compile(block, "README.md", "exec"), names)
+    norm, rate = map(float, capsys.readouterr().out.split())
+    assert norm == float(names["norms"]["dense/kernel"])
+    assert rate == 0.8
+
+
+@pytest.mark.parametrize("module", [cwgnc_jax, models], ids=lambda m: m.__name__)
+def test_every_public_name_is_in_the_reference(module):
+    pages = (ROOT / "docs/reference").glob("*.rst")
+    listed = re.findall(
+        r"^\.\. auto\w+:: (\w+)$", "\n".join(page.read_text() for page in pages), re.M
+    )
+    assert set(module.__all__) <= set(listed)
+    assert len(listed) == len(set(listed))
+
+
+def test_every_command_is_in_the_documentation():
+    usage = (ROOT / "train/__main__.py").read_text()
+    commands = re.findall(r"^        \"(\w+)\": _", usage, re.M)
+    page = (ROOT / "docs/reference/commands.md").read_text()
+    assert len(commands) > 7
+    assert re.findall(r"^\| `(\w+)` \|", page, re.M) == commands
