@@ -83,6 +83,7 @@ def test_imports_of_the_library_go_one_way(module, forbidden):
         ("records", "steps inputs parallel checkpoint restart loop experiments"),
         ("interruption", "steps inputs parallel checkpoint loop experiments"),
         ("checkpoint", "inputs restart run_recorder loop experiments"),
+        ("nonfinite", "steps inputs parallel checkpoint restart run_recorder loop"),
         ("restart", "run_recorder loop experiments"),
         ("run_recorder", "loop experiments"),
         ("memory", "loop experiments"),

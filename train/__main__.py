@@ -48,8 +48,8 @@ def main(arguments: Sequence[str]) -> int:
       arguments: The command's name and its flags.
 
     Returns:
-      The exit status: 0; 2 if the input was wrong or nothing could be written; 130 or
-      143 if SIGINT or SIGTERM came.
+      The exit status: 0; 1 if a run was given up; 2 if the input was wrong or nothing
+      could be written; 130 or 143 if SIGINT or SIGTERM came.
     """
     commands = {
         "finetune": _finetune,
@@ -89,6 +89,7 @@ def _finetune(arguments: list[str]) -> int:
     try:
         # JAX is imported only now, so that --help answers at once.
         from train.loop import prepare, train_and_evaluate
+        from train.nonfinite import listed
         from train.restart import finished
 
         _keep_programs(config.cache)
@@ -101,9 +102,17 @@ def _finetune(arguments: list[str]) -> int:
             results = train_and_evaluate(prepared)
     except (ValueError, OSError) as error:
         return _refuse(error)
+    except FloatingPointError as error:
+        print(f"the run failed: {error}", file=sys.stderr)
+        return 1
     except (Interrupted, KeyboardInterrupt) as stop:
         return _interrupted(stop, " with --resume")
     _print_scores(results["scores"], results["majority_line"])
+    if nonfinite := results.get("nonfinite"):
+        print(
+            f"gradients were not finite in {nonfinite['steps']} steps, first in step "
+            f"{nonfinite['first_step']}: {listed(nonfinite['components'])}"
+        )
     if results["failed"]:
         print("the run failed: its score is not above the majority line")
     print(f"model    {config.workdir / 'model'}")

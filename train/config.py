@@ -57,6 +57,9 @@ class OptimizerConfig:
     components: ComponentsName = "by_parameter"
     """What is clipped as one: each parameter (the paper), module, kind of module in all
     layers, or layer, or everything."""
+    nonfinite: Literal["propagate", "skip_step", "zero_component"] = "propagate"
+    """What follows from a gradient that is NaN or infinite: it has its way, as in
+    torch; the step changes nothing; or the components with one take no part in it."""
     b1: float = 0.9
     """Decay of Adam's first moment."""
     b2: float = 0.999
@@ -122,6 +125,8 @@ class FinetuneConfig:
     """Initialise the classifier anew although the checkpoint brings one."""
     revision: str | None = None
     """The revision of a hub id: a branch, tag or commit."""
+    give_up_after: int = 10
+    """End the run after so many steps in a row that --nonfinite skip_step skipped."""
     norms_every: int = 20
     """Steps between two records of every component's gradient norm."""
     evaluations: int = 1

@@ -21,6 +21,7 @@ def check_finetune(config: FinetuneConfig) -> None:
         ("--batch-size", config.batch_size),
         ("--eval-batch-size", config.eval_batch_size),
         ("--norms-every", config.norms_every),
+        ("--give-up-after", config.give_up_after),
         ("--evaluations", config.evaluations),
         ("--keep", config.keep),
     ):

@@ -86,6 +86,7 @@ class Inputs:
             mixout=regularization.mixout > 0,
             prior_decay=optimizer.prior_decay > 0,
             layer_decay=optimizer.layer_decay < 1,
+            nonfinite=optimizer.nonfinite,
             remat=remat,
         )
 

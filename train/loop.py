@@ -20,6 +20,7 @@ from train.config_checks import check_finetune
 from train.evaluation import Evaluation, evaluate
 from train.inputs import Inputs, load_inputs
 from train.interruption import Interrupted, Interruption
+from train.nonfinite import NonfiniteSteps
 from train.optimizer import hyperparameters
 from train.packing import Packing, make_packing, training_set
 from train.parallel import ONE_RUN
@@ -185,6 +186,7 @@ def train_and_evaluate(prepared: Prepared) -> dict[str, Any]:
         "failed": tasks.has_failed(scores[judged][metric], lines[judged][metric]),
         "collapsed": evaluations[judged].collapsed,
         "diverged_at_step": reached.diverged_at,
+        "nonfinite": NonfiniteSteps(**reached.nonfinite).summary(),
         "steps": prepared.total_steps,
         "seconds": {
             "training": round(reached.seconds, 1),
@@ -256,7 +258,10 @@ def _train(
 
     def reached(end: int) -> Restart:
         seconds = begin.seconds + time.monotonic() - start
-        return Restart(None, end, seconds, recorder.diverged_at, recorder.marks())
+        nonfinite = dataclasses.asdict(recorder.nonfinite)
+        return Restart(
+            None, end, seconds, recorder.diverged_at, nonfinite, recorder.marks()
+        )
 
     def score(end: int, run: Run) -> float:
         results = evaluate_fn(run)

@@ -83,6 +83,7 @@ def make_optimizer(
     *,
     prior: Any = None,
     layer_decay: bool = False,
+    zero_nonfinite: bool = False,
 ) -> optax.GradientTransformation:
     """The clip, Adam, the decays and the schedule, from numbers that may be traced.
 
@@ -95,13 +96,16 @@ def make_optimizer(
       b2: Decay of Adam's second moment.
       prior: Decay towards these parameters, if at all.
       layer_decay: Whether lower layers have smaller learning rates.
+      zero_nonfinite: Whether components whose gradient is not finite take no part.
 
     Returns:
       The chain.
     """
     parts = [
         cwgnc_jax.component_clip_by_global_norm(
-            numbers.max_norm, COMPONENT_FNS[components]
+            numbers.max_norm,
+            COMPONENT_FNS[components],
+            nonfinite="zero" if zero_nonfinite else "propagate",
         ),
         cwgnc_jax.scale_by_adam(
             b1, b2, numbers.eps, bias_correction=numbers.bias_correction

@@ -12,7 +12,9 @@ from train.inputs import Inputs
 from train.records import check_workdir, marked_lines, plain
 
 # What does not change a run's bits.
-_FREE = frozenset({"workdir", "cache", "resume", "checkpoint_seconds", "keep"})
+_FREE = frozenset(
+    {"workdir", "cache", "resume", "checkpoint_seconds", "keep", "give_up_after"}
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,6 +26,7 @@ class Restart:
       step: How many steps are done.
       seconds: The time they took.
       diverged_at: The first of them whose loss was not finite.
+      nonfinite: The fields of ``NonfiniteSteps``.
       records: The marks of the files of records by name.
     """
 
@@ -31,6 +34,7 @@ class Restart:
     step: int = 0
     seconds: float = 0.0
     diverged_at: int | None = None
+    nonfinite: dict[str, Any] = dataclasses.field(default_factory=dict)
     records: dict[str, Any] = dataclasses.field(default_factory=dict)
 
     def notes(self, config: FinetuneConfig, inputs: Inputs) -> dict[str, Any]:

@@ -8,6 +8,7 @@ import numpy as np
 
 from train.config import FinetuneConfig
 from train.evaluation import Evaluation
+from train.nonfinite import NonfiniteSteps, listed
 from train.records import HashedLines
 from train.restart import Restart
 from train.steps import CURVES, Metrics
@@ -19,7 +20,8 @@ class RunRecorder:
     What was written after the checkpoint that the run goes on from is removed first.
     Use as a context manager.
 
-    ``diverged_at`` is the first step whose loss was not finite.
+    ``diverged_at`` is the first step whose loss was not finite, where nothing is done
+    about that, and ``nonfinite`` tells of steps whose gradients were not.
 
     Args:
       config: The run's config.
@@ -34,6 +36,8 @@ class RunRecorder:
         self._norms_every = config.norms_every
         self._epoch_steps = total_steps // config.epochs
         self.diverged_at = begin.diverged_at
+        self.nonfinite = NonfiniteSteps(**begin.nonfinite)
+        self._policy, self._give_up = config.optimizer.nonfinite, config.give_up_after
         names = ["metrics.jsonl", *["evaluations.jsonl"] * (config.evaluations > 1)]
         with contextlib.ExitStack() as files:
             self._lines = {
@@ -56,14 +60,23 @@ class RunRecorder:
         Args:
           end: The number of the last of them, counted from 1.
           fetched: Their metrics on the host, with an axis over runs.
+
+        Raises:
+          FloatingPointError: If too many in a row were skipped.
         """
         lines = self._lines["metrics.jsonl"]
         for number, of_runs in enumerate(fetched, end - len(fetched) + 1):
             metrics = jax.tree.map(lambda x: x[0], of_runs)
-            lines.append(self._line(number, metrics))
-            if self.diverged_at is None and not np.isfinite(metrics.loss):
+            components = self.nonfinite.see(number, metrics.norms)
+            lines.append(self._line(number, metrics, components))
+            lost = self._policy == "propagate" and not np.isfinite(metrics.loss)
+            if self.diverged_at is None and lost:
                 self.diverged_at = number
+            if self._policy == "skip_step" and self.nonfinite.in_a_row >= self._give_up:
+                break
         lines.flush()
+        if self._policy == "skip_step":
+            self.nonfinite.check(self._give_up)
 
     def evaluation(self, step: int, results: dict[str, Evaluation]) -> None:
         """Records the scores after some steps."""
@@ -76,10 +89,14 @@ class RunRecorder:
         """How far the files are; see ``HashedLines.mark``."""
         return {name: lines.mark() for name, lines in self._lines.items()}
 
-    def _line(self, number: int, metrics: Metrics) -> dict[str, Any]:
+    def _line(
+        self, number: int, metrics: Metrics, nonfinite: list[str]
+    ) -> dict[str, Any]:
         line = {"step": number, "epoch": round(number / self._epoch_steps, 4)}
         for name in CURVES:
             line[name] = float(getattr(metrics, name))
         if number == 1 or number % self._norms_every == 0:
             line["norms"] = {name: float(norm) for name, norm in metrics.norms.items()}
+        if nonfinite:
+            line["nonfinite"] = listed(nonfinite)
         return line

@@ -38,6 +38,8 @@ class Recipe:
     """Whether the components of some steps are measured."""
     remat: bool = False
     """Whether the backward pass computes the inside of each layer again."""
+    nonfinite: str = "propagate"
+    """What follows from a gradient that is not finite; see ``OptimizerConfig``."""
 
     def trains(self, path: str) -> bool:
         """Whether the parameter of this path trains."""
@@ -204,7 +206,15 @@ def _update(
         clip_rate_elements=jnp.sum(clipped * shares),
         norms=norms,
     )
-    params = models.merge_params(optax.apply_updates(trained, updates), frozen)
+    stepped = optax.apply_updates(trained, updates)
+    if recipe.nonfinite == "skip_step":
+        finite = jnp.all(jnp.isfinite(stacked))
+        stepped, opt_state = jax.tree.map(
+            lambda new, old: jnp.where(finite, new, old),
+            (stepped, opt_state),
+            (trained, run.opt_state),
+        )
+    params = models.merge_params(stepped, frozen)
     if measured:
         clip = cwgnc_jax.component_clip_by_global_norm(numbers.max_norm, component_fn)
         clipped, _ = clip.update(grads, optax.EmptyState())
@@ -243,6 +253,7 @@ def _optimizer(recipe: Recipe, numbers: Hyperparameters, origin: Any):
         recipe.b2,
         prior=origin if recipe.prior_decay else None,
         layer_decay=recipe.layer_decay,
+        zero_nonfinite=recipe.nonfinite == "zero_component",
     )
 
 

@@ -1,0 +1,147 @@
+"""What follows from gradients that are not finite, in a step and in a run."""
+
+import dataclasses
+import functools
+import json
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from cwgnc_jax import models
+from tests.train.conftest import MODEL, RECIPE, a_batch, sentences, write_tsv
+from train.__main__ import main
+from train.config import OptimizerConfig, RegularizationConfig
+from train.nonfinite import NonfiniteSteps
+from train.optimizer import hyperparameters
+from train.steps import init_run, train_step
+
+BAD = a_batch() | {"weights": np.array([1, 1, np.nan, 1, 1, 1], np.float32)}
+
+
+@functools.cache
+def start():
+    numbers = hyperparameters(
+        OptimizerConfig(learning_rate=1e-2), RegularizationConfig(dropout=0.0), 10
+    )
+    params = models.init_params(MODEL, jax.random.key(0))
+    return init_run(RECIPE, params, jax.random.key(1), numbers)
+
+
+@functools.cache
+def step_of(nonfinite):
+    recipe = dataclasses.replace(RECIPE, nonfinite=nonfinite)
+    return jax.jit(functools.partial(train_step, recipe))
+
+
+def test_a_skipped_step_changes_nothing_but_the_count_of_steps():
+    before, _ = step_of("skip_step")(start(), a_batch(seed=1))
+    after, metrics = step_of("skip_step")(before, BAD)
+    chex.assert_trees_all_equal(
+        (after.params, after.opt_state), (before.params, before.opt_state)
+    )
+    assert after.step == before.step + 1
+    assert not np.isfinite(list(metrics.norms.values())).all()
+    again, _ = step_of("skip_step")(after, a_batch(seed=2))
+    assert not jnp.array_equal(
+        again.params["classifier"]["kernel"], after.params["classifier"]["kernel"]
+    )
+
+
+def test_without_the_policy_nan_has_its_way_and_with_zero_it_has_not():
+    lost, _ = step_of("propagate")(start(), BAD)
+    assert all(jnp.isnan(leaf).all() for leaf in jax.tree.leaves(lost.params))
+    kept, _ = step_of("zero_component")(start(), BAD)
+    assert all(jnp.isfinite(x).all() for x in jax.tree.leaves(kept.params))
+    # Adam has seen zeros, and so its count has gone on.
+    counts = [x for x in jax.tree.leaves(kept.opt_state) if x.dtype == jnp.int32]
+    assert counts and all(count == 1 for count in counts)
+
+
+@pytest.mark.parametrize("policy", ["skip_step", "zero_component"])
+def test_a_finite_step_is_the_same_under_every_policy(policy):
+    expected, _ = step_of("propagate")(start(), a_batch())
+    stepped, _ = step_of(policy)(start(), a_batch())
+    chex.assert_trees_all_close(stepped.params, expected.params, rtol=1e-6, atol=1e-7)
+
+
+def test_steps_in_a_row_are_counted_and_where_they_began():
+    seen = NonfiniteSteps()
+    good, bad = {"a": 1.0, "b": 2.0}, {"a": np.nan, "b": 2.0}
+    worse = {"a": np.inf, "b": np.nan}
+    for step, norms in enumerate([good, bad, worse, good, worse, bad], 1):
+        seen.see(step, norms)
+        seen.check(3)
+    assert (seen.steps, seen.first_step, seen.first_components) == (4, 2, ["a"])
+    assert (seen.in_a_row, seen.row_step, seen.row_components) == (2, 5, ["a", "b"])
+    seen.see(7, bad)
+    with pytest.raises(FloatingPointError, match="3 steps in a row.*step 5.*in a, b"):
+        seen.check(3)
+
+
+@pytest.fixture
+def finetune(tiny_model, tmp_path, compilation_cache):
+    """Fine-tunes on numbers, of which the first ones are absurd; the exit status."""
+
+    def run(absurd, *more):
+        rows = [(t, "1e25" if i < absurd else "0.5") for i, (t, _) in enumerate(TEXTS)]
+        train = write_tsv(tmp_path / "train.tsv", rows)
+        validation = write_tsv(tmp_path / "validation.tsv", rows[absurd:])
+        flags = {
+            "--model": tiny_model,
+            "--train-file": train,
+            "--validation-file": validation,
+            "--text-columns": "text",
+            "--epochs": 3,
+            "--batch-size": 4,
+            "--max-length": 16,
+            "--workdir": tmp_path / "run",
+        }
+        pairs = [str(part) for pair in flags.items() for part in pair]
+        return main(["finetune", *pairs, "--regression", "--new-head", *more])
+
+    return run
+
+
+TEXTS = sentences(24)
+
+
+def lines(folder):
+    return [json.loads(x) for x in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.parametrize("policy", ["skip_step", "zero_component"])
+def test_a_run_goes_on_and_tells_of_it(finetune, tmp_path, capsys, policy):
+    assert finetune(1, "--nonfinite", policy) == 0
+    results = json.loads((tmp_path / "run/results.json").read_text())
+    recorded = [line for line in lines(tmp_path / "run") if "nonfinite" in line]
+    assert results["nonfinite"]["steps"] == len(recorded) == 3  # once an epoch
+    assert results["nonfinite"]["first_step"] == recorded[0]["step"]
+    assert results["diverged_at_step"] is None
+    assert "classifier/kernel" in results["nonfinite"]["components"]
+    assert np.isfinite(results["scores"]["validation"]["pearson"])
+    printed = capsys.readouterr().out
+    assert "gradients were not finite in 3 steps, first in step" in printed
+
+
+def test_a_run_gives_up_after_too_many_in_a_row(finetune, tmp_path, capsys):
+    assert finetune(20, "--nonfinite", "skip_step", "--give-up-after", "3") == 1
+    error = capsys.readouterr().err
+    assert "the run failed: gave up: 3 steps in a row were skipped" in error
+    assert "Traceback" not in error
+    assert not (tmp_path / "run/results.json").exists()
+    assert "nonfinite" in lines(tmp_path / "run")[-1]
+
+
+def test_by_default_the_run_diverges_and_its_record_says_where(finetune, tmp_path):
+    assert finetune(1) == 0
+    results = json.loads((tmp_path / "run/results.json").read_text())
+    assert results["failed"]
+    assert results["nonfinite"]["first_step"] == results["diverged_at_step"]
+
+
+def test_a_limit_below_one_is_refused(finetune, capsys):
+    assert finetune(1, "--give-up-after", "0") == 2
+    assert "--give-up-after must be at least 1, got 0" in capsys.readouterr().err
