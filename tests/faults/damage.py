@@ -61,7 +61,7 @@ def make_run(workdir: Path) -> FinetuneConfig:
             lines.append({"step": step, "loss": 1 / step})
             if step in (2, 4):
                 marks = {"metrics.jsonl": lines.mark()}
-                reached = Restart(None, step, 1.0, None, marks)
+                reached = Restart(step=step, seconds=1.0, records=marks)
                 notes = reached.notes(config, INPUTS)
                 checkpoints.save(step, runs_of(step), notes)
         checkpoints.wait()

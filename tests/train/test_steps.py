@@ -1,4 +1,5 @@
 import dataclasses
+import functools
 
 import chex
 import jax
@@ -204,13 +205,26 @@ def test_no_gradient_is_computed_below_the_lowest_layer_that_trains():
     def products(trained):
         recipe = dataclasses.replace(RECIPE, model=model, trained_layers=trained)
         run = init_run(recipe, params, jax.random.key(1), numbers())
-        return STEP.lower(recipe, run, a_batch()).as_text().count("dot_general")
+        step = functools.partial(train_step, recipe)
+        return count_products(jax.make_jaxpr(step)(run, a_batch()).jaxpr)
 
-    # A layer has two in its attention, one for query, key and value together and one
-    # for each other kernel; pooler and classifier have one each.
-    forward = 4 * 6 + 2
+    # A layer has two in its attention and one for each of its six kernels; pooler and
+    # classifier have one each.
+    forward = 4 * 8 + 2
     one, two, three, full = map(products, (1, 2, 3, None))
-    # Of each product two are made backwards, less that for the input of the lowest
-    # layer, which goes no further.
-    assert (one - forward, two - one, three - two) == (2 * (6 + 2) - 1, 12, 12)
-    assert full - three == 12 + 1
+    # Of each product two are made backwards, less those of query, key and value for the
+    # input of the lowest layer, which goes no further.
+    assert (one - forward, two - one, three - two) == (2 * (8 + 2) - 3, 16, 16)
+    assert full - three == 16 + 3
+
+
+def count_products(jaxpr):
+    """The matrix products of a program, those of what it calls once for each call."""
+    count = 0
+    for equation in jaxpr.eqns:
+        count += equation.primitive.name == "dot_general"
+        for value in equation.params.values():
+            inner = getattr(value, "jaxpr", value)
+            if hasattr(inner, "eqns"):
+                count += count_products(inner)
+    return count
