@@ -2,6 +2,7 @@
 
 import importlib.metadata
 import json
+import logging
 import math
 import os
 import shutil
@@ -100,8 +101,7 @@ class Checkpoints:
             writing.result()
 
     def _begin(self, step: int, runs: Run) -> Any:
-        import orbax.checkpoint.experimental.v1 as ocp
-
+        ocp = _orbax()
         # What a process has left that died in between.
         for path in self._folder.glob("*.*"):
             shutil.rmtree(path)
@@ -215,8 +215,7 @@ def restore_runs(path: Path, runs: Run) -> Run:
     Raises:
       ValueError: If the checkpoint holds arrays of other names, shapes or dtypes.
     """
-    import orbax.checkpoint.experimental.v1 as ocp
-
+    ocp = _orbax()
     state, folder = _state(runs), str(path.absolute() / "state")
     stored = ocp.metadata(folder).metadata
     have = {name: (tuple(x.shape), str(x.dtype)) for name, x in stored.items()}
@@ -273,6 +272,15 @@ def other_fingerprint(before: dict[str, Any], now: dict[str, Any]) -> str | None
         f"the checkpoint was made elsewhere ({'; '.join(differences)}): "
         f"going on, but not to the same bits as without interruption"
     )
+
+
+def _orbax() -> Any:
+    # It takes a second to import.
+    import orbax.checkpoint.experimental.v1 as ocp
+
+    # What its threads raise is raised here as well, and said in one line.
+    logging.getLogger("absl").setLevel(logging.CRITICAL)
+    return ocp
 
 
 def _checkpoints(folder: Path) -> list[Path]:
