@@ -7,6 +7,8 @@ import jax.numpy as jnp
 import optax
 from jax.typing import ArrayLike
 
+from cwgnc_jax._checks import is_known
+
 
 def scale_by_adam(
     b1: ArrayLike = 0.9,
@@ -59,9 +61,9 @@ def scale_by_adam(
       Fine-tuning BERT <https://arxiv.org/abs/2006.04884>`_, 2021
     """
     for argument, decay in (("b1", b1), ("b2", b2)):
-        if _is_known(decay) and not 0 <= decay < 1:
+        if is_known(decay) and not 0 <= decay < 1:
             raise ValueError(f"{argument} must lie in [0, 1), got {decay}")
-    if _is_known(eps) and not eps >= 0:
+    if is_known(eps) and not eps >= 0:
         raise ValueError(f"eps must be 0 or positive, got {eps}")
 
     def init_fn(params):
@@ -114,7 +116,3 @@ def _one_minus_power(decay: ArrayLike, count: jax.Array) -> jax.Array:
     else:
         log_decay = jnp.log(jnp.asarray(decay, jnp.float32))
     return -jnp.expm1(count * log_decay)
-
-
-def _is_known(value: ArrayLike) -> bool:
-    return not isinstance(value, jax.core.Tracer)

@@ -13,16 +13,16 @@ import optax
 from jax.typing import ArrayLike
 
 from cwgnc_jax._assignment import StackedAxes
-from cwgnc_jax._clipping import clip_components, clip_factor
-from cwgnc_jax._components import ComponentFn, by_module_type, by_parameter
-from cwgnc_jax._norms import AxisName
-from cwgnc_jax._thresholds import (
+from cwgnc_jax._checks import (
     check_count,
     check_eps,
     check_interval,
     check_positive,
     check_share,
 )
+from cwgnc_jax._clipping import clip_components, clip_factor
+from cwgnc_jax._components import ComponentFn, by_module_type, by_parameter
+from cwgnc_jax._norms import AxisName
 
 
 class AdaGCState(NamedTuple):

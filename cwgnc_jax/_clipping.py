@@ -10,10 +10,11 @@ import optax
 from jax.typing import ArrayLike
 
 from cwgnc_jax._assignment import StackedAxes, assign, scaled, sizes_of
+from cwgnc_jax._checks import check_eps
 from cwgnc_jax._components import ComponentFn, by_parameter, check_component_fn
 from cwgnc_jax._norms import AxisName, norms_of, shards
 from cwgnc_jax._report import ReportedState, empty_record, recorded
-from cwgnc_jax._thresholds import MaxNorm, Thresholds, check_eps
+from cwgnc_jax._thresholds import MaxNorm, Thresholds
 
 
 class ScheduledClipState(NamedTuple):

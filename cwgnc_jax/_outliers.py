@@ -9,16 +9,16 @@ from jax.typing import ArrayLike
 
 from cwgnc_jax._adaptive import clip_by_norms, learnable
 from cwgnc_jax._assignment import StackedAxes
-from cwgnc_jax._clipping import clip_factor
-from cwgnc_jax._components import ComponentFn, by_parameter
-from cwgnc_jax._norms import AxisName
-from cwgnc_jax._thresholds import (
+from cwgnc_jax._checks import (
     check_count,
     check_eps,
     check_percentile,
     check_positive,
     check_share,
 )
+from cwgnc_jax._clipping import clip_factor
+from cwgnc_jax._components import ComponentFn, by_parameter
+from cwgnc_jax._norms import AxisName
 
 
 class AutoClipState(NamedTuple):

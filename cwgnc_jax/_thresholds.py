@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import optax
 from jax.typing import ArrayLike
 
+from cwgnc_jax._checks import check_positive, check_scalar
 from cwgnc_jax._rules import FirstMatch
 
 
@@ -161,61 +162,9 @@ class Thresholds:
         if callable(threshold):
             assert step is not None
             scheduled = threshold(step)
-            _check_scalar("What the schedule max_norm returns", scheduled)
+            check_scalar("What the schedule max_norm returns", scheduled)
             return scheduled  # type: ignore
         return threshold  # type: ignore
-
-
-def check_positive(argument: str, value: Any) -> None:
-    """Raises unless this is a positive scalar, or may be one that is traced."""
-    _check_scalar(argument, value)
-    if _is_known(value) and not value > 0:
-        raise ValueError(
-            f"{argument} must be positive, or inf for no clipping; got {value}"
-        )
-
-
-def check_eps(eps: Any) -> None:
-    """Raises unless this is zero or a small positive number."""
-    _check_scalar("eps", eps)
-    if _is_known(eps) and not 0 <= eps < math.inf:
-        raise ValueError(f"eps must be 0 or a small positive number, got {eps}")
-
-
-def check_share(argument: str, value: Any) -> None:
-    """Raises unless this is a scalar from 0 up to, and without, 1."""
-    _check_scalar(argument, value)
-    if _is_known(value) and not 0 <= value < 1:
-        raise ValueError(f"{argument} must be at least 0 and below 1, got {value}")
-
-
-def check_interval(low: Any, high: Any) -> None:
-    """Raises unless these are the ends of an interval of positive numbers."""
-    check_positive("high", high)
-    _check_scalar("low", low)
-    if _is_known(low) and not 0 <= low < math.inf:
-        raise ValueError(f"low must be 0 or a positive number, got {low}")
-    if _is_known(low) and _is_known(high) and low > high:
-        raise ValueError(f"low must not exceed high, got {low} and {high}")
-
-
-def check_percentile(percentile: Any) -> None:
-    """Raises unless this is a scalar from 0 to 100."""
-    _check_scalar("percentile", percentile)
-    if _is_known(percentile) and not 0 <= percentile <= 100:
-        raise ValueError(f"percentile must be from 0 to 100, got {percentile}")
-
-
-def check_count(argument: str, value: Any, least: int, *, static: bool = False) -> None:
-    """Raises unless this is a number of steps."""
-    if static and not (isinstance(value, int) and not isinstance(value, bool)):
-        raise TypeError(
-            f"{argument} must be an int, since it is the shape of an array; got "
-            f"{value!r}. Under optax.inject_hyperparams name it in static_args."
-        )
-    _check_scalar(argument, value)
-    if _is_known(value) and not value >= least:
-        raise ValueError(f"{argument} must be at least {least}, got {value}")
 
 
 def _check(argument: str, threshold: Any) -> None:
@@ -236,32 +185,3 @@ def _is_rules(max_norm: Any) -> bool:
             for rule in max_norm
         )
     )
-
-
-def _check_scalar(argument: str, value: Any) -> None:
-    number = not isinstance(value, (bool, str, bytes)) and value is not None
-    if number:
-        try:
-            dtype, shape = jnp.result_type(value), jnp.shape(value)
-        except TypeError:
-            number = False
-        else:
-            number = jnp.issubdtype(dtype, jnp.floating) or jnp.issubdtype(
-                dtype, jnp.integer
-            )
-            if number and shape != ():
-                raise ValueError(
-                    f"{argument} must be a scalar, got an array of shape {shape}"
-                )
-    if not number:
-        hint = ""
-        if argument == "max_norm":
-            hint = (
-                ". A schedule, rules [(pattern, threshold), ...] over the components' "
-                "names, per_element(...) and relative_to_params(...) serve too."
-            )
-        raise TypeError(f"{argument} must be a real number, got {value!r}{hint}")
-
-
-def _is_known(value: Any) -> bool:
-    return not isinstance(value, jax.core.Tracer)

@@ -21,4 +21,3 @@ napoleon_google_docstring = True
 napoleon_numpy_docstring = False
 autodoc_typehints = "none"
 autodoc_member_order = "bysource"
-suppress_warnings = ["ref.python"]

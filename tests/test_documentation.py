@@ -9,7 +9,7 @@ import cwgnc_jax
 from cwgnc_jax import models
 
 ROOT = Path(__file__).parent.parent
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+PAGES = sorted((ROOT / "docs").rglob("*.md"))
 FENCED = re.compile(r"^```python\n(.*?)^```", re.S | re.M)
 
 
@@ -28,7 +28,7 @@ def test_the_python_of_a_page_runs_block_after_block(page):
         exec(compile(block, page.name, "exec"), names)
 
 
-def test_the_readme_prints_what_it_says(capsys):
+def test_the_python_of_the_readme_runs_and_prints_what_it_says(capsys):
     names = {}
     for block in blocks_of(ROOT / "README.md"):
         exec(compile(block, "README.md", "exec"), names)

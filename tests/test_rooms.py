@@ -42,6 +42,7 @@ def test_the_application_uses_public_names_and_no_nnx():
     ("module", "forbidden"),
     [
         ("_tree_paths", {"_components", "_clipping", "_adam", "models"}),
+        ("_checks", {"_components", "_thresholds", "_clipping", "models"}),
         ("_rules", {"_components", "_assignment", "_clipping", "models"}),
         ("_components", {"_assignment", "_clipping", "_adam", "_alias", "models"}),
         ("_assignment", {"_norms", "_clipping", "_adam", "_alias", "models"}),

@@ -89,8 +89,8 @@ def _finetune(arguments: list[str]) -> int:
     try:
         # JAX is imported only now, so that --help answers at once.
         from train.loop import prepare, train_and_evaluate
-        from train.nonfinite import listed
         from train.restart import finished
+        from train.tables import listed
 
         _keep_programs(config.cache)
         results = finished(config)

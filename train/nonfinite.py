@@ -6,6 +6,8 @@ from typing import Any
 
 import numpy as np
 
+from train.tables import listed
+
 
 @dataclasses.dataclass
 class NonfiniteSteps:
@@ -41,19 +43,14 @@ class NonfiniteSteps:
         self.steps += 1
         return components
 
-    def check(self, give_up_after: int) -> None:
-        """Raises if there were too many in a row.
-
-        Raises:
-          FloatingPointError: It names the step and the components that began it.
-        """
-        if self.in_a_row >= give_up_after:
-            raise FloatingPointError(
-                f"gave up: {self.in_a_row} steps in a row were skipped, from step "
-                f"{self.row_step} on, whose gradients were not finite; it began in "
-                f"{listed(self.row_components)}. Lower --learning-rate, see that the "
-                f"data has no absurd labels, or raise --give-up-after"
-            )
+    def why_given_up(self) -> str:
+        """Names the step and the components that the last row of them began with."""
+        return (
+            f"gave up: {self.in_a_row} steps in a row were skipped, from step "
+            f"{self.row_step} on, whose gradients were not finite; it began in "
+            f"{listed(self.row_components)}. Lower --learning-rate, see that the data "
+            f"has no absurd labels, or raise --give-up-after"
+        )
 
     def summary(self) -> dict[str, Any] | None:
         """What the results say of them; None if there were none."""
@@ -64,9 +61,3 @@ class NonfiniteSteps:
             "first_step": self.first_step,
             "components": self.first_components,
         }
-
-
-def listed(components: list[str]) -> str:
-    """Names at most five, and says how many more there are."""
-    more = len(components) - 5
-    return ", ".join(components[:5]) + (f" and {more} more" if more > 0 else "")

@@ -64,8 +64,11 @@ class HashedLines:
         return self
 
     def __exit__(self, kind, *exception):
+        if kind is None:
+            self._file.close()
+            return
         # What could not be written has been said already.
-        with contextlib.suppress(*[OSError] * (kind is not None)):
+        with contextlib.suppress(OSError):
             self._file.close()
 
     def append(self, record: dict[str, Any]) -> None:

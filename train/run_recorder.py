@@ -8,7 +8,7 @@ import numpy as np
 
 from train.config import FinetuneConfig
 from train.evaluation import Evaluation
-from train.nonfinite import NonfiniteSteps, listed
+from train.nonfinite import NonfiniteSteps
 from train.records import HashedLines
 from train.restart import Restart
 from train.steps import CURVES, Metrics
@@ -68,15 +68,19 @@ class RunRecorder:
         for number, of_runs in enumerate(fetched, end - len(fetched) + 1):
             metrics = jax.tree.map(lambda x: x[0], of_runs)
             components = self.nonfinite.see(number, metrics.norms)
-            lines.append(self._line(number, metrics, components))
+            line = self._line(number, metrics)
+            if components:
+                line["nonfinite"] = len(components)
+                if self.nonfinite.row_step == number:
+                    line["nonfinite_components"] = components
+            lines.append(line)
             lost = self._policy == "propagate" and not np.isfinite(metrics.loss)
             if self.diverged_at is None and lost:
                 self.diverged_at = number
             if self._policy == "skip_step" and self.nonfinite.in_a_row >= self._give_up:
-                break
+                lines.flush()
+                raise FloatingPointError(self.nonfinite.why_given_up())
         lines.flush()
-        if self._policy == "skip_step":
-            self.nonfinite.check(self._give_up)
 
     def evaluation(self, step: int, results: dict[str, Evaluation]) -> None:
         """Records the scores after some steps."""
@@ -89,14 +93,10 @@ class RunRecorder:
         """How far the files are; see ``HashedLines.mark``."""
         return {name: lines.mark() for name, lines in self._lines.items()}
 
-    def _line(
-        self, number: int, metrics: Metrics, nonfinite: list[str]
-    ) -> dict[str, Any]:
+    def _line(self, number: int, metrics: Metrics) -> dict[str, Any]:
         line = {"step": number, "epoch": round(number / self._epoch_steps, 4)}
         for name in CURVES:
             line[name] = float(getattr(metrics, name))
         if number == 1 or number % self._norms_every == 0:
             line["norms"] = {name: float(norm) for name, norm in metrics.norms.items()}
-        if nonfinite:
-            line["nonfinite"] = listed(nonfinite)
         return line

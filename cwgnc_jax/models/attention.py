@@ -45,7 +45,7 @@ class SelfAttention(nnx.Module):
         dense = (self.query, self.key, self.value)
         if jax.default_backend() == "cpu":
             # XLA's CPU backend would join the kernels of all layers ahead of the rest,
-            # and keep them: three quarters of the memory of all gradients.
+            # and keep them: a quarter of the memory of all gradients.
             return [d(x) for d in dense]
         # By one matrix product, which keeps a GPU busier; they stay three parameters.
         kernel = jnp.concatenate([d.kernel[...].astype(x.dtype) for d in dense], axis=1)

@@ -1,3 +1,4 @@
+import dataclasses
 import types
 
 import jax
@@ -5,6 +6,7 @@ import numpy as np
 import pytest
 
 from cwgnc_jax import models
+from tests.train.conftest import MODEL
 from train.batches import TokenArrays
 from train.evaluation import evaluate, evaluation_packing, predict_logits
 from train.inputs import Inputs
@@ -62,7 +64,7 @@ def test_what_fills_up_a_batch_is_cut_off(inputs):
 def arrays_of(rng, count, length, longest):
     lengths = rng.integers(2, longest + 1, count)
     mask = (np.arange(length) < lengths[:, None]).astype(np.int32)
-    ids, types = rng.integers(1, 99, mask.shape), rng.integers(0, 2, mask.shape)
+    ids, types = rng.integers(1, 20, mask.shape), rng.integers(0, 2, mask.shape)
     return TokenArrays(
         (ids * mask).astype(np.int32), mask, (types * mask).astype(np.int32), None
     )
@@ -89,17 +91,8 @@ def test_all_batches_of_all_sets_share_a_shape_with_little_padding(multiple):
 
 
 def test_packed_logits_are_those_of_examples_in_rows_of_their_own():
-    config = models.BertConfig(
-        vocab_size=99,
-        hidden_size=16,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        intermediate_size=32,
-    )
-    # Larger than a new model's, so that its answers differ.
-    params = jax.tree.map(
-        lambda x: 5 * x, models.init_params(config, jax.random.key(0))
-    )
+    config = dataclasses.replace(MODEL, num_hidden_layers=2, max_position_embeddings=16)
+    params = models.init_params(config, jax.random.key(0))
     arrays = arrays_of(np.random.default_rng(1), 11, 16, 15)
 
     @jax.jit

@@ -73,12 +73,12 @@ def test_steps_in_a_row_are_counted_and_where_they_began():
     worse = {"a": np.inf, "b": np.nan}
     for step, norms in enumerate([good, bad, worse, good, worse, bad], 1):
         seen.see(step, norms)
-        seen.check(3)
     assert (seen.steps, seen.first_step, seen.first_components) == (4, 2, ["a"])
     assert (seen.in_a_row, seen.row_step, seen.row_components) == (2, 5, ["a", "b"])
-    seen.see(7, bad)
-    with pytest.raises(FloatingPointError, match="3 steps in a row.*step 5.*in a, b"):
-        seen.check(3)
+    assert "2 steps in a row were skipped, from step 5 on" in seen.why_given_up()
+    assert "it began in 'a', 'b'" in seen.why_given_up()
+    # So a checkpoint holds it.
+    assert NonfiniteSteps(**json.loads(json.dumps(dataclasses.asdict(seen)))) == seen
 
 
 @pytest.fixture
@@ -121,6 +121,8 @@ def test_a_run_goes_on_and_tells_of_it(finetune, tmp_path, capsys, policy):
     assert results["nonfinite"]["first_step"] == recorded[0]["step"]
     assert results["diverged_at_step"] is None
     assert "classifier/kernel" in results["nonfinite"]["components"]
+    assert recorded[0]["nonfinite_components"] == results["nonfinite"]["components"]
+    assert recorded[0]["nonfinite"] == len(recorded[0]["nonfinite_components"])
     assert np.isfinite(results["scores"]["validation"]["pearson"])
     printed = capsys.readouterr().out
     assert "gradients were not finite in 3 steps, first in step" in printed
@@ -132,7 +134,9 @@ def test_a_run_gives_up_after_too_many_in_a_row(finetune, tmp_path, capsys):
     assert "the run failed: gave up: 3 steps in a row were skipped" in error
     assert "Traceback" not in error
     assert not (tmp_path / "run/results.json").exists()
-    assert "nonfinite" in lines(tmp_path / "run")[-1]
+    last = lines(tmp_path / "run")[-3:]
+    assert all("nonfinite" in line for line in last)
+    assert ["nonfinite_components" in line for line in last] == [True, False, False]
 
 
 def test_by_default_the_run_diverges_and_its_record_says_where(finetune, tmp_path):

@@ -297,6 +297,9 @@ def test_a_full_disk_ends_with_a_message_and_the_last_checkpoint_whole(
     disk.mkdir()
     mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "none", disk])
     if mounted.returncode:
+        # A person without the right to mount has the simulated full disk of
+        # test_checkpoint.py; where CI runs nothing may go untested.
+        assert "CI" not in os.environ, "CI must be allowed to mount a small tmpfs"
         pytest.skip("mounting a small tmpfs is not allowed here")
     try:
         command = [sys.executable, "-m", "train"]
