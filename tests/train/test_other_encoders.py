@@ -1,4 +1,4 @@
-"""Fine-tuning a RoBERTa, whose tokens, padding and names are not those of BERT."""
+"""Fine-tuning models whose tokens, padding or names are not those of BERT."""
 
 import json
 
@@ -16,12 +16,28 @@ from train.evaluation import evaluation_packing
 from train.packing import make_packing, packed_batch, training_set
 from train.token_cache import CachedTokenizer
 
-from .conftest import sentences
+from .conftest import SPECIAL, WORDS, sentences
 
 pytestmark = pytest.mark.usefixtures("compilation_cache")
 
-SPECIAL = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
+MARKS = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
 CLS, PAD, SEP = range(3)
+
+
+def flags_of(model, tiny_data, workdir, **changes):
+    values = {
+        "model": model,
+        "train-file": tiny_data[0],
+        "validation-file": tiny_data[1],
+        "text-columns": "text",
+        "preset": "code",
+        "epochs": 2,
+        "learning-rate": 3e-3,
+        "max-length": 32,
+        "workdir": workdir,
+    } | {name.replace("_", "-"): value for name, value in changes.items()}
+    pairs = [(f"--{name}", str(value)) for name, value in values.items()]
+    return ["finetune", *(part for pair in pairs for part in pair)]
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +46,7 @@ def model(tmp_path_factory):
     directory = tmp_path_factory.mktemp("roberta")
     pairs = tokenizers.ByteLevelBPETokenizer()
     texts = [text for text, _ in sentences(64)]
-    pairs.train_from_iterator(texts, vocab_size=290, special_tokens=SPECIAL)
+    pairs.train_from_iterator(texts, vocab_size=290, special_tokens=MARKS)
     pairs.save_model(str(directory))
     config = models.RobertaConfig(
         vocab_size=290,
@@ -95,15 +111,10 @@ def test_packed_rows_have_the_logits_of_padded_ones(model):
 
 
 def test_finetune_and_predict_agree_with_torch(model, tiny_data, tmp_path, capsys):
-    train_file, validation_file = tiny_data
-    flags = ["--model", model, "--train-file", train_file, "--text-columns", "text"]
-    flags += ["--validation-file", validation_file, "--preset", "code", "--epochs", "2"]
-    flags += ["--learning-rate", "3e-3", "--max-length", "32"]
-    flags += ["--workdir", tmp_path / "run"]
-    assert main(["finetune", *map(str, flags)]) == 0
-    assert "classifier/dense/kernel" not in capsys.readouterr().err
+    assert main(flags_of(model, tiny_data, tmp_path / "run")) == 0
+    assert "initialised anew" not in capsys.readouterr().err
     saved, output = tmp_path / "run" / "model", tmp_path / "predictions.tsv"
-    flags = ["--model", saved, "--input-file", validation_file, "--output", output]
+    flags = ["--model", saved, "--input-file", tiny_data[1], "--output", output]
     flags += ["--text-columns", "text", "--label-column", "label"]
     assert main(["predict", *map(str, flags), "--max-length", "32"]) == 0
     theirs, loading = transformers.RobertaForSequenceClassification.from_pretrained(
@@ -138,9 +149,7 @@ def test_components_are_listed_by_the_names_of_the_model(model, capsys):
 def test_a_length_beyond_the_positions_behind_the_padding_is_refused(
     model, tiny_data, tmp_path, capsys
 ):
-    flags = ["--model", model, "--train-file", tiny_data[0], "--text-columns", "text"]
-    flags += ["--validation-file", tiny_data[1], "--max-length", 33]
-    assert main(["finetune", *map(str, flags), "--workdir", str(tmp_path / "r")]) == 2
+    assert main(flags_of(model, tiny_data, tmp_path / "run", max_length=33)) == 2
     assert "beyond the model's 32 positions" in capsys.readouterr().err
 
 
@@ -150,3 +159,38 @@ def test_an_unsupported_type_of_model_ends_in_one_line(tmp_path, capsys):
     error = capsys.readouterr().err
     assert "'robrta' is not supported, did you mean 'roberta'?" in error
     assert "distilbert, electra" in error and error.count("\n") == 1
+
+
+def test_layers_of_a_distilbert_are_drawn_anew_and_decayed(tiny_data, tmp_path):
+    config = models.DistilBertConfig(
+        vocab_size=len(SPECIAL + WORDS),
+        dim=16,
+        n_layers=2,
+        n_heads=2,
+        hidden_dim=32,
+        max_position_embeddings=32,
+        initializer_range=0.3,
+    )
+    start = models.init_params(config, jax.random.key(0))
+    directory = models.save_pretrained(tmp_path / "distilbert", config, start)
+    (directory / "vocab.txt").write_text("\n".join(SPECIAL + WORDS))
+    workdir = tmp_path / "run"
+    changes = {"reinit_layers": 1, "layer_decay": 0.5, "mixout": 0.5, "dropout": 0.0}
+    # Too slow to be seen beside what is drawn anew.
+    changes |= {"epochs": 1, "learning_rate": 1e-6}
+    assert main(flags_of(directory, tiny_data, workdir, **changes)) == 0
+    saved = models.load_pretrained(
+        workdir / "model", num_labels=2, key=jax.random.key(0)
+    )
+    assert saved.config == config
+    layers = [
+        [
+            tree["distilbert"]["transformer"]["layer"][n]["ffn"]["lin1"]["kernel"]
+            for n in "01"
+        ]
+        for tree in (start, saved.params)
+    ]
+    first, second = (np.abs(b - a).max() for a, b in zip(*layers, strict=True))
+    assert 0 < first < 1e-4 and second > 0.3
+    head = np.abs(saved.params["classifier"]["kernel"] - start["classifier"]["kernel"])
+    assert 0 < head.max() < 1e-4
