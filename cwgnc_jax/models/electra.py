@@ -53,9 +53,11 @@ class _Electra(nnx.Module):
     def __init__(self, config, dtype, rngs):
         narrow, width = config.embedding_size, config.hidden_size
         self.embeddings = layers.Embeddings(config, narrow, dtype, rngs)
-        self.embeddings_project = None
-        if narrow != width:
-            self.embeddings_project = nnx.Linear(narrow, width, dtype=dtype, rngs=rngs)
+        self.embeddings_project = (
+            None
+            if narrow == width
+            else nnx.Linear(narrow, width, dtype=dtype, rngs=rngs)
+        )
         self.encoder = layers.Encoder(config, dtype, rngs)
 
     def embed(self, tokens, noise):

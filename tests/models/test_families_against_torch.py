@@ -26,6 +26,12 @@ ROWS_OF_14 = [0, 9, 14, 21]
 """Where the examples begin in two packed rows."""
 
 every_type = pytest.mark.parametrize("name", CONFIGS)
+# What is packed alike is compiled once.
+every_layout = pytest.mark.parametrize(
+    ("name", "layout"),
+    [(name, "padded") for name in CONFIGS]
+    + [(name, "packed") for name in ("roberta", "electra", "distilbert")],
+)
 
 
 @functools.cache
@@ -141,8 +147,7 @@ def test_transformers_opens_what_is_saved_as_its_own(name):
     assert model.config.num_labels == 3
 
 
-@every_type
-@pytest.mark.parametrize("layout", ["padded", "packed"])
+@every_layout
 def test_hidden_states_and_logits_equal_torchs(name, layout):
     output, _ = computed(name, layout)
     expected = reference(name)
@@ -155,8 +160,7 @@ def test_hidden_states_and_logits_equal_torchs(name, layout):
     assert relative_error(output.logits, expected["logits"]) < 1e-5
 
 
-@every_type
-@pytest.mark.parametrize("layout", ["padded", "packed"])
+@every_layout
 def test_the_gradient_of_every_parameter_equals_torchs(name, layout):
     _, grads = computed(name, layout)
     expected = reference(name)["grads"]
@@ -215,7 +219,7 @@ def load(directory, **options):
 
 def assert_same_weights(checkpoint, model, prefix=""):
     """Compares all parameters but those drawn anew with a model of torch."""
-    theirs = {prefix + n: p.detach().numpy() for n, p in model.named_parameters()}
+    theirs = {prefix + n: t.numpy() for n, t in model.state_dict().items()}
     leaves = traverse_util.flatten_dict(checkpoint.params, sep="/")
     assert leaves.keys() > set(checkpoint.new_parameters)
     for path in leaves.keys() - set(checkpoint.new_parameters):
@@ -281,6 +285,7 @@ PUBLISHED = {
         "vocab_size": 119547,
     },
 }
+QUICK = ("roberta-base", "electra-small", "distilbert-base-uncased")
 _BASE = {"hidden_size": 768, "num_attention_heads": 12, "intermediate_size": 3072}
 _LARGE = {
     "hidden_size": 1024,
@@ -291,7 +296,13 @@ _LARGE = {
 _POSITIONS = {"max_position_embeddings": 514, "type_vocab_size": 1}
 
 
-@pytest.mark.parametrize("published", PUBLISHED)
+@pytest.mark.parametrize(
+    "published",
+    [
+        pytest.param(name, marks=() if name in QUICK else pytest.mark.slow)
+        for name in PUBLISHED
+    ],
+)
 def test_full_size_models_have_the_parameters_of_torchs(published):
     entries = dict(PUBLISHED[published])
     if entries.pop("large", False):
