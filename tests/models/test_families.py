@@ -151,6 +151,30 @@ def test_a_config_is_hashable_and_read_again(name, tmp_path):
     jax.tree.map(np.testing.assert_array_equal, checkpoint.params, params)
 
 
+@every_type
+@pytest.mark.parametrize("remat", [False, True])
+def test_half_precision_ends_at_the_logits_and_the_gradients(name, remat):
+    params = models.init_params(CONFIGS[name], jax.random.key(0))
+    ids = jnp.ones((2, 8), int)
+
+    def loss(params):
+        output = models.apply(
+            CONFIGS[name],
+            params,
+            *(ids, ids, 0 * ids),
+            key=jax.random.key(0),
+            dtype=jnp.bfloat16,
+            remat=remat,
+        )
+        return output.logits.sum(), output
+
+    grads, output = jax.eval_shape(jax.grad(loss, has_aux=True), params)
+    assert {leaf.dtype for leaf in jax.tree.leaves(grads)} == {jnp.float32.dtype}
+    assert output.logits.dtype == jnp.float32
+    hidden = (*output.hidden_states, output.first_hidden, output.pooled)
+    assert {x.dtype for x in hidden} == {jnp.bfloat16.dtype}
+
+
 def test_types_of_the_same_numbers_differ():
     roberta = CONFIGS["roberta"]
     other = models.XLMRobertaConfig(**dataclasses.asdict(roberta))

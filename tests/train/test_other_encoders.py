@@ -14,6 +14,7 @@ from train import batches
 from train.__main__ import main
 from train.evaluation import evaluation_packing
 from train.packing import make_packing, packed_batch, training_set
+from train.steps import Recipe
 from train.token_cache import CachedTokenizer
 
 from .conftest import SPECIAL, WORDS, sentences
@@ -33,7 +34,9 @@ def flags_of(model, tiny_data, workdir, **changes):
         "preset": "code",
         "epochs": 2,
         "learning-rate": 3e-3,
-        "max-length": 32,
+        "max-length": 16,
+        # One shape, one program.
+        "padding": "max_length",
         "workdir": workdir,
     } | {name.replace("_", "-"): value for name, value in changes.items()}
     pairs = [(f"--{name}", str(value)) for name, value in values.items()]
@@ -116,7 +119,7 @@ def test_finetune_and_predict_agree_with_torch(model, tiny_data, tmp_path, capsy
     saved, output = tmp_path / "run" / "model", tmp_path / "predictions.tsv"
     flags = ["--model", saved, "--input-file", tiny_data[1], "--output", output]
     flags += ["--text-columns", "text", "--label-column", "label"]
-    assert main(["predict", *map(str, flags), "--max-length", "32"]) == 0
+    assert main(["predict", *map(str, flags), "--max-length", "16"]) == 0
     theirs, loading = transformers.RobertaForSequenceClassification.from_pretrained(
         saved, output_loading_info=True
     )
@@ -194,3 +197,15 @@ def test_layers_of_a_distilbert_are_drawn_anew_and_decayed(tiny_data, tmp_path):
     assert 0 < first < 1e-4 and second > 0.3
     head = np.abs(saved.params["classifier"]["kernel"] - start["classifier"]["kernel"])
     assert 0 < head.max() < 1e-4
+
+
+def test_the_top_layers_of_a_distilbert_train_alone():
+    config = models.DistilBertConfig(n_layers=6)
+    recipe = Recipe(
+        *(config, False, "by_layer", 0.9, 0.999, "float32"), trained_layers=2
+    )
+    layer = "distilbert/transformer/layer/{}/ffn/lin1/kernel"
+    paths = [layer.format(number) for number in range(6)]
+    paths += ["distilbert/embeddings/LayerNorm/bias", "pre_classifier/kernel"]
+    trained = [recipe.trains(path) for path in paths]
+    assert trained == [False] * 4 + [True, True, False, True]
