@@ -18,14 +18,17 @@ first_tokens, where each example begins."""
 
 
 _TOKENIZED_AT_ONCE = 4096
-_VOCABULARIES = ("vocab.txt", "vocab.json", "sentencepiece.bpe.model")
+_VOCABULARIES = (
+    ("tokenizer.json",),
+    ("vocab.txt",),
+    ("vocab.json", "merges.txt"),
+    ("sentencepiece.bpe.model",),
+)
 _TOKENIZER_FILES = (
-    "tokenizer.json",
+    *itertools.chain.from_iterable(_VOCABULARIES),
     "tokenizer_config.json",
     "special_tokens_map.json",
     "added_tokens.json",
-    *_VOCABULARIES,
-    "merges.txt",
 )
 
 
@@ -71,10 +74,11 @@ def tokenizer_files(directory: Path) -> dict[str, bytes]:
         for name in _TOKENIZER_FILES
         if (directory / name).is_file()
     }
-    if not files.keys() & {"tokenizer.json", *_VOCABULARIES}:
+    # Without its vocabulary transformers would make up a tokenizer that knows no words.
+    if not any(files.keys() >= set(names) for names in _VOCABULARIES):
+        expected = ", or ".join(" and ".join(names) for names in _VOCABULARIES)
         raise FileNotFoundError(
-            f"no tokenizer in {directory}: expected tokenizer.json or "
-            f"{', '.join(_VOCABULARIES)} beside the weights"
+            f"no tokenizer in {directory}: expected {expected}, beside the weights"
         )
     return files
 
@@ -145,10 +149,8 @@ def encode(tokenizer: Any, texts: tuple[list[str], ...], max_length: int) -> Tok
         ids, types = encoded["input_ids"], encoded["token_type_ids"]
         lengths = np.array([len(row) for row in ids], np.int32)
         parts.append((_joined(ids, np.int32), _joined(types, np.uint8), lengths))
-    # Whatever it is, it is masked.
-    padding = [tokenizer.pad_token_id or 0, tokenizer.pad_token_type_id]
-    joined = map(np.concatenate, zip(*parts, strict=True))
-    return Tokens(*joined, np.array(padding, np.int32))
+    padding = np.array([tokenizer.pad_token_id, tokenizer.pad_token_type_id], np.int32)
+    return Tokens(*map(np.concatenate, zip(*parts, strict=True)), padding)
 
 
 def pad(

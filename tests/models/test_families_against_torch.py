@@ -323,7 +323,9 @@ def test_full_size_models_have_the_parameters_of_torchs(published):
     assert ours == {name: tuple(p.shape) for name, p in model.named_parameters()}
 
 
-@pytest.mark.parametrize("model_type", encoders.ENCODERS)
+@pytest.mark.parametrize(
+    "model_type", ["bert", "roberta", "xlm-roberta", "electra", "distilbert"]
+)
 def test_a_missing_entry_means_what_it_means_in_transformers(model_type):
     ours = encoders.read_config({"model_type": model_type}, num_labels=2)
     theirs = transformers.AutoConfig.for_model(model_type)
