@@ -1,11 +1,16 @@
-"""BERT encoders on Flax NNX, and their safetensors weights.
+"""Encoders on Flax NNX, and their safetensors weights.
 
-A model here is three values: a :class:`BertConfig`, a plain nested dict of parameters
-and the pure function :func:`apply`. The only names a caller needs from NNX: none.
+A model here is three values: a config of its type such as :class:`BertConfig`, a plain
+nested dict of parameters and the pure function :func:`apply`. The only names a caller
+needs from NNX: none.
 """
 
-from cwgnc_jax.models.bert import BertOutput, apply
-from cwgnc_jax.models.config import BertConfig
+from cwgnc_jax.models.batch import EncoderOutput
+from cwgnc_jax.models.bert import BertConfig
+from cwgnc_jax.models.config import EncoderConfig
+from cwgnc_jax.models.distilbert import DistilBertConfig
+from cwgnc_jax.models.electra import ElectraConfig
+from cwgnc_jax.models.forward import apply
 from cwgnc_jax.models.hub import resolve
 from cwgnc_jax.models.parameters import (
     init_params,
@@ -14,12 +19,18 @@ from cwgnc_jax.models.parameters import (
     split_params,
     top_parameters,
 )
+from cwgnc_jax.models.roberta import RobertaConfig, XLMRobertaConfig
 from cwgnc_jax.models.weights import Checkpoint, load_pretrained, save_pretrained
 
 __all__ = (
     "BertConfig",
-    "BertOutput",
     "Checkpoint",
+    "DistilBertConfig",
+    "ElectraConfig",
+    "EncoderConfig",
+    "EncoderOutput",
+    "RobertaConfig",
+    "XLMRobertaConfig",
     "apply",
     "init_params",
     "load_pretrained",
