@@ -203,6 +203,25 @@ def check_length(max_length: int, max_position_embeddings: int) -> None:
         )
 
 
+def check_tokens(tokens: Tokens, vocab_size: int, type_vocab_size: int) -> None:
+    """Raises if the model has no embedding for a token; JAX would take the last one.
+
+    Raises:
+      ValueError: If a token or a token type is beyond the model's.
+    """
+    for what, ids, size in (
+        ("token", tokens.ids, vocab_size),
+        ("token type", tokens.types, type_vocab_size),
+    ):
+        most = ids.max(initial=0)
+        if most >= size:
+            raise ValueError(
+                f"the tokenizer gives the {what} {most}, and the model has {size} of "
+                f"them, counted from 0: they do not belong together; take the model's "
+                f"own tokenizer"
+            )
+
+
 def steps_per_epoch(examples: int, batch_size: int) -> int:
     """Batches of an epoch, the last partial one included."""
     return -(-examples // batch_size)

@@ -14,6 +14,8 @@ _REQUIRED = {
     "is_decoder": False,
     "add_cross_attention": False,
 }
+_LARGEST = {"num_hidden_layers": 1000}
+_LARGEST_SIZE = 2**24
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,8 +44,8 @@ class BertConfig:
       num_labels: Width of the classifier; 1 for regression.
 
     Raises:
-      ValueError: If a size is not a positive integer, heads do not divide the hidden
-        size, or a rate lies outside [0, 1).
+      ValueError: If a size is not a positive integer or beyond any model's, heads do
+        not divide the hidden size, or a rate lies outside [0, 1).
 
     Examples:
       >>> from cwgnc_jax import models
@@ -71,6 +73,11 @@ class BertConfig:
             value = getattr(self, field.name)
             if field.type is int:
                 _check(field.name, value, int, "an integer of at least 1", 1)
+                largest = _LARGEST.get(field.name, _LARGEST_SIZE)
+                if value > largest:
+                    raise ValueError(
+                        f"{field.name} must be at most {largest:,}, got {value}"
+                    )
             elif field.name.endswith(("_prob", "_dropout")):
                 if not (field.name == "classifier_dropout" and value is None):
                     _check(field.name, value, float, "a rate in [0, 1)", 0, 1)
