@@ -134,15 +134,23 @@ def encode(tokenizer: Any, texts: tuple[list[str], ...], max_length: int) -> Tok
     parts = []
     # All at once, the tokenizer's notes on offsets and words take 20 kB an example.
     for start in range(0, len(texts[0]), _TOKENIZED_AT_ONCE):
-        encoded = tokenizer(
-            *(column[start : start + _TOKENIZED_AT_ONCE] for column in texts),
-            truncation=True,
-            max_length=max_length,
-            return_token_type_ids=True,
-        )
+        try:
+            encoded = tokenizer(
+                *(column[start : start + _TOKENIZED_AT_ONCE] for column in texts),
+                truncation=True,
+                max_length=max_length,
+                return_token_type_ids=True,
+            )
+        except Exception as error:  # the tokenizers library raises bare Exceptions
+            raise ValueError(
+                f"the model's tokenizer fails: {_first_line(error)}; see that its "
+                f"files are whole"
+            ) from error
         ids, types = encoded["input_ids"], encoded["token_type_ids"]
         lengths = np.array([len(row) for row in ids], np.int32)
         parts.append((_joined(ids, np.int32), _joined(types, np.uint8), lengths))
+    if tokenizer.pad_token_id is None:
+        raise ValueError("the model's tokenizer names no token that fills up a batch")
     padding = np.array([tokenizer.pad_token_id, tokenizer.pad_token_type_id], np.int32)
     return Tokens(*map(np.concatenate, zip(*parts, strict=True)), padding)
 

@@ -20,9 +20,10 @@ _logger = logging.getLogger(__name__)
 
 # Of a name that was mistyped the nearest one is looked for among so many.
 _MOST_COMPARED = 1000
-# A parquet file that claims to unpack to more than this many times its size is a bomb:
-# texts do not repeat themselves so often.
-_MOST_UNPACKED = 1000
+# A few bytes of parquet can stand for any number of rows and bytes. So many are taken
+# in any case; more must be at most so many for each byte of the file.
+_ROWS, _ROWS_PER_BYTE = 10**6, 10
+_BYTES, _BYTES_PER_BYTE = 2**28, 100
 _SHORT = reprlib.Repr()
 _SHORT.maxstring = _SHORT.maxother = _SHORT.maxlong = 60
 
@@ -269,7 +270,9 @@ def _read_parquet(path: Path) -> Table:
             found = file.metadata
             groups = map(found.row_group, range(found.num_row_groups))
             unpacked = sum(group.total_byte_size for group in groups)
-            if max(unpacked, found.num_rows) > _MOST_UNPACKED * size:
+            if found.num_rows > max(_ROWS, _ROWS_PER_BYTE * size) or (
+                unpacked > max(_BYTES, _BYTES_PER_BYTE * size)
+            ):
                 raise ValueError(
                     f"{path} has {size} bytes and claims to hold {found.num_rows} rows "
                     f"of {unpacked} bytes; write it anew"

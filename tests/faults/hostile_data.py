@@ -144,13 +144,15 @@ def columns() -> Iterator[Hostile]:
             rows[row] = change
             if change or row == 0:
                 yield own("columns", suffix, table(suffix, rows[1:], rows[0]))
-    many = [f"c{i}" for i in range(10**6)]
-    yield own("a million columns", "csv", table("csv", [many, many], many))
-    yield own("a million columns", "csv", table("csv", ROWS, many))
-    yield own("a million columns", "tsv", table("tsv", [many], ["text"] * 10**6))
-    yield own("a million columns", "jsonl", table("jsonl", [many], many))
-    twice = b"{" + b",".join(b'"%d":0' % (i // 2) for i in range(10**6)) + b"}"
-    yield own("a million columns", "jsonl", twice)
+    names = [b"c%d" % i for i in range(10**6)]
+    header = b",".join(names) + b"\n"
+    yield own("a million columns", "csv", 2 * header)
+    yield own("a million columns", "csv", header + b"a,b\n")
+    same = b"text\t" * 10**6 + b"label\n"
+    yield own("a million columns", "tsv", 2 * same)
+    for all_names in (names, [*names[1:], names[-1]]):
+        content = b'{"' + b'":0,"'.join(all_names) + b'":0}\n'
+        yield own("a million columns", "jsonl", content)
 
 
 CONTROLS = ("\x01", "\x07", "\x1b[2J", "\x7f", "\x85", "\u2028", "\u2029")

@@ -16,8 +16,9 @@ def inputs(tmp_path_factory):
     return hostile.Inputs(tmp_path_factory.mktemp("hostile"))
 
 
-def test_each_bad_input_is_refused_at_once_and_nothing_else_happens(capsys):
-    found = hostile.count_outcomes(mutations=20)
+@pytest.mark.parametrize("every", [4, pytest.param(1, marks=pytest.mark.slow)])
+def test_each_bad_input_is_refused_at_once_and_nothing_else_happens(capsys, every):
+    found = hostile.count_outcomes(mutations=20, every=every)
     with capsys.disabled():
         print(f"\n{found.summary()}")
     assert not found.wrong
