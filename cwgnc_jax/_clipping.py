@@ -248,6 +248,8 @@ def clip_components(
 def clip_factor(norm: jax.Array, max_norm: ArrayLike, eps: ArrayLike) -> jax.Array:
     """What a norm, or a vector of norms, is to be scaled by."""
     max_norm = jnp.asarray(max_norm, jnp.float32)
-    # The larger of the two in the denominator is min(1, .) without a division by 0.
-    factor = max_norm / jnp.maximum(norm + eps, max_norm)
+    # The larger of the two in the denominator is min(1, .) without a division by 0, but
+    # where a schedule has come to 0 and the gradient is 0 too.
+    least = jnp.finfo(jnp.float32).tiny
+    factor = max_norm / jnp.maximum(jnp.maximum(norm + eps, max_norm), least)
     return jnp.where(jnp.isinf(max_norm), 1.0, factor)

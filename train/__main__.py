@@ -41,6 +41,9 @@ commands:
   reproduce   the paper's tables and figures, cut to a budget of minutes"""
 
 
+_LONGEST_MESSAGE = 2000
+
+
 def main(arguments: Sequence[str]) -> int:
     """Runs one command.
 
@@ -245,7 +248,13 @@ def _print_scores(scores: dict[str, dict[str, Any]], lines: dict[str, dict[str, 
 
 
 def _refuse(error: object) -> int:
-    line = " ".join(str(error).split())
+    # Names out of files may hold anything, what moves a terminal's cursor as well.
+    line = "".join(
+        char if char.isprintable() else char.encode("unicode_escape").decode()
+        for char in " ".join(str(error).split())
+    )
+    if len(line) > _LONGEST_MESSAGE:
+        line = f"{line[:_LONGEST_MESSAGE]}…"
     if isinstance(error, OSError) and error.errno == errno.ENOSPC:
         line += "; make room: what is written is whole, and a run or study can go on"
     print(f"error: {line}", file=sys.stderr)

@@ -140,15 +140,23 @@ def encode(tokenizer: Any, texts: tuple[list[str], ...], max_length: int) -> Tok
     parts = []
     # All at once, the tokenizer's notes on offsets and words take 20 kB an example.
     for start in range(0, len(texts[0]), _TOKENIZED_AT_ONCE):
-        encoded = tokenizer(
-            *(column[start : start + _TOKENIZED_AT_ONCE] for column in texts),
-            truncation=True,
-            max_length=max_length,
-            return_token_type_ids=True,
-        )
+        try:
+            encoded = tokenizer(
+                *(column[start : start + _TOKENIZED_AT_ONCE] for column in texts),
+                truncation=True,
+                max_length=max_length,
+                return_token_type_ids=True,
+            )
+        except Exception as error:  # the tokenizers library raises bare Exceptions
+            raise ValueError(
+                f"the model's tokenizer fails: {_first_line(error)}; see that its "
+                f"files are whole"
+            ) from error
         ids, types = encoded["input_ids"], encoded["token_type_ids"]
         lengths = np.array([len(row) for row in ids], np.int32)
         parts.append((_joined(ids, np.int32), _joined(types, np.uint8), lengths))
+    if tokenizer.pad_token_id is None:
+        raise ValueError("the model's tokenizer names no token that fills up a batch")
     padding = np.array([tokenizer.pad_token_id, tokenizer.pad_token_type_id], np.int32)
     return Tokens(*map(np.concatenate, zip(*parts, strict=True)), padding)
 
@@ -207,6 +215,25 @@ def check_length(max_length: int, most: int) -> None:
             f"--max-length {max_length} is beyond the model's "
             f"{most} positions; lower it to at most that"
         )
+
+
+def check_tokens(tokens: Tokens, vocab_size: int, type_vocab_size: int) -> None:
+    """Raises if the model has no embedding for a token; JAX would take the last one.
+
+    Raises:
+      ValueError: If a token or a token type is beyond the model's.
+    """
+    for what, ids, size in (
+        ("token", tokens.ids, vocab_size),
+        ("token type", tokens.types, type_vocab_size),
+    ):
+        most = ids.max(initial=0)
+        if most >= size:
+            raise ValueError(
+                f"the tokenizer gives the {what} {most}, and the model has {size} of "
+                f"them, counted from 0: they do not belong together; take the model's "
+                f"own tokenizer"
+            )
 
 
 def steps_per_epoch(examples: int, batch_size: int) -> int:

@@ -248,14 +248,19 @@ def restore_runs(path: Path, runs: Run) -> Run:
 def fingerprint(devices: int) -> dict[str, Any]:
     """Where a run has the same bits again: what of a process they depend on.
 
+    On a CPU these are the cores as well that the process may use: sums are split over
+    them.
+
     Args:
       devices: How many are used.
     """
+    on_cpu = jax.default_backend() == "cpu"
     return {
         "jaxlib": importlib.metadata.version("jaxlib"),
         "XLA_FLAGS": os.environ.get("XLA_FLAGS", ""),
         "device": jax.devices()[0].device_kind,
         "devices": devices,
+        "cores": _usable_cores() if on_cpu else None,
     }
 
 
@@ -272,6 +277,13 @@ def other_fingerprint(before: dict[str, Any], now: dict[str, Any]) -> str | None
         f"the checkpoint was made elsewhere ({'; '.join(differences)}): "
         f"going on, but not to the same bits as without interruption"
     )
+
+
+def _usable_cores() -> int | None:
+    # Not all systems bind processes to cores.
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count()
 
 
 def _orbax() -> Any:

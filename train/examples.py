@@ -13,6 +13,13 @@ from train.tables import Table, contents, listed, read_official, read_table, sho
 from train.tasks import Task, find_task, own_task
 
 _HUB = "nyu-mll/glue"
+# What is longer is no text of which the first tokens are read, but a lost quote.
+_MOST_CHARACTERS = 1_000_000
+_LONGEST_LABEL = 1000
+# Control characters and line breaks, which would tear tables of predictions.
+_CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029]")
+# So many classes, or a tenth of the examples, may be classes; more are something else.
+_MOST_CLASSES = 1000
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,6 +30,8 @@ class Examples:
     """One list of texts, or two of one length whose items form pairs."""
     labels: np.ndarray | None
     """Class indices (int32) or numbers (float32); None if unlabelled."""
+    commit: str | None = None
+    """The commit on the Hugging Face hub that they are of; None for files."""
 
     def __len__(self) -> int:
         return len(self.texts[0])
@@ -135,12 +144,24 @@ def read_file(
     return _examples(read_table(Path(path)), text_columns, label_column, label_names)
 
 
+def is_label(value: object) -> bool:
+    """Whether this can name a class: a line of text, and no long one."""
+    short = isinstance(value, str) and 0 < len(value) <= _LONGEST_LABEL
+    return short and not _CONTROL.search(value)
+
+
 def _load_own(data: DataConfig) -> tuple[Task, dict[str, Examples]]:
     table = read_table(Path(data.train_file))
     names = None
     if not data.regression:
         distinct = set(_class_labels(table, data.label_column))
-        integers = all(re.fullmatch(r"[+-]?\d+", name) for name in distinct)
+        if len(distinct) > max(_MOST_CLASSES, len(table.lines) // 10):
+            raise ValueError(
+                f"{table.source}, column {data.label_column!r}: {len(distinct)} "
+                f"different labels in {len(table.lines)} examples are no classes; name "
+                f"another --label-column, or give --regression if they are numbers"
+            )
+        integers = all(re.fullmatch(r"[+-]?\d{1,18}", name) for name in distinct)
         names = tuple(sorted(distinct, key=lambda n: (int(n) if integers else 0, n)))
     columns = (data.text_columns, data.label_column, names)
     return own_task(data.text_columns, names), {
@@ -178,16 +199,18 @@ def _fixed_order(count: int) -> np.ndarray:
 
 def _take(examples: Examples, rows: np.ndarray) -> Examples:
     texts = tuple([column[row] for row in rows] for column in examples.texts)
-    return Examples(texts, examples.labels[rows])
+    return dataclasses.replace(examples, texts=texts, labels=examples.labels[rows])
 
 
 def _examples(table: Table, text_columns, label_column, label_values) -> Examples:
     texts = tuple(_texts(table, name) for name in text_columns)
     if label_column is None:
-        return Examples(texts, None)
-    if label_values is None:
-        return Examples(texts, _numbers(table, label_column))
-    return Examples(texts, _classes(table, label_column, label_values))
+        labels = None
+    elif label_values is None:
+        labels = _numbers(table, label_column)
+    else:
+        labels = _classes(table, label_column, label_values)
+    return Examples(texts, labels, table.commit)
 
 
 def _texts(table: Table, column: str) -> list[str]:
@@ -196,6 +219,12 @@ def _texts(table: Table, column: str) -> list[str]:
         if not isinstance(text, str):
             raise ValueError(
                 f"{table.where(row, column)}: expected a text, got {shown(text)}"
+            )
+        if len(text) > _MOST_CHARACTERS:
+            raise ValueError(
+                f"{table.where(row, column)}: expected a text of at most "
+                f"{_MOST_CHARACTERS:,} characters, got {len(text):,}; cut it, or look "
+                f"for a quote that is not closed"
             )
     return texts
 
@@ -225,8 +254,8 @@ def _classes(table: Table, column: str, values: Sequence[str]) -> np.ndarray:
         if label not in indices:
             hint = "; -1 marks an unlabelled test split" if label == "-1" else ""
             raise ValueError(
-                f"{table.where(row, column)}: unknown label {label!r}, expected one of "
-                f"{listed(values)}{hint}"
+                f"{table.where(row, column)}: unknown label {label!r:.60}, expected "
+                f"one of {listed(values)}{hint}"
             )
     return np.array([indices[label] for label in labels], np.int32)
 
@@ -243,6 +272,11 @@ def _class_labels(table: Table, column: str) -> list[str]:
         if not label:
             raise ValueError(
                 f"{table.where(row, column)}: expected a label, got {shown(value)}"
+            )
+        if not is_label(label):
+            raise ValueError(
+                f"{table.where(row, column)}: expected a label of one line and at most "
+                f"{_LONGEST_LABEL} characters, got {shown(label)}"
             )
         labels.append(label)
     return labels
@@ -304,11 +338,13 @@ def _read_hub(task: Task, split: str) -> Table:
     import datasets
     import huggingface_hub
 
+    commit = None
     try:
         if not huggingface_hub.is_offline_mode():
             # Asked first, and once: load_dataset tries six times, for half a minute.
-            huggingface_hub.HfApi().dataset_info(_HUB, timeout=10)
-        dataset = datasets.load_dataset(_HUB, task.name)[split]
+            commit = huggingface_hub.HfApi().dataset_info(_HUB, timeout=10).sha
+        # Never trust_remote_code: the data are parquet files, and no script is run.
+        dataset = datasets.load_dataset(_HUB, task.name, revision=commit)[split]
     except Exception as error:  # its HTTP library differs from version to version
         reason = f"{type(error).__name__}: {error}".partition("\n")[0]
         raise OSError(
@@ -326,7 +362,14 @@ def _read_hub(task: Task, split: str) -> Table:
     def read(name):
         return list(dataset[name])
 
-    rows = range(1, len(dataset) + 1)
+    # Offline the cache says of which commit it is, in the addresses of its files.
+    sources = " ".join(dataset.info.download_checksums or ())
+    cached = re.search(rf"{_HUB}@([0-9a-f]{{40}})/", sources)
     return Table(
-        f"{_HUB}, {task.name}, {split}", dataset.column_names, read, rows, "row"
+        f"{_HUB}, {task.name}, {split}",
+        dataset.column_names,
+        read,
+        range(1, len(dataset) + 1),
+        "row",
+        commit or (cached and cached[1]),
     )

@@ -26,6 +26,16 @@ class Inputs:
     """By name: "train", and those that are scored, of one length all of them."""
     tokenizer: CachedTokenizer
     checkpoint: models.Checkpoint
+    data_commit: str | None = None
+    """The commit on the hub that the examples are of; None for files."""
+
+    @property
+    def commits(self) -> dict[str, str | None]:
+        """What was taken from the hub, by commit."""
+        return {
+            "model_commit": self.checkpoint.commit,
+            "data_commit": self.data_commit,
+        }
 
     @property
     def train(self) -> batches.TokenArrays:
@@ -119,6 +129,9 @@ def load_inputs(
         name: tokenizer.encode(part.texts, data.max_length)
         for name, part in examples.items()
     }
+    sizes = checkpoint.config.vocab_size, checkpoint.config.type_vocab_size
+    for of_part in tokens.values():
+        batches.check_tokens(of_part, *sizes)
 
     def padded(name: str, length: int | None = None) -> batches.TokenArrays:
         labels = examples[name].labels
@@ -129,7 +142,8 @@ def load_inputs(
     evaluated = [name for name in sets if name != "train"]
     length = max(sets[name].input_ids.shape[1] for name in evaluated)
     sets |= {name: padded(name, length) for name in evaluated}
-    return Inputs(task, sets, tokenizer, checkpoint)
+    commit = examples["train"].commit
+    return Inputs(task, sets, tokenizer, checkpoint, commit)
 
 
 def _digest(parts: Iterable[Any]) -> str:

@@ -50,6 +50,11 @@ class Interruption:
         """Whether a signal came."""
         return self.signum != 0
 
+    def check(self) -> None:
+        """Raises an :class:`Interrupted` if a signal came."""
+        if self.came():
+            raise Interrupted(self.signum)
+
     def _note(self, signum: int, _frame: Any) -> None:
         self.signum = signum
         for each in self._before:

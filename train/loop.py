@@ -8,7 +8,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 
@@ -26,7 +26,13 @@ from train.packing import Packing, make_packing, training_set
 from train.parallel import ONE_RUN
 from train.progress import Progress
 from train.records import check_workdir, write_json
-from train.restart import Restart, check_settings, described, find_restart
+from train.restart import (
+    Restart,
+    begun_commit,
+    check_settings,
+    described,
+    find_restart,
+)
 from train.run_recorder import RunRecorder
 from train.steps import Metrics, Recipe, Run
 
@@ -75,7 +81,7 @@ def prepare(config: FinetuneConfig) -> Prepared:
             num_labels=num_labels,
             key=jax.random.key(0),
             new_head=config.new_head,
-            revision=config.revision,
+            revision=begun_commit(config) or config.revision,
         ),
         config.cache,
     )
@@ -166,15 +172,18 @@ def train_and_evaluate(prepared: Prepared) -> dict[str, Any]:
     workdir = config.workdir
     run = start_run(prepared)
     workdir.mkdir(parents=True, exist_ok=True)
-    write_json(workdir / "config.json", described(config))
-    eval_step = parallel.compile_eval_step(prepared.recipe)
+    settings = described(config) | {"commits": inputs.commits}
+    write_json(workdir / "config.json", settings)
+    # Until all is written: a signal must not cost what has been trained.
+    with Interruption() as interruption:
+        trained = _train(prepared, run, interruption)
+        return _write_results(prepared, trained)
 
-    def evaluate_fn(run: Run) -> dict[str, Evaluation]:
-        return evaluate(eval_step, run.params, inputs, config.eval_batch_size)[0]
 
-    run, reached = _train(prepared, run, evaluate_fn)
-    trained = time.monotonic()
-    evaluations = evaluate_fn(run)
+def _write_results(prepared: Prepared, trained: "_Trained") -> dict[str, Any]:
+    config, inputs = prepared.config, prepared.inputs
+    workdir = config.workdir
+    run, reached, evaluations, seconds = trained
     scores = {name: result.scores for name, result in evaluations.items()}
     lines = inputs.majority_lines()
     judged, metric = inputs.judged, inputs.task.metric
@@ -190,7 +199,7 @@ def train_and_evaluate(prepared: Prepared) -> dict[str, Any]:
         "steps": prepared.total_steps,
         "seconds": {
             "training": round(reached.seconds, 1),
-            "evaluation": round(time.monotonic() - trained, 1),
+            "evaluation": round(seconds, 1),
         },
         "new_parameters": list(inputs.checkpoint.new_parameters),
         **environment(),
@@ -229,11 +238,18 @@ def save_model(directory: Path, inputs: Inputs, params: Any) -> None:
     inputs.tokenizer.save(directory)
 
 
-def _train(
-    prepared: Prepared, run: Run, evaluate_fn: Callable[[Run], dict[str, Evaluation]]
-) -> tuple[Run, Restart]:
-    """Takes the steps that are left; says where the run stands then."""
+class _Trained(NamedTuple):
+    run: Run
+    reached: Restart
+    evaluations: dict[str, Evaluation]
+    seconds: float
+    """What the evaluation took."""
+
+
+def _train(prepared: Prepared, run: Run, interruption: Interruption) -> _Trained:
+    """Takes the steps that are left, and evaluates the run at its end."""
     config, packing, inputs = prepared.config, prepared.packing, prepared.inputs
+    eval_step = parallel.compile_eval_step(prepared.recipe)
     examples = parallel.place_training_set(ONE_RUN, training_set(inputs.train))
     total, seed, begin = prepared.total_steps, config.seed, prepared.restart
     program_of = functools.cache(
@@ -263,8 +279,15 @@ def _train(
             None, end, seconds, recorder.diverged_at, nonfinite, recorder.marks()
         )
 
+    def evaluate_fn(step_fn: Callable[..., Any], run: Run) -> dict[str, Evaluation]:
+        return evaluate(step_fn, run.params, inputs, config.eval_batch_size)[0]
+
+    def stoppable_step(params, batch):
+        interruption.check()
+        return eval_step(params, batch)
+
     def score(end: int, run: Run) -> float:
-        results = evaluate_fn(run)
+        results = evaluate_fn(eval_step, run)
         recorder.evaluation(end, results)
         return results[inputs.judged].scores[inputs.task.metric]
 
@@ -275,7 +298,6 @@ def _train(
             *(_checkpoints(config), config.checkpoint_seconds),
             *(config.keep or 1, config.keep_best),
         ) as checkpoints,
-        Interruption() as interruption,
     ):
         count = config.evaluations
         scored_at = {-(-total * (i + 1) // count) for i in range(count - 1)}
@@ -303,8 +325,17 @@ def _train(
                 checkpoints.wait()
                 raise Interrupted(interruption.signum)
         record(*pending)
+        done, begun = reached(total), time.monotonic()
+        try:
+            evaluations = evaluate_fn(stoppable_step, run)
+            interruption.check()
+        except Interrupted:
+            if saved < total:
+                checkpoints.save(total, run, done.notes(config, inputs))
+            checkpoints.wait()
+            raise
         checkpoints.wait()
-        return run, reached(total)
+        return _Trained(run, done, evaluations, time.monotonic() - begun)
 
 
 def _checkpoints(config: FinetuneConfig) -> Path:

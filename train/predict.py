@@ -16,7 +16,7 @@ from train.evaluation import (
     predict_logits,
     predictions_of,
 )
-from train.examples import Examples, load_split, read_file
+from train.examples import Examples, is_label, load_split, read_file
 from train.parallel import compile_eval_step
 from train.steps import Recipe
 from train.token_cache import CachedTokenizer
@@ -58,6 +58,8 @@ def predict(config: PredictConfig) -> tuple[Scores, Scores]:
     batches.check_length(config.max_length, checkpoint.config.max_length)
     tokenizer = CachedTokenizer(checkpoint.directory, config.cache)
     tokens = tokenizer.encode(examples.texts, config.max_length)
+    sizes = checkpoint.config.vocab_size, checkpoint.config.type_vocab_size
+    batches.check_tokens(tokens, *sizes)
     arrays = batches.pad(tokens, examples.labels, config.max_length)
     recipe = Recipe(
         checkpoint.config, regression, "by_parameter", 0.9, 0.999, "float32"
@@ -80,10 +82,12 @@ def _head(directory: Path) -> tuple[tuple[str, ...], bool]:
     if not path.is_file():
         raise FileNotFoundError(f"no model in {directory}: it has no config.json")
     try:
-        source: dict[str, Any] = json.loads(path.read_text())
+        source: dict[str, Any] = json.loads(path.read_bytes())
         names: dict[str, str] = source.get("id2label", {"0": "0", "1": "1"})
         label_names = tuple(names[str(i)] for i in range(len(names)))
-    except (KeyError, AttributeError, TypeError, ValueError) as error:
+        if not all(map(is_label, label_names)):
+            raise ValueError("id2label must hold a line of text for each output")
+    except (KeyError, AttributeError, TypeError, ValueError, RecursionError) as error:
         raise ValueError(f"{path} is damaged: {error!r}") from error
     return label_names, source.get("problem_type") == "regression"
 

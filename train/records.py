@@ -5,6 +5,8 @@ import hashlib
 import json
 import math
 import os
+import re
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -119,17 +121,47 @@ def parse_lines(path: Path, content: bytes) -> list[dict[str, Any]]:
 
 
 def parse_line(path: Path, number: int, text: bytes) -> dict[str, Any]:
-    """Parses one line of a file of records; the same error names it."""
+    """Parses one line of a file of records; the same error names it.
+
+    A line with a checksum, as :func:`checked_line` writes it, must be as it was
+    written, and is returned without it. Lines without one are read as they are.
+    """
+    text = text.rstrip(b"\n")
+    checked = _CHECKSUM.search(text)
+    if checked:
+        record = text[: checked.start()] + b"}"
+        if checked[1] != _crc32(record):
+            raise ValueError(
+                f"{path}, line {number}: has changed since it was written, its crc32 "
+                f"does not fit; {_MEND}"
+            )
+        text = record
     try:
         line = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         line = None
     if not isinstance(line, dict):
         raise ValueError(
-            f"{path}, line {number}: expected a JSON object, got {text[:60]!r}; "
-            f"restore it, or remove all lines of its run to have that made again"
+            f"{path}, line {number}: expected a JSON object, got {text[:60]!r}; {_MEND}"
         )
     return line
+
+
+def checked_line(record: dict[str, Any]) -> bytes:
+    """Writes a record as a line of JSON that tells whether it was changed.
+
+    Its last entry, ``crc32``, is the checksum of the bytes of the line without it.
+    """
+    text = json.dumps(plain(record)).encode()
+    return text[:-1] + b', "crc32": "' + _crc32(text) + b'"}\n'
+
+
+def _crc32(text: bytes) -> bytes:
+    return f"{zlib.crc32(text):08x}".encode()
+
+
+_CHECKSUM = re.compile(rb', "crc32": "(.{8})"}$')
+_MEND = "restore it, or remove all lines of its run to have that made again"
 
 
 def plain(value: Any) -> Any:

@@ -14,6 +14,8 @@ from train.records import check_workdir, marked_lines, plain
 # What does not change a run's bits.
 _FREE = frozenset(
     {"workdir", "cache", "resume", "checkpoint_seconds", "keep", "give_up_after"}
+    # These are of the inputs, which are compared themselves.
+    | {"model_commit", "data_commit"}
 )
 
 
@@ -54,6 +56,15 @@ def described(config: FinetuneConfig) -> dict[str, Any]:
     settings = plain(dataclasses.asdict(config))
     del settings["resume"]
     return settings
+
+
+def begun_commit(config: FinetuneConfig) -> str | None:
+    """The commit on the hub whose model a run to resume began with, if it did."""
+    path = config.workdir / "config.json"
+    if not (config.resume and path.exists()):
+        return None
+    commit = _flat(_read(path)).get("model_commit")
+    return commit if isinstance(commit, str) else None
 
 
 def finished(config: FinetuneConfig) -> dict[str, Any] | None:

@@ -3,17 +3,29 @@
 So whatever is wrong with a row is reported where it can be mended.
 """
 
+import collections
 import csv
 import dataclasses
 import difflib
 import io
 import json
 import logging
+import re
+import reprlib
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 _logger = logging.getLogger(__name__)
+
+# Of a name that was mistyped the nearest one is looked for among so many.
+_MOST_COMPARED = 1000
+# A few bytes of parquet can stand for any number of rows and bytes. So many are taken
+# in any case; more must be at most so many for each byte of the file.
+_ROWS, _ROWS_PER_BYTE = 10**6, 10
+_BYTES, _BYTES_PER_BYTE = 2**28, 100
+_SHORT = reprlib.Repr()
+_SHORT.maxstring = _SHORT.maxother = _SHORT.maxlong = 60
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,25 +37,28 @@ class Table:
     read: Callable[[str], list]
     lines: Sequence[int]
     unit: str = "line"
+    commit: str | None = None
+    """The commit on the Hugging Face hub that it is of; None for a file."""
 
     def __post_init__(self):
-        for name in self.names:
-            if self.names.count(name) > 1:
-                raise ValueError(
-                    f"{self.source} has {self.names.count(name)} columns named "
-                    f"{name!r}; rename all but one"
-                )
+        if len(set(self.names)) < len(self.names):
+            [(name, count)] = collections.Counter(self.names).most_common(1)
+            raise ValueError(
+                f"{self.source} has {count} columns named {name!r:.60}; rename all "
+                f"but one"
+            )
         if not self.lines:
             raise ValueError(f"{self.source} has no examples, only column names")
 
     def column(self, name: str) -> list:
         """Returns the values of a column, or raises a ValueError if it is not there."""
         if name not in self.names:
-            near = difflib.get_close_matches(name, self.names, n=1)
+            compared = self.names[:_MOST_COMPARED]
+            near = difflib.get_close_matches(name, compared, n=1)
             raise ValueError(
                 f"{self.source} has no column {name!r}"
                 f"{f', did you mean {near[0]!r}?' if near else ';'} it has "
-                f"{listed(self.names)}"
+                f"{listed(self.names) or 'none'}"
             )
         return self.read(name)
 
@@ -97,8 +112,8 @@ def read_official(path: Path, names: list[str] | None, drop_broken: bool) -> Tab
 
 
 def listed(names: Iterable[str]) -> str:
-    """Quotes the names for a message, at most five of them."""
-    names = [repr(name) for name in names]
+    """Quotes the names for a message, at most five of them and the start of each."""
+    names = [f"{name!r:.60}" for name in names]
     more = f" and {len(names) - 5} more" if len(names) > 5 else ""
     return ", ".join(names[:5]) + more
 
@@ -112,8 +127,8 @@ def contents(folder: Path) -> str:
 
 
 def shown(value: Any) -> str:
-    """Shows a wrong value in a message."""
-    return "nothing" if value is None or value == "" else f"{value!r:.60}"
+    """Shows a wrong value in a message, the start of it if it is long or deep."""
+    return "nothing" if value is None or value == "" else _SHORT.repr(value)
 
 
 def _existing(path: Path) -> Path:
@@ -210,35 +225,73 @@ def _read_json(path: Path) -> Table:
     return Table(str(path), names, read, lines, unit)
 
 
+# How JSON spells what may be half of a pair of surrogates.
+_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
+
+
 def _parse_json(text: str, place: str) -> Any:
     def unique(pairs):
-        names = [name for name, _ in pairs]
-        twice = next((name for name in names if names.count(name) > 1), None)
-        if twice is not None:
-            raise ValueError(f"{place}: an object has {twice!r} more than once")
-        return dict(pairs)
+        content = dict(pairs)
+        if len(content) < len(pairs):
+            names = collections.Counter(name for name, _ in pairs)
+            [(twice, _)] = names.most_common(1)
+            raise ValueError(f"an object has {twice!r:.60} more than once")
+        return content
 
     try:
-        return json.loads(text, object_pairs_hook=unique)
+        content = json.loads(text, object_pairs_hook=unique)
+        if _SURROGATE.search(text):
+            json.dumps(content, ensure_ascii=False).encode()
     except json.JSONDecodeError as error:
         raise ValueError(
             f"{place}: not JSON, {error}; expected an object a line"
         ) from None
+    except UnicodeEncodeError:
+        raise ValueError(
+            f"{place}: a text has half a surrogate pair, which is no character"
+        ) from None
+    except RecursionError:
+        raise ValueError(
+            f"{place}: brackets are nested too deeply; expected an object a line"
+        ) from None
+    except ValueError as error:
+        raise ValueError(f"{place}: {error}") from None
+    return content
 
 
 def _read_parquet(path: Path) -> Table:
     import pyarrow
     from pyarrow import parquet
 
+    size = _existing(path).stat().st_size
     try:
         # Not read_table, which adds columns for folders named like KEY=VALUE.
-        table = parquet.ParquetFile(_existing(path)).read()
-    except pyarrow.ArrowException as error:
+        with parquet.ParquetFile(path) as file:
+            found = file.metadata
+            groups = map(found.row_group, range(found.num_row_groups))
+            unpacked = sum(group.total_byte_size for group in groups)
+            if found.num_rows > max(_ROWS, _ROWS_PER_BYTE * size) or (
+                unpacked > max(_BYTES, _BYTES_PER_BYTE * size)
+            ):
+                raise ValueError(
+                    f"{path} has {size} bytes and claims to hold {found.num_rows} rows "
+                    f"of {unpacked} bytes; write it anew"
+                )
+            table = file.read()
+        table.validate(full=True)
+    except (pyarrow.ArrowException, OSError) as error:
         reason = str(error).partition("\n")[0]
         raise ValueError(f"{path} is not a parquet file: {reason}") from None
 
     def read(name):
-        return table.column(name).to_pylist()
+        column = table.column(name)
+        try:
+            return column.to_pylist()
+        except (pyarrow.ArrowException, OverflowError, ValueError) as error:
+            raise ValueError(
+                f"{path}: column {name!r:.60} of type {column.type} cannot be read: "
+                f"{error}"
+            ) from None
 
     rows = range(1, table.num_rows + 1)
     return Table(str(path), table.column_names, read, rows, "row")

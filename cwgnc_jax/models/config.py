@@ -11,6 +11,10 @@ from jax import Array
 
 from cwgnc_jax.models.dropout import Rates
 
+# Beyond any model's; a number with a hundred digits would take all memory.
+_LARGEST = {"num_hidden_layers": 1000, "n_layers": 1000}
+_LARGEST_SIZE = 2**24
+
 
 class EncoderConfig:
     """What the configs of all types of models have in common.
@@ -165,8 +169,9 @@ def _check(field: dataclasses.Field, value: Any) -> None:
         fits, expected = isinstance(value, bool), "true or false"
     elif field.type is int:
         low = 0 if field.name.endswith("_id") else 1
-        fits = _is_number(value, int) and value >= low
-        expected = f"an integer of at least {low}"
+        high = _LARGEST.get(field.name, _LARGEST_SIZE)
+        fits = _is_number(value, int) and low <= value <= high
+        expected = f"an integer of at least {low} and at most {high:,}"
     elif field.name.endswith(("_prob", "dropout")):
         optional = field.type is not float and value is None
         fits = optional or (_is_number(value, int | float) and 0 <= value < 1)

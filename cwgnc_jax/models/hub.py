@@ -18,6 +18,8 @@ _FILES = (
     "sentencepiece.bpe.model",
 )
 _HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
+# As git has it, since the hub's cache makes paths of them.
+_REVISION = re.compile(r"(?!.*\.\.)[\w-][\w./+-]*")
 _TIMEOUT_S = 10
 
 
@@ -41,7 +43,8 @@ def resolve(model: str | Path, revision: str | None = None) -> Path:
         does not have it.
       NotADirectoryError: If ``model`` is a file.
       OSError: If the hub cannot be reached and the cache does not hold the model.
-      ValueError: If a revision of a local directory is asked for.
+      ValueError: If a revision of a local directory is asked for, or the revision is
+        no name of one.
 
     Examples:
       >>> import tempfile
@@ -67,6 +70,10 @@ def resolve(model: str | Path, revision: str | None = None) -> Path:
         raise FileNotFoundError(
             f"no directory {model}: expected a local directory with config.json and "
             f"model.safetensors, or an id on the Hugging Face hub"
+        )
+    if revision is not None and not _REVISION.fullmatch(revision):
+        raise ValueError(
+            f"revision {revision!r} is no name of a branch, tag or commit on the hub"
         )
     return _snapshot(model, revision)
 

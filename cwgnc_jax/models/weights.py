@@ -1,15 +1,11 @@
-"""Checkpoints in Hugging Face's layout: config.json and safetensors.
-
-A pickle runs code when it is read, so none ever is.
-"""
+"""Checkpoints in Hugging Face's layout: config.json and safetensors."""
 
 import dataclasses
-import functools
 import json
 import os
 import re
 import uuid
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +18,13 @@ from jax import Array
 
 from cwgnc_jax.models.config import EncoderConfig
 from cwgnc_jax.models.encoders import Encoder, encoder_of, read_config
+from cwgnc_jax.models.files import (
+    CONFIG,
+    WEIGHTS,
+    read_json,
+    stored_tensors,
+    weight_files,
+)
 from cwgnc_jax.models.forward import Params
 from cwgnc_jax.models.hub import resolve
 from cwgnc_jax.models.names import (
@@ -32,11 +35,6 @@ from cwgnc_jax.models.names import (
 )
 from cwgnc_jax.models.parameters import initial_value, is_below, parameter_shapes
 
-_CONFIG = "config.json"
-_WEIGHTS = "model.safetensors"
-_INDEX = "model.safetensors.index.json"
-_SHARD = re.compile(r"[\w.-]+\.safetensors")
-_PICKLES = ("pytorch_model*.bin", "*.ckpt", "*.ckpt.index", "*.msgpack", "*.h5")
 _DTYPES = ("F32", "F16", "BF16")
 
 
@@ -59,6 +57,14 @@ class Checkpoint:
     directory: Path
     new_parameters: tuple[str, ...]
     source_config: dict[str, Any]
+
+    @property
+    def commit(self) -> str | None:
+        """The commit on the Hugging Face hub that the files are of; None elsewhere."""
+        # The hub's cache keeps a folder for each commit.
+        name, parent = self.directory.name, self.directory.parent.name
+        hub = parent == "snapshots" and re.fullmatch("[0-9a-f]{40}", name)
+        return name if hub else None
 
 
 def load_pretrained(
@@ -107,12 +113,17 @@ def load_pretrained(
       ('classifier/bias', 'classifier/kernel')
     """
     directory = resolve(model, revision)
-    source_config = _read_json(directory / _CONFIG)
+    source_config = read_json(directory / CONFIG)
     config = read_config(source_config, num_labels)
-    encoder, shapes = encoder_of(config), parameter_shapes(config)
+    encoder = encoder_of(config)
+    tensors, unusable = _read_tensors(weight_files(directory), encoder, new_head)
+    if config.num_hidden_layers > len(tensors):
+        raise ValueError(
+            f"the weights in {directory} do not fit their config: num_hidden_layers is "
+            f"{config.num_hidden_layers}, and there are {len(tensors)} tensors in all"
+        )
+    shapes = parameter_shapes(config)
     head = [path for path in shapes if is_below(path, encoder.head)]
-    tensors, unusable = _read_tensors(_weight_files(directory), encoder, new_head)
-
     pooler = [path for path in shapes if is_below(path, encoder.pooler)]
     new = _new_parameters(tensors.keys(), head, pooler)
     paths = {to_checkpoint(path): path for path in shapes if path not in new}
@@ -230,13 +241,13 @@ def save_pretrained(
 
     directory.mkdir(parents=True, exist_ok=True)
     _replace(
-        directory / _WEIGHTS,
+        directory / WEIGHTS,
         lambda path: safetensors.numpy.save_file(
             tensors, path, metadata={"format": "pt"}
         ),
     )
     text = json.dumps(entries, indent=2, sort_keys=True) + "\n"
-    _replace(directory / _CONFIG, lambda path: path.write_text(text, encoding="utf-8"))
+    _replace(directory / CONFIG, lambda path: path.write_text(text, encoding="utf-8"))
     return directory
 
 
@@ -265,58 +276,6 @@ def _new_parameters(
     return (*pooler, *head) if without_pooler else tuple(head)
 
 
-def _read_json(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        raise FileNotFoundError(
-            f"no {path.name} in {path.parent}: expected a model in Hugging Face's "
-            f"layout, config.json beside model.safetensors"
-        )
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is not valid JSON: {error}") from error
-    if not isinstance(content, dict):
-        raise ValueError(
-            f"{path} must hold a JSON object, got {type(content).__name__}"
-        )
-    return content
-
-
-def _weight_files(directory: Path) -> list[Path]:
-    """The safetensors files of a checkpoint, all of them present."""
-    if (directory / _WEIGHTS).is_file():
-        return [directory / _WEIGHTS]
-    if (directory / _INDEX).is_file():
-        weight_map = _read_json(directory / _INDEX).get("weight_map")
-        if not isinstance(weight_map, dict) or not weight_map:
-            raise ValueError(f"{directory / _INDEX} has no weight_map")
-        shards = sorted(set(map(str, weight_map.values())))
-        # The index comes with the download: it must not point out of its directory.
-        strange = [name for name in shards if not _SHARD.fullmatch(name)]
-        if strange:
-            raise ValueError(
-                f"{directory / _INDEX} names shards that are not plain .safetensors "
-                f"files beside it: {first_five(strange)}"
-            )
-        missing = [name for name in shards if not (directory / name).is_file()]
-        if missing:
-            raise FileNotFoundError(
-                f"shards missing in {directory}: {first_five(missing)}; download them "
-                f"again"
-            )
-        return [directory / name for name in shards]
-    pickles = sorted({p.name for kind in _PICKLES for p in directory.glob(kind)})
-    if pickles:
-        raise ValueError(
-            f"{directory} holds no safetensors but {first_five(pickles)}, which is not "
-            f"read because a pickle can run code; convert it with torch where you "
-            f'trust the file: python -c "from transformers import '
-            f"AutoModelForSequenceClassification as M; "
-            f"M.from_pretrained('DIR').save_pretrained('NEW_DIR')\""
-        )
-    raise FileNotFoundError(f"neither {_WEIGHTS} nor {_INDEX} in {directory}")
-
-
 def _read_tensors(
     files: Sequence[Path], encoder: Encoder, skip_head: bool
 ) -> tuple[dict[str, np.ndarray], list[str]]:
@@ -325,16 +284,21 @@ def _read_tensors(
     tensors: dict[str, np.ndarray] = {}
     kinds: dict[str, list[str]] = {
         "twice": [],
+        "empty": [],
         "other dtype": [],
         "NaN or infinite": [],
     }
-    for stored, dtype, shape, read in _stored_tensors(files):
+    for stored, dtype, shape, read in stored_tensors(files):
         name = canonical_name(stored, encoder)
         if name is None or (skip_head and name.startswith(head)):
             continue
         if name in tensors:
             kinds["twice"].append(name)
-        if dtype in _DTYPES:
+        if 0 in shape:
+            # Whose other dimensions may be beyond all numbers; no model has one.
+            tensors[name] = np.zeros(0, np.float32)
+            kinds["empty"].append(name)
+        elif dtype in _DTYPES:
             tensors[name] = read().astype(np.float32)
             if not np.isfinite(tensors[name]).all():
                 kinds["NaN or infinite"].append(name)
@@ -342,21 +306,3 @@ def _read_tensors(
             tensors[name] = np.broadcast_to(np.float32(0), shape)
             kinds["other dtype"].append(f"{name}: {dtype}, expected one of {_DTYPES}")
     return tensors, [f"{kind} {first_five(n)}" for kind, n in kinds.items() if n]
-
-
-def _stored_tensors(
-    files: Sequence[Path],
-) -> Iterator[tuple[str, str, tuple[int, ...], Callable[[], np.ndarray]]]:
-    """The name, dtype, shape and reader of each tensor."""
-    for file in files:
-        try:
-            with safetensors.safe_open(file, framework="numpy") as opened:
-                for name in opened.keys():
-                    view = opened.get_slice(name)
-                    read = functools.partial(opened.get_tensor, name)
-                    yield name, view.get_dtype(), tuple(view.get_shape()), read
-        except safetensors.SafetensorError as error:
-            raise ValueError(
-                f"{file} is not a readable safetensors file ({error}): perhaps the "
-                f"download was cut short, or it is a Git LFS pointer"
-            ) from error

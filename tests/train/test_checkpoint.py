@@ -1,4 +1,5 @@
 import errno
+import os
 import shutil
 import time
 
@@ -212,6 +213,16 @@ def test_a_full_disk_leaves_the_last_checkpoint_as_it_is(tmp_path, monkeypatch):
     shutil.rmtree(tmp_path / "c")
     with pytest.raises(OSError, match="step 2: .*there is none before it"):
         save(tmp_path / "c", 2)
+
+
+def test_the_cores_that_may_be_used_are_part_of_the_fingerprint(monkeypatch):
+    here = fingerprint(devices=1)
+    assert here["cores"] == len(os.sched_getaffinity(0))
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: range(96))
+    said = other_fingerprint(here, fingerprint(devices=1))
+    assert f"cores was {here['cores']} and is 96" in said
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    assert fingerprint(devices=1)["cores"] is None
 
 
 def test_fingerprints_that_differ_say_how():

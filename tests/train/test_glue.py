@@ -224,7 +224,9 @@ def hub(monkeypatch):
                 for split, columns in splits.items()
             }
         )
-        monkeypatch.setattr(datasets, "load_dataset", lambda path, name: answer)
+        monkeypatch.setattr(
+            datasets, "load_dataset", lambda path, name, revision: answer
+        )
 
     return put
 

@@ -129,6 +129,40 @@ def test_a_stopped_run_goes_on_to_the_same_bits(
     assert digests(stopped) == before
 
 
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("batch", [1, 2])
+def test_a_signal_in_the_last_evaluation_costs_nothing_but_it(
+    flags, unbroken, tmp_path, monkeypatch, capsys, signum, batch
+):
+    real = loop.evaluate
+
+    def evaluate(step_fn, *rest):
+        calls = 0
+
+        def counted(*arguments):
+            nonlocal calls
+            calls += 1
+            if calls == batch:
+                os.kill(os.getpid(), signum)
+            return step_fn(*arguments)
+
+        return real(counted, *rest)
+
+    flags = functools.partial(flags, eval_batch_size=10)
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "evaluate", evaluate)
+        assert main(flags("--resume")) == 128 + signum
+    assert "the same command with --resume goes on" in capsys.readouterr().err
+    [path] = (tmp_path / "run" / "checkpoint").iterdir()
+    assert path.name == "00000012" and damage(path) is None
+    assert not (tmp_path / "run" / "results.json").exists()
+    steps = []
+    before_step(monkeypatch, 1, lambda: steps.append(1))
+    assert main(flags("--resume")) == 0
+    assert not steps
+    assert lasting(tmp_path / "run") == lasting(unbroken)
+
+
 def test_records_after_the_checkpoint_are_made_anew(flags, unbroken, stopped):
     with (stopped / "metrics.jsonl").open("a") as file:
         file.write('{"step": 5, "loss": 1.0}\n{"step": 6, "lo')

@@ -51,6 +51,8 @@ def draw_curves(workdir: Path) -> Path:
         f"strong lines: mean of {window} steps",
         fontsize="medium",
         loc="left",
+        # A dollar in the name of a file begins no formula.
+        parse_math=False,
     )
     for axes in (top, bottom):
         axes.margins(x=0.01)

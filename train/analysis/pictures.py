@@ -1,6 +1,8 @@
 """What all figures share: their style, their colours and their files."""
 
 import dataclasses
+import re
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,8 @@ STYLE = {
     "legend.frameon": False,
     # The same records give the same file, byte for byte.
     "svg.hashsalt": "cwgnc",
+    # A dollar in the name of a file or method begins no formula.
+    "text.parse_math": False,
 }
 SMALL = STYLE | {
     "font.size": 8,
@@ -48,11 +52,19 @@ class Picture:
 
     def write(self, folder: Path) -> list[Path]:
         """Writes the PNG and the SVG file."""
-        paths = [folder / f"{self.name}.{kind}" for kind in ("png", "svg")]
+        stem = file_stem(self.name)
+        paths = [folder / f"{stem}.{kind}" for kind in ("png", "svg")]
         with rc_context(STYLE):
             self.figure.savefig(paths[0], dpi=150)
             self.figure.savefig(paths[1], dpi=150, metadata={"Date": None})
         return paths
+
+
+def file_stem(name: str) -> str:
+    """The name as that of a file in the folder it is written to, whatever is in it."""
+    stem = re.sub(r"[^\w.=+-]", "_", name, flags=re.ASCII)[:100]
+    # Names that differ are those of different files.
+    return stem if stem == name else f"{stem}_{zlib.crc32(name.encode()):08x}"
 
 
 def set_title(figure: Figure, title: str) -> None:

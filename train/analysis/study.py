@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -127,6 +128,17 @@ def _finite(value):
     return value if math.isfinite(value) else math.nan
 
 
+# Control characters and halves of surrogate pairs, which no file of a figure can hold.
+_UNWRITABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
+
+
+def _name(record, field):
+    name = record[field]
+    if not isinstance(name, str) or _UNWRITABLE.search(name):
+        raise ValueError(f"{field} must be a line of text, got {name!r:.60}")
+    return name
+
+
 def _run_row(record):
     splits = [name for name in record["scores"] if name.startswith("validation")]
     if not splits:
@@ -136,14 +148,11 @@ def _run_row(record):
     max_norm = record["max_norm"]
     return {
         **{name: record.get(name) for name in _OPTIONAL},
-        "run": record["run"],
-        "task": record["task"],
-        "method": record["method"],
+        **{name: _name(record, name) for name in ("run", "task", "method", "metric")},
         "learning_rate": float(record["learning_rate"]),
         "max_norm": math.inf if max_norm is None else float(max_norm),
-        "seed": record["seed"],
-        "data_seed": record.get("data_seed", record["seed"]),
-        "metric": metric,
+        "seed": int(record["seed"]),
+        "data_seed": int(record.get("data_seed", record["seed"])),
         "main_split": split,
         "score": float(record["scores"][split][metric]),
         "line": float(record["majority_line"][split][metric]),
@@ -164,11 +173,12 @@ _SERIES = ("loss", "clip_rate_components", "clip_rate_elements")
 _ROWS = {
     "run": _run_row,
     "evaluation": lambda record: {
-        **{name: record[name] for name in ("run", "step", "split")},
+        "run": _name(record, "run"),
+        **{name: record[name] for name in ("step", "split")},
         "scores": {name: _finite(score) for name, score in record["scores"].items()},
     },
     "metrics": lambda record: {
-        "run": record["run"],
+        "run": _name(record, "run"),
         "step": record["step"],
         **{name: _finite(record.get(name, "nan")) for name in _SERIES},
     },

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -214,4 +215,10 @@ def _plain(value):
 
 
 def _markdown_row(values):
-    return f"| {' | '.join(str(value).replace('|', '&#124;') for value in values)} |"
+    return f"| {' | '.join(map(_markdown_cell, values))} |"
+
+
+def _markdown_cell(value):
+    text = str(value).replace("|", "&#124;")
+    # What would be a tag; "<0.001" is none.
+    return re.sub(r"<(?=[A-Za-z/!?])", "&lt;", text)

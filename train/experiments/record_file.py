@@ -1,12 +1,11 @@
 """A study's records: lines of JSON that outlive the process at any moment."""
 
 import fcntl
-import json
 import os
 from pathlib import Path
 from typing import Any
 
-from train.records import parse_lines, plain
+from train.records import checked_line, parse_lines
 
 # The fields by which two lines are told apart.
 _IDENTITY = ("kind", "run", "step", "split", "program", "runs")
@@ -17,8 +16,9 @@ class RecordFile:
 
     A line is written in one piece and at once. If the process died within one, its
     torn rest is removed when the file is opened again: the run that wrote it makes it
-    anew. A line that is there already is not written twice, so that steps can be
-    repeated after a restart. Use as a context manager; one process at a time.
+    anew. Each line ends in its checksum, so that one that was changed is noticed then.
+    A line that is there already is not written twice, so that steps can be repeated
+    after a restart. Use as a context manager; one process at a time.
 
     ``lines`` are those that were there when it was opened.
 
@@ -26,7 +26,8 @@ class RecordFile:
       path: The file; made if there is none.
 
     Raises:
-      ValueError: If a line other than a torn last one is no JSON object.
+      ValueError: If a line other than a torn last one is no JSON object, or has
+        changed since it was written.
       BlockingIOError: If another process has the file open.
     """
 
@@ -64,7 +65,7 @@ class RecordFile:
         if _identity(record) in self._known:
             return
         self._known.add(_identity(record))
-        self._file.write(json.dumps(plain(record)).encode() + b"\n")
+        self._file.write(checked_line(record))
         self._file.flush()
 
     def sync(self) -> None:

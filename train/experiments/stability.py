@@ -30,6 +30,7 @@ from train.records import check_workdir, plain, write_json
 from train.tasks import find_task
 
 _DESCRIPTIONS = ("reproduction", "study")
+_OF_INPUTS = ("data", "commits")
 
 
 def prepare_study(
@@ -57,7 +58,7 @@ def prepare_study(
         if not _died_at_once(config.workdir):
             check_workdir(config.workdir)
     else:
-        settings = {name: known[name] for name in known if name != "data"}
+        settings = {name: known[name] for name in known if name not in _OF_INPUTS}
         _check_same(config.workdir, "settings", settings, _protocol(config))
     devices = jax.devices()
     if config.devices is not None and config.devices > len(devices):
@@ -79,7 +80,7 @@ def prepare_study(
             config.model,
             num_labels=num_labels,
             key=jax.random.key(0),
-            revision=config.revision,
+            revision=(known or {}).get("commits", {}).get("model") or config.revision,
         )
     )
     inputs = {
@@ -111,7 +112,12 @@ def run_study(study: Study) -> None:
     workdir.mkdir(parents=True, exist_ok=True)
     known = _read_study(workdir) or {"data": {}}
     digests = {task: inputs.data_digest for task, inputs in study.inputs.items()}
-    description = _protocol(study.config) | {"data": known["data"] | digests}
+    commits = {task: inputs.data_commit for task, inputs in study.inputs.items()}
+    commits["model"] = next(iter(study.inputs.values())).checkpoint.commit
+    description = _protocol(study.config) | {
+        "data": known["data"] | digests,
+        "commits": known.get("commits", {}) | commits,
+    }
     if description != known:
         write_json(workdir / "study.json", description)
     with contextlib.ExitStack() as files:
@@ -159,9 +165,10 @@ def _read_study(workdir: Path) -> dict[str, Any] | None:
         return None
     try:
         known = json.loads(path.read_text())
-        if isinstance(known["data"], dict):
+        parts = known["data"], known.get("commits", {})
+        if all(isinstance(part, dict) for part in parts):
             return known
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, AttributeError):
         pass
     raise ValueError(
         f"{path} is damaged: expected the study's settings; restore it, or start "

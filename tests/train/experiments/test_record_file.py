@@ -1,6 +1,7 @@
 import json
 import subprocess
 import sys
+import zlib
 
 import pytest
 
@@ -19,9 +20,59 @@ def test_lines_are_kept_and_read_again(tmp_path):
     with RecordFile(path) as file:
         for record in records:
             file.append(record)
-            assert lines_of(path)[-1] == record  # at once
+            # At once, and as JSON that any tool reads.
+            assert lines_of(path)[-1].items() >= record.items()
     with RecordFile(path) as file:
         assert file.lines == records
+
+
+def test_a_line_that_was_changed_is_named_and_nothing_is_changed(tmp_path):
+    path = tmp_path / "records.jsonl"
+    with RecordFile(path) as file:
+        for run in "ab":
+            file.append({"kind": "run", "run": run, "scores": {"f1": 0.512}})
+    written = path.read_bytes()
+    first, second, _ = written.split(b"\n")
+    changed = second.replace(b"0.512", b"0.712")
+    assert json.loads(changed)["scores"] == {"f1": 0.712}
+    path.write_bytes(b"\n".join([first, changed, b""]))
+    with pytest.raises(ValueError, match=r"line 2: has changed since .* remove all li"):
+        RecordFile(path)
+    assert path.read_bytes() == b"\n".join([first, changed, b""])
+    # One whose line was removed is only missing.
+    path.write_bytes(first + b"\n")
+    with RecordFile(path) as file:
+        assert [line["run"] for line in file.lines] == ["a"]
+
+
+def test_the_checksum_is_the_crc32_of_the_line_without_it(tmp_path):
+    path = tmp_path / "records.jsonl"
+    with RecordFile(path) as file:
+        file.append({"kind": "run", "loss": 0.1, "crc32": "deadbeef"})
+    line = path.read_bytes().rstrip(b"\n")
+    record, _, checksum = line.rpartition(b', "crc32": ')
+    assert json.loads(checksum[:-1]) == f"{zlib.crc32(record + b'}'):08x}"
+    with RecordFile(path) as file:
+        assert file.lines == [{"kind": "run", "loss": 0.1, "crc32": "deadbeef"}]
+
+
+def test_every_flipped_bit_of_a_line_is_noticed(tmp_path):
+    path = tmp_path / "records.jsonl"
+    with RecordFile(path) as file:
+        file.append({"kind": "metrics", "run": "a", "step": 3, "loss": 0.25})
+    written, accepted = path.read_bytes(), []
+    for bit in range(8 * (len(written) - 1)):
+        flipped = bytearray(written)
+        flipped[bit // 8] ^= 1 << bit % 8
+        path.write_bytes(flipped)
+        try:
+            with RecordFile(path):
+                accepted.append(bytes(flipped))
+        except ValueError:
+            pass
+    # Where the name of the checksum itself was hit, the line is one without.
+    assert all(b'"crc32": "' not in line for line in accepted)
+    assert all(line.startswith(written.split(b', "crc')[0]) for line in accepted)
 
 
 def test_a_torn_last_line_is_removed(tmp_path):
