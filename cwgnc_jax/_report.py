@@ -135,16 +135,15 @@ def clip_report(opt_state: Any) -> ClipReport:
     traced = isinstance(record.values, jax.core.Tracer)
     values = record.values if traced else jax.device_get(record.values)
     xp, plain = (jnp, lambda x: x) if traced else (np, lambda x: x.tolist())
+    # As an output of jit, of scan and the like a plain dict would be sorted.
+    by = OrderedDict if traced else dict
     norms, coefficients = xp.moveaxis(values, -2, 0)
     clipped = coefficients < 1
     sizes = xp.broadcast_to(xp.asarray(record.sizes, float), clipped.shape)
 
     def by_name(values):
         columns = xp.moveaxis(values, -1, 0)
-        return {
-            name: plain(column)
-            for name, column in zip(record.names, columns, strict=True)
-        }
+        return by(zip(record.names, map(plain, columns), strict=True))
 
     return ClipReport(
         norm=by_name(norms),

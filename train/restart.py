@@ -13,7 +13,10 @@ from train.records import check_workdir, marked_lines, plain
 
 # What does not change a run's bits.
 _FREE = frozenset(
-    {"workdir", "cache", "resume", "checkpoint_seconds", "keep", "give_up_after"}
+    {
+        *("workdir", "cache", "resume", "checkpoint_seconds", "keep"),
+        *("give_up_after", "writers"),
+    }
 )
 
 
