@@ -44,7 +44,10 @@ class TensorBoardWriter:
     def __init__(self, folder: Path, first_step: int):
         from tensorboardX import SummaryWriter
 
-        self._writer = SummaryWriter(str(folder), purge_step=first_step)
+        # Files of the same second are told apart by the suffix.
+        self._writer = SummaryWriter(
+            str(folder), purge_step=first_step, filename_suffix=f".{first_step}"
+        )
 
     def __enter__(self) -> Self:
         return self
