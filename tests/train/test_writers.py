@@ -54,6 +54,7 @@ def flags(tiny_model, tiny_data, tmp_path):
         "evaluations": 2,
         "norms-every": 4,
         "max-length": 16,
+        "padding": "max_length",
         "workdir": tmp_path / "run",
     }
     names = [(f"--{name}", str(value)) for name, value in pairs.items()]
