@@ -71,6 +71,10 @@ def adagc(
     components, as with any global clip, and none learns from that step. A component
     that has learned nothing by its end is clipped from its second norm on.
 
+    Rule and defaults are the paper's. The authors' published code has 1.04 for
+    ``ratio`` and 0.99 for ``decay``, and adds 1e-6 to a norm that it clips; with
+    ``eps=1e-6`` a component whose norms are far below that is silenced here.
+
     Args:
       ratio: How far a norm may exceed the average.
       component_fn: Maps a parameter's "/"-joined path to its component's name.
@@ -102,7 +106,8 @@ def adagc(
 
     References:
       Wang et al., `AdaGC: Enhancing LLM Pretraining Stability via Adaptive Gradient
-      Clipping <https://arxiv.org/abs/2502.11034>`_, 2025
+      Clipping <https://arxiv.org/abs/2502.11034>`_, 2025; their code is
+      https://github.com/lishuai-97/AdaGC
     """
     check_positive("ratio", ratio)
     check_share("decay", decay)
@@ -151,18 +156,24 @@ def aggc(
       S_t = \text{decay} \cdot S_{t-1} + (1 - \text{decay}) \|\hat g_t\|
 
     The first norm that is finite and greater than zero passes as it is and starts the
-    average; the authors' code starts it at zero. A component learns nothing from a norm
-    that is zero, NaN or infinite, and its updates become what the plain clip makes of
-    them. The paper moves the interval during training: for that schedule ``low`` and
-    ``high`` by ``optax.inject_hyperparams(..., static_args="component_fn")``.
+    average. That is ours: the authors' code starts it at zero, so that the first norms
+    lie far above the interval. A component learns nothing from a norm that is zero, NaN
+    or infinite, and its updates become what the plain clip makes of them.
+
+    The interval has no defaults, since the authors' runs do not carry over: with 0.6 or
+    0.7 for ``high`` they hold every factor between 0.9 and 1.1, without which the
+    average would sink to nothing. The paper moves the interval during training: for
+    that schedule ``low`` and ``high`` by ``optax.inject_hyperparams(...,
+    static_args="component_fn")``.
 
     Args:
       low: The interval's lower end as a multiple of the average; 0 raises nothing.
       high: Its upper end.
       component_fn: Maps a parameter's "/"-joined path to its component's name; the
         paper's is by the type of the module.
-      decay: The average's decay.
-      eps: Added to the norm, as in :func:`component_clip_by_global_norm`.
+      decay: The average's decay; 0.98 is the default of the authors' code.
+      eps: Added to the norm, as in :func:`component_clip_by_global_norm`; 1e-12 in the
+        authors' code.
       stacked_axes: See :func:`component_clip_by_global_norm`.
       axis_name: See :func:`component_clip_by_global_norm`.
       keep_report: See :func:`component_clip_by_global_norm`; a component that was
@@ -190,7 +201,8 @@ def aggc(
 
     References:
       Li et al., `AGGC: Adaptive Group Gradient Clipping for Stabilizing Large Language
-      Model Training <https://arxiv.org/abs/2601.11864>`_, 2026
+      Model Training <https://arxiv.org/abs/2601.11864>`_, 2026; their code is
+      https://github.com/ZhiyuanLi218/AGGC
     """
     check_interval(low, high)
     check_share("decay", decay)
@@ -236,14 +248,19 @@ def olmo_clip(
       \gamma_t = \text{decay} \cdot \gamma_{t-1} + (1 - \text{decay}) \|\hat g_t\|
 
     The first norm that is finite and greater than zero passes as it is and starts the
-    average. A component learns nothing from a norm that is zero, NaN or infinite, and
-    its updates become what the plain clip makes of them. Unlike :func:`adagc` there is
-    no warm-up.
+    average; in OLMo's trainer the second step's does. A component learns nothing from a
+    norm that is zero, NaN or infinite, and its updates become what the plain clip makes
+    of them. Unlike :func:`adagc` there is no warm-up.
+
+    The rule and eps are those of the trainer's setting ``max_grad_norm_ratio``. It has
+    no default, and none of the published OLMo configurations sets it: they clip by the
+    global norm.
 
     Args:
       ratio: How far a norm may exceed the average.
       component_fn: Maps a parameter's "/"-joined path to its component's name.
-      decay: The average's decay; OLMo's trainer takes the larger of Adam's two.
+      decay: The average's decay; OLMo's trainer takes the larger of Adam's two, 0.95 in
+        its published configurations.
       eps: Added to the norm, as in :func:`component_clip_by_global_norm`. It silences
         a component whose norms are far below it.
       stacked_axes: See :func:`component_clip_by_global_norm`.
@@ -269,9 +286,9 @@ def olmo_clip(
       2.0 [1.05]
 
     References:
+      The trainer of OLMo, https://github.com/allenai/OLMo (``olmo/optim.py``);
       Groeneveld et al., `OLMo: Accelerating the Science of Language Models
-      <https://arxiv.org/abs/2402.00838>`_, 2024, and its trainer,
-      https://github.com/allenai/OLMo
+      <https://arxiv.org/abs/2402.00838>`_, 2024
     """
     check_positive("ratio", ratio)
     return aggc(

@@ -154,10 +154,11 @@ def zclip(
     \text{decay}) \hat n` and, with the new mean, :math:`\sigma^2 \leftarrow
     \text{decay} \cdot \sigma^2 + (1 - \text{decay}) (\hat n - \mu)^2`.
 
-    The paper measures the global norm, which is ``component_fn=lambda path: "all"``. A
-    component learns nothing from a norm that is zero, NaN or infinite, which does not
-    count as a step of its warm-up either, and its updates become what the plain clip
-    makes of them.
+    Rule, defaults and eps are the authors'. They measure the global norm, which is
+    ``component_fn=lambda path: "all"``, and their code clips it to 1 besides; put
+    :func:`component_clip_by_global_norm` behind this for that. A component learns
+    nothing from a norm that is zero, NaN or infinite, which does not count as a step of
+    its warm-up either, and its updates become what the plain clip makes of them.
 
     Args:
       z_threshold: The largest number of standard deviations above the mean.
@@ -190,7 +191,8 @@ def zclip(
 
     References:
       Kumar et al., `ZClip: Adaptive Spike Mitigation for LLM Pre-Training
-      <https://arxiv.org/abs/2504.02507>`_, 2025
+      <https://arxiv.org/abs/2504.02507>`_, 2025; their code is
+      https://github.com/bluorion-com/ZClip
     """
     check_positive("z_threshold", z_threshold)
     check_share("decay", decay)

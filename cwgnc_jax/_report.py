@@ -35,7 +35,10 @@ class ReportedState(NamedTuple):
 
 
 class ClipReport(NamedTuple):
-    """What :func:`clip_report` returns: plain numbers, ready for a line of JSON."""
+    """What :func:`clip_report` returns: plain numbers, ready for a line of JSON.
+
+    Inside ``jax.jit`` they are arrays instead.
+    """
 
     norm: dict[str, Any]
     """Component to its norm before the clip."""
@@ -52,13 +55,35 @@ class ClipReport(NamedTuple):
     clip_rate_elements: Any
     """The share of elements whose component was clipped."""
 
+    def scalars(self, prefix: str = "clip") -> dict[str, Any]:
+        """Flattens the report to one number a name, as writers of logs want it.
+
+        Args:
+          prefix: The first part of every name.
+
+        Returns:
+          The rates as ``clip/rate_components`` and ``clip/rate_elements``, and for each
+          component ``clip/norm/NAME``, ``clip/coefficient/NAME`` and
+          ``clip/clipped/NAME``, the last one 0 or 1.
+        """
+        scalars = {
+            f"{prefix}/rate_components": self.clip_rate_components,
+            f"{prefix}/rate_elements": self.clip_rate_elements,
+        }
+        for name in self.norm:
+            scalars[f"{prefix}/norm/{name}"] = self.norm[name]
+            scalars[f"{prefix}/coefficient/{name}"] = self.coefficient[name]
+            scalars[f"{prefix}/clipped/{name}"] = self.clipped[name] * 1
+        return scalars
+
 
 def clip_report(opt_state: Any) -> ClipReport:
     """Reads what the clip did in its last step out of an optimizer's state.
 
     The clip keeps a report if it is made with ``keep_report=True``. Reading it takes a
-    single transfer from the device, whatever the number of components; inside
-    ``jax.lax.scan`` stack the states, or only the record that this reads.
+    single transfer from the device, whatever the number of components. It may be called
+    inside ``jax.jit`` and ``jax.lax.scan`` as well, so that a step returns what it
+    needs of the report; or stack the states of a scan and read the report of all steps.
 
     Args:
       opt_state: A state, however deep the clip lies in it. Below ``jax.vmap`` or
@@ -67,8 +92,9 @@ def clip_report(opt_state: Any) -> ClipReport:
 
     Returns:
       Norm, coefficient and whether it was clipped, by component name, and the clip
-      rates. Before the first step the norms are 0 and the coefficients 1. A component
-      whose norm was NaN has the coefficient NaN and does not count as clipped.
+      rates: numbers, or arrays where the state is traced. Before the first step the
+      norms are 0 and the coefficients 1. A component whose norm was NaN has the
+      coefficient NaN and does not count as clipped.
 
     Raises:
       ValueError: If no clip or more than one in it keeps a report.
@@ -106,23 +132,25 @@ def clip_report(opt_state: Any) -> ClipReport:
             )
         )
     record = records[0]
-    norms, coefficients = np.moveaxis(jax.device_get(record.values), -2, 0)
+    traced = isinstance(record.values, jax.core.Tracer)
+    values = record.values if traced else jax.device_get(record.values)
+    xp, plain = (jnp, lambda x: x) if traced else (np, lambda x: x.tolist())
+    # As an output of jit, of scan and the like a plain dict would be sorted.
+    by = OrderedDict if traced else dict
+    norms, coefficients = xp.moveaxis(values, -2, 0)
     clipped = coefficients < 1
-    sizes = np.array(record.sizes, np.float64)
+    sizes = xp.broadcast_to(xp.asarray(record.sizes, float), clipped.shape)
 
     def by_name(values):
-        columns = np.moveaxis(values, -1, 0)
-        return {
-            name: column.tolist()
-            for name, column in zip(record.names, columns, strict=True)
-        }
+        columns = xp.moveaxis(values, -1, 0)
+        return by(zip(record.names, map(plain, columns), strict=True))
 
     return ClipReport(
         norm=by_name(norms),
         coefficient=by_name(coefficients),
         clipped=by_name(clipped),
-        clip_rate_components=(clipped.sum(-1) / max(len(sizes), 1)).tolist(),
-        clip_rate_elements=(clipped @ sizes / max(sizes.sum(), 1)).tolist(),
+        clip_rate_components=plain(clipped.sum(-1) / max(len(record.sizes), 1)),
+        clip_rate_elements=plain((clipped * sizes).sum(-1) / max(sum(record.sizes), 1)),
     )
 
 

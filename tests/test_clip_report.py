@@ -70,6 +70,40 @@ def test_report_survives_scan_and_vmap_with_leading_axes():
     assert np.shape(report.clip_rate_elements) == (2, 3)
 
 
+def test_report_inside_jit_and_scan_is_the_one_outside():
+    params = {"layers": {str(i): {"kernel": jnp.ones(2 + i)} for i in range(11)}}
+    tx = component_clip_by_global_norm(3.0, keep_report=True)
+
+    def step(state, scale):
+        _, state = tx.update(jax.tree.map(lambda p: p * scale, params), state)
+        return state, (state, clip_report(state))
+
+    @jax.jit
+    def run(scales):
+        return jax.lax.scan(step, tx.init(params), scales)[1]
+
+    states, inside = run(jnp.array([1.0, jnp.nan, 1.4]))
+    outside = clip_report(states)
+    assert 0 < outside.clip_rate_components[0] < outside.clip_rate_components[2] < 1
+    for one, other in zip(inside[:3], outside[:3], strict=True):
+        assert list(one) == list(other)  # layer 10 after layer 2
+        for name in one:
+            np.testing.assert_array_equal(one[name], other[name])
+    np.testing.assert_allclose(inside[3:], outside[3:], rtol=1e-6)
+
+
+def test_report_has_a_scalar_of_every_name_for_writers():
+    _, state = make().update(GRADS, make().init(GRADS))
+    scalars = clip_report(state).scalars("my clip")
+    assert len(scalars) == 2 + 3 * 3
+    assert scalars["my clip/norm/loud"] == 10.0
+    assert scalars["my clip/coefficient/loud"] == pytest.approx(0.1)
+    assert scalars["my clip/clipped/loud"] == 1
+    assert scalars["my clip/clipped/quiet"] == 0
+    assert scalars["my clip/rate_elements"] == 0.5
+    assert not any(isinstance(value, bool) for value in scalars.values())
+
+
 def test_report_is_fetched_by_one_transfer(monkeypatch):
     _, state = make().update(GRADS, make().init(GRADS))
     assert len(jax.tree.leaves(state)) == 1

@@ -86,6 +86,7 @@ def test_imports_of_the_library_go_one_way(module, forbidden):
         ("inputs", "parallel evaluation loop experiments"),
         ("parallel", "evaluation memory loop experiments"),
         ("evaluation", "loop experiments"),
+        ("writers", "steps inputs parallel checkpoint restart run_recorder loop"),
         ("manifest", "steps inputs parallel checkpoint restart loop experiments"),
         ("records", "steps inputs parallel checkpoint restart loop experiments"),
         ("interruption", "steps inputs parallel checkpoint loop experiments"),

@@ -14,6 +14,23 @@ ComponentsName = Literal[
 ]
 """What is clipped as one; see ``optimizer.COMPONENT_FNS``."""
 
+WriterName = Literal["tensorboard", "wandb"]
+"""Where records go besides lines of JSON; see ``writers``."""
+
+ClipName = Literal["fixed", "adagc", "aggc", "olmo", "autoclip", "zclip"]
+"""How a component's threshold comes about; see ``optimizer.CLIPS``."""
+
+CLIP_NUMBERS: dict[ClipName, dict[str, float]] = {
+    "fixed": {},
+    "adagc": {"ratio": 1.05, "decay": 0.98, "max_global_norm": 1, "warmup_steps": 100},
+    # The authors of these two have no interval and no ratio that others could take.
+    "aggc": {"low": 0.5, "high": 2, "decay": 0.98},
+    "olmo": {"ratio": 2, "decay": 0.95},
+    "autoclip": {"percentile": 10},
+    "zclip": {"z_threshold": 2.5, "decay": 0.97, "warmup_steps": 25},
+}
+"""The numbers of each, with their defaults."""
+
 
 @dataclasses.dataclass(frozen=True)
 class DataConfig:
@@ -57,6 +74,12 @@ class OptimizerConfig:
     components: ComponentsName = "by_parameter"
     """What is clipped as one: each parameter (the paper), module, kind of module in all
     layers, or layer, or everything."""
+    clip: ClipName = "fixed"
+    """Whether the threshold is --max-norm, or each component learns its own from its
+    past norms, as AdaGC, AGGC, OLMo's trainer, AutoClip or ZClip do."""
+    clip_numbers: dict[str, float] = dataclasses.field(default_factory=dict)
+    """Numbers of a learned threshold that are not to be the defaults, such as ratio 1.1
+    decay 0.9."""
     nonfinite: Literal["propagate", "skip_step", "zero_component"] = "propagate"
     """What follows from a gradient that is NaN or infinite: it has its way, as in
     torch; the step changes nothing; or the components with one take no part in it."""
@@ -129,6 +152,9 @@ class FinetuneConfig:
     """End the run after so many steps in a row that --nonfinite skip_step skipped."""
     norms_every: int = 20
     """Steps between two records of every component's gradient norm."""
+    writers: tuple[WriterName, ...] = ()
+    """Where the records go besides metrics.jsonl: tensorboard, into the folder of that
+    name in --workdir; wandb, as the environment variables of Weights & Biases say."""
     evaluations: int = 1
     """Evaluations of the run, evenly spaced, the last one at its end; the scores of the
     others are written into evaluations.jsonl."""

@@ -1,8 +1,10 @@
 """Whether what a run is told makes sense; an error names the flag and the mend."""
 
+import difflib
 import math
 
 from train.config import (
+    CLIP_NUMBERS,
     ComponentsConfig,
     DataConfig,
     FinetuneConfig,
@@ -121,7 +123,24 @@ def check_data(data: DataConfig) -> None:
 
 
 def check_optimizer(optimizer: OptimizerConfig) -> None:
-    """Raises a ValueError if a number lies outside its range."""
+    """Raises a ValueError if a number lies outside its range, or is another clip's.
+
+    Those of a learned threshold are checked by ``optimizer.check_clip``.
+    """
+    known = CLIP_NUMBERS[optimizer.clip]
+    for name in optimizer.clip_numbers:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1)
+            raise ValueError(
+                f"--clip-numbers {name}: --clip {optimizer.clip} has no such number"
+                f"{f', did you mean {near[0]!r}?' if near else '.'} "
+                f"It has {' '.join(known) or 'none, but --max-norm'}"
+            )
+    if optimizer.clip != "fixed" and optimizer.nonfinite == "zero_component":
+        raise ValueError(
+            f"--nonfinite zero_component goes with --clip fixed only, not with "
+            f"{optimizer.clip}; take skip_step, or another clip"
+        )
     if not optimizer.max_norm > 0:
         raise ValueError(
             f"--max-norm must be a positive number, or inf for no clip; got "

@@ -97,6 +97,7 @@ class Inputs:
             prior_decay=optimizer.prior_decay > 0,
             layer_decay=optimizer.layer_decay < 1,
             nonfinite=optimizer.nonfinite,
+            clip=optimizer.clip,
             remat=remat,
         )
 

@@ -21,7 +21,7 @@ from train.evaluation import Evaluation, evaluate
 from train.inputs import Inputs, load_inputs
 from train.interruption import Interrupted, Interruption
 from train.nonfinite import NonfiniteSteps
-from train.optimizer import hyperparameters
+from train.optimizer import check_clip, hyperparameters
 from train.packing import Packing, make_packing, training_set
 from train.parallel import ONE_RUN
 from train.progress import Progress
@@ -35,6 +35,7 @@ from train.restart import (
 )
 from train.run_recorder import RunRecorder
 from train.steps import Metrics, Recipe, Run
+from train.writers import check_writers
 
 # Metrics are fetched this many steps at a time, and never those of the step that was
 # just dispatched, so that the device does not wait for the host.
@@ -69,6 +70,8 @@ def prepare(config: FinetuneConfig) -> Prepared:
       OSError: If a file is missing or a hub cannot be reached.
     """
     check_finetune(config)
+    check_clip(config.optimizer)
+    check_writers(config.writers)
     if config.resume:
         check_settings(config)
     else:

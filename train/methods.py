@@ -5,7 +5,14 @@ import difflib
 import math
 from typing import Literal
 
-from train.config import PRESETS, OptimizerConfig, RegularizationConfig
+from train.config import (
+    CLIP_NUMBERS,
+    PRESETS,
+    ClipName,
+    ComponentsName,
+    OptimizerConfig,
+    RegularizationConfig,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,6 +43,24 @@ _DEVLIN = OptimizerConfig(
 _CORRECTED = dataclasses.replace(_DEVLIN, bias_correction=True)
 # Zhang et al. (2021): a corrected Adam without weight decay.
 _ZHANG = dataclasses.replace(_CORRECTED, eps=1e-8, weight_decay=0.0)
+
+
+def _as_cwgnc(
+    summary: str,
+    components: ComponentsName,
+    clip: ClipName = "fixed",
+    max_norm: float = math.inf,
+) -> Method:
+    """The recipe of the paper's text with another clip."""
+    optimizer = dataclasses.replace(
+        PRESETS["paper"].optimizer,
+        components=components,
+        clip=clip,
+        clip_numbers=CLIP_NUMBERS[clip],
+        max_norm=max_norm,
+    )
+    return Method(summary, optimizer, PRESETS["paper"].epochs)
+
 
 METHODS: dict[str, Method] = {
     "cwgnc": Method(
@@ -92,6 +117,37 @@ METHODS: dict[str, Method] = {
         dataclasses.replace(_ZHANG, prior_decay=1e-3),
         3,
     ),
+    "none": _as_cwgnc("as cwgnc without a clip", "by_parameter"),
+    "global": _as_cwgnc("as cwgnc with a global clip", "global", max_norm=1.0),
+    "adagc": _as_cwgnc(
+        "as cwgnc; each parameter's threshold from the average of its norms "
+        "(Wang et al., 2025)",
+        "by_parameter",
+        "adagc",
+    ),
+    "aggc": _as_cwgnc(
+        "as cwgnc; each kind of module kept in an interval around its average norm "
+        "(Li et al., 2026)",
+        "by_module_type",
+        "aggc",
+    ),
+    "olmo": _as_cwgnc(
+        "as cwgnc; each parameter's threshold from the average of its norms, without a "
+        "warm-up (OLMo's trainer)",
+        "by_parameter",
+        "olmo",
+    ),
+    "autoclip": _as_cwgnc(
+        "as cwgnc; the global norm clipped to a percentile of its past "
+        "(Seetharaman et al., 2020)",
+        "global",
+        "autoclip",
+    ),
+    "zclip": _as_cwgnc(
+        "as cwgnc; outliers of the global norm reduced (Kumar et al., 2025)",
+        "global",
+        "zclip",
+    ),
 }
 
 
@@ -112,7 +168,7 @@ def find_method(name: str) -> Method:
     method = METHODS[base]
     if not plus:
         return method
-    if clip != "cwgnc" or method.swept:
+    if clip != "cwgnc" or method.swept or method.optimizer.clip != "fixed":
         raise ValueError(
             f"method {name!r}: only +cwgnc can follow a method, and only one that has "
             f"no component-wise clip of its own"

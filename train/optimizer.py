@@ -1,6 +1,7 @@
 """From the config to the schedule to the chain of Optax."""
 
 import math
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
@@ -8,7 +9,7 @@ import optax
 from jax.typing import ArrayLike
 
 import cwgnc_jax
-from train.config import OptimizerConfig, RegularizationConfig
+from train.config import CLIP_NUMBERS, OptimizerConfig, RegularizationConfig
 
 COMPONENT_FNS = {
     "by_parameter": cwgnc_jax.by_parameter,
@@ -18,11 +19,21 @@ COMPONENT_FNS = {
     "global": lambda path: "all",
 }
 
+CLIPS: dict[str, Callable[..., optax.GradientTransformation]] = {
+    "adagc": cwgnc_jax.adagc,
+    "aggc": cwgnc_jax.aggc,
+    "olmo": cwgnc_jax.olmo_clip,
+    "autoclip": cwgnc_jax.autoclip,
+    "zclip": cwgnc_jax.zclip,
+}
+"""The clips whose thresholds are learned; their numbers are ``CLIP_NUMBERS``."""
+
 
 class Hyperparameters(NamedTuple):
     """The numbers of a run: arrays, so that runs with different ones share a program.
 
-    Each is a scalar; ``dropout_rate`` may be None for the model's own rates.
+    Each is a scalar; ``dropout_rate`` may be None for the model's own rates. ``clip``
+    holds the numbers of a learned threshold by name, None for one that is given.
     """
 
     learning_rate: ArrayLike
@@ -36,6 +47,7 @@ class Hyperparameters(NamedTuple):
     layer_decay: ArrayLike
     mixout_rate: ArrayLike
     dropout_rate: ArrayLike | None
+    clip: dict[str, ArrayLike] | None = None
 
 
 def hyperparameters(
@@ -55,7 +67,22 @@ def hyperparameters(
         layer_decay=jnp.float32(optimizer.layer_decay),
         mixout_rate=jnp.float32(regularization.mixout),
         dropout_rate=None if dropout is None else jnp.float32(dropout),
+        clip={name: jnp.float32(x) for name, x in _clip_numbers(optimizer)} or None,
     )
+
+
+def check_clip(optimizer: OptimizerConfig) -> None:
+    """Raises a ValueError if a number of a learned threshold lies outside its range."""
+    if optimizer.clip != "fixed":
+        try:
+            CLIPS[optimizer.clip](**dict(_clip_numbers(optimizer)))
+        except ValueError as error:
+            raise ValueError(f"--clip-numbers: {error}") from None
+
+
+def _clip_numbers(optimizer: OptimizerConfig) -> list[tuple[str, float]]:
+    numbers = CLIP_NUMBERS[optimizer.clip] | optimizer.clip_numbers
+    return sorted(numbers.items())
 
 
 def linear_schedule(numbers: Hyperparameters) -> optax.Schedule:
@@ -75,38 +102,65 @@ def linear_schedule(numbers: Hyperparameters) -> optax.Schedule:
     return schedule
 
 
+def make_clip(
+    numbers: Hyperparameters,
+    clip: str,
+    components: str,
+    *,
+    zero_nonfinite: bool = False,
+) -> optax.GradientTransformation:
+    """The clip, from numbers that may be traced.
+
+    One whose thresholds are learned keeps a report; one whose threshold is given has no
+    state.
+
+    Args:
+      numbers: The run's hyperparameters.
+      clip: ``fixed``, or a key of ``CLIPS``.
+      components: What is clipped as one, a key of ``COMPONENT_FNS``.
+      zero_nonfinite: Whether components whose gradient is not finite take no part.
+
+    Returns:
+      The transformation.
+    """
+    component_fn = COMPONENT_FNS[components]
+    if clip == "fixed":
+        return cwgnc_jax.component_clip_by_global_norm(
+            numbers.max_norm,
+            component_fn,
+            nonfinite="zero" if zero_nonfinite else "propagate",
+        )
+    assert numbers.clip is not None
+    return CLIPS[clip](component_fn=component_fn, keep_report=True, **numbers.clip)
+
+
 def make_optimizer(
     numbers: Hyperparameters,
-    components: str,
+    clip: optax.GradientTransformation,
     b1: float,
     b2: float,
     *,
     prior: Any = None,
     layer_decay: bool = False,
-    zero_nonfinite: bool = False,
 ) -> optax.GradientTransformation:
     """The clip, Adam, the decays and the schedule, from numbers that may be traced.
 
-    Without ``prior`` and ``layer_decay`` this is ``cwgnc_jax.cwgnc_adamw``.
+    Without ``prior`` and ``layer_decay``, and with a fixed threshold, this is
+    ``cwgnc_jax.cwgnc_adamw``.
 
     Args:
       numbers: The run's hyperparameters.
-      components: What is clipped as one, a key of ``COMPONENT_FNS``.
+      clip: See :func:`make_clip`.
       b1: Decay of Adam's first moment.
       b2: Decay of Adam's second moment.
       prior: Decay towards these parameters, if at all.
       layer_decay: Whether lower layers have smaller learning rates.
-      zero_nonfinite: Whether components whose gradient is not finite take no part.
 
     Returns:
       The chain.
     """
     parts = [
-        cwgnc_jax.component_clip_by_global_norm(
-            numbers.max_norm,
-            COMPONENT_FNS[components],
-            nonfinite="zero" if zero_nonfinite else "propagate",
-        ),
+        clip,
         cwgnc_jax.scale_by_adam(
             b1, b2, numbers.eps, bias_correction=numbers.bias_correction
         ),

@@ -13,9 +13,12 @@ from train.records import check_workdir, marked_lines, plain
 
 # What does not change a run's bits.
 _FREE = frozenset(
-    {"workdir", "cache", "resume", "checkpoint_seconds", "keep", "give_up_after"}
-    # These are of the inputs, which are compared themselves.
-    | {"model_commit", "data_commit"}
+    {
+        *("workdir", "cache", "resume", "checkpoint_seconds", "keep"),
+        *("give_up_after", "writers"),
+        # These are of the inputs, which are compared themselves.
+        *("model_commit", "data_commit"),
+    }
 )
 
 

@@ -10,12 +10,15 @@ from train.config import FinetuneConfig
 from train.evaluation import Evaluation
 from train.nonfinite import NonfiniteSteps
 from train.records import HashedLines
-from train.restart import Restart
+from train.restart import Restart, described
 from train.steps import CURVES, Metrics
+from train.writers import Writer, open_writers
 
 
 class RunRecorder:
     """Writes ``metrics.jsonl``, and ``evaluations.jsonl`` if there are any.
+
+    The same numbers go to the config's writers.
 
     What was written after the checkpoint that the run goes on from is removed first.
     Use as a context manager.
@@ -46,6 +49,13 @@ class RunRecorder:
                 )
                 for name in names
             }
+            self._writers: list[Writer] = [
+                files.enter_context(writer)
+                for writer in open_writers(
+                    *(config.writers, config.workdir, ""),
+                    *(described(config), begin.step + 1),
+                )
+            ]
             self._files = files.pop_all()
 
     def __enter__(self):
@@ -73,25 +83,32 @@ class RunRecorder:
                 line["nonfinite"] = len(components)
                 if self.nonfinite.row_step == number:
                     line["nonfinite_components"] = components
-            lines.append(line)
+            for writer in (lines, *self._writers):
+                writer.append(line)
             lost = self._policy == "propagate" and not np.isfinite(metrics.loss)
             if self.diverged_at is None and lost:
                 self.diverged_at = number
             if self._policy == "skip_step" and self.nonfinite.in_a_row >= self._give_up:
-                lines.flush()
+                self._flush(lines)
                 raise FloatingPointError(self.nonfinite.why_given_up())
-        lines.flush()
+        self._flush(lines)
 
     def evaluation(self, step: int, results: dict[str, Evaluation]) -> None:
         """Records the scores after some steps."""
         lines = self._lines["evaluations.jsonl"]
         for split, evaluation in results.items():
             lines.append({"step": step, "split": split} | evaluation._asdict())
-        lines.flush()
+            for writer in self._writers:
+                writer.append({"step": step, split: evaluation.scores})
+        self._flush(lines)
 
     def marks(self) -> dict[str, Any]:
         """How far the files are; see ``HashedLines.mark``."""
         return {name: lines.mark() for name, lines in self._lines.items()}
+
+    def _flush(self, lines: HashedLines) -> None:
+        for writer in (lines, *self._writers):
+            writer.flush()
 
     def _line(self, number: int, metrics: Metrics) -> dict[str, Any]:
         line = {"step": number, "epoch": round(number / self._epoch_steps, 4)}
@@ -99,4 +116,8 @@ class RunRecorder:
             line[name] = float(getattr(metrics, name))
         if number == 1 or number % self._norms_every == 0:
             line["norms"] = {name: float(norm) for name, norm in metrics.norms.items()}
+            if metrics.coefficients is not None:
+                line["coefficients"] = {
+                    name: float(value) for name, value in metrics.coefficients.items()
+                }
         return line

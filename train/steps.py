@@ -15,6 +15,7 @@ from train.optimizer import (
     COMPONENT_FNS,
     Hyperparameters,
     linear_schedule,
+    make_clip,
     make_optimizer,
 )
 
@@ -40,6 +41,8 @@ class Recipe:
     """Whether the backward pass computes the inside of each layer again."""
     nonfinite: str = "propagate"
     """What follows from a gradient that is not finite; see ``OptimizerConfig``."""
+    clip: str = "fixed"
+    """How a component's threshold comes about; see ``OptimizerConfig``."""
 
     def trains(self, path: str) -> bool:
         """Whether the parameter of this path trains."""
@@ -75,6 +78,8 @@ class Metrics(NamedTuple):
       clip_rate_elements: The same with every component weighted by its size.
       norms: Each component's gradient norm before the clip.
       statistics: See ``component_statistics``; None for a step that is not measured.
+      coefficients: What the clip scaled each component by, where its thresholds are
+        learned; None where they follow from the norms.
     """
 
     loss: jax.Array
@@ -84,9 +89,14 @@ class Metrics(NamedTuple):
     clip_rate_elements: jax.Array
     norms: dict[str, jax.Array]
     statistics: jax.Array | None = None
+    coefficients: dict[str, jax.Array] | None = None
 
 
-CURVES = tuple(x for x in Metrics._fields if x not in ("norms", "statistics"))
+CURVES = tuple(
+    name
+    for name in Metrics._fields
+    if name not in ("norms", "statistics", "coefficients")
+)
 """The metrics that are one number a step."""
 
 # torch's rule, which the clip follows by default: clipped if norm + 1e-6 > max_norm.
@@ -195,16 +205,24 @@ def _update(
     # The compiler computes these once, together with the clip's own.
     norms = cwgnc_jax.component_norms(grads, component_fn)
     stacked = jnp.stack(list(norms.values()))
-    clipped = (stacked + _CLIP_EPS > numbers.max_norm).astype(jnp.float32)
-    sizes = list(cwgnc_jax.component_sizes(grads, component_fn).values())
-    shares = jnp.asarray([size / sum(sizes) for size in sizes], jnp.float32)
+    if recipe.clip == "fixed":
+        clipped = (stacked + _CLIP_EPS > numbers.max_norm).astype(jnp.float32)
+        sizes = list(cwgnc_jax.component_sizes(grads, component_fn).values())
+        shares = jnp.asarray([size / sum(sizes) for size in sizes], jnp.float32)
+        rates = jnp.mean(clipped), jnp.sum(clipped * shares)
+        coefficients = None
+    else:
+        report = cwgnc_jax.clip_report(opt_state)
+        rates = report.clip_rate_components, report.clip_rate_elements
+        coefficients = report.coefficient
     metrics = Metrics(
         loss=loss,
         learning_rate=linear_schedule(numbers)(run.step),
         grad_norm=jnp.sqrt(jnp.sum(jnp.square(stacked))),
-        clip_rate_components=jnp.mean(clipped),
-        clip_rate_elements=jnp.sum(clipped * shares),
+        clip_rate_components=rates[0],
+        clip_rate_elements=rates[1],
         norms=norms,
+        coefficients=coefficients,
     )
     stepped = optax.apply_updates(trained, updates)
     if recipe.nonfinite == "skip_step":
@@ -216,8 +234,7 @@ def _update(
         )
     params = models.merge_params(stepped, frozen)
     if measured:
-        clip = cwgnc_jax.component_clip_by_global_norm(numbers.max_norm, component_fn)
-        clipped, _ = clip.update(grads, optax.EmptyState())
+        clipped, _ = _clip(recipe, numbers).update(grads, run.opt_state[0])
         zeros = jax.tree.map(jnp.zeros_like, frozen)
         changes = [models.merge_params(x, zeros) for x in (grads, clipped, updates)]
         statistics = component_statistics(params, run.origin, *changes)
@@ -248,11 +265,19 @@ def _optimizer(recipe: Recipe, numbers: Hyperparameters, origin: Any):
         origin, _ = models.split_params(origin, recipe.trains)
     return make_optimizer(
         numbers,
-        recipe.components,
+        _clip(recipe, numbers),
         recipe.b1,
         recipe.b2,
         prior=origin if recipe.prior_decay else None,
         layer_decay=recipe.layer_decay,
+    )
+
+
+def _clip(recipe: Recipe, numbers: Hyperparameters):
+    return make_clip(
+        numbers,
+        recipe.clip,
+        recipe.components,
         zero_nonfinite=recipe.nonfinite == "zero_component",
     )
 

@@ -47,7 +47,7 @@ def draw_curves(workdir: Path) -> Path:
     data, model = config["data"], Path(config["model"]).name
     top.set_title(
         f"{data['task'] or Path(data['train_file']).name}, {model}, "
-        f"threshold {config['optimizer']['max_norm']}, seed {config['seed']}; "
+        f"{_clip(config['optimizer'])}, seed {config['seed']}; "
         f"strong lines: mean of {window} steps",
         fontsize="medium",
         loc="left",
@@ -61,3 +61,8 @@ def draw_curves(workdir: Path) -> Path:
     figure.savefig(path, dpi=150)
     plt.close(figure)
     return path
+
+
+def _clip(optimizer):
+    clip = optimizer.get("clip", "fixed")
+    return f"threshold {optimizer['max_norm']}" if clip == "fixed" else f"clip {clip}"

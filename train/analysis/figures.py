@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 
 from train.analysis.cells import Cell, cells_of, of_cell, threshold_groups
 from train.analysis.labels import (
+    clips,
     method_label,
     metric_label,
     rate,
@@ -213,7 +214,7 @@ def _scores_over_time(study, task, panels):
 
 def _clip_rates(study, task, panels):
     frame = study.metrics[study.metrics["task"] == task]
-    panels = _with_cells(panels, lambda cell: math.isfinite(cell.max_norm))
+    panels = _with_cells(panels, lambda cell: clips(cell.method, cell.max_norm))
     # Without its cells that were not clipped a panel may add nothing to a later one.
     panels = [
         panel
@@ -280,7 +281,7 @@ def _course(
                 steps = of_cell(frame, cell).groupby("step")[column]
                 mean, std = scale * steps.mean(), scale * steps.std(ddof=0)
                 low, high = (mean - std).clip(*bounds), (mean + std).clip(*bounds)
-                style = "--" if math.isinf(cell.max_norm) else "-"
+                style = "-" if clips(cell.method, cell.max_norm) else "--"
                 (line,) = axes.plot(
                     *(mean.index, mean), color=color, linestyle=style, linewidth=1.6
                 )

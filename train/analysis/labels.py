@@ -5,6 +5,8 @@ import math
 # In the order of the paper's Table 1; methods not named here come last.
 METHODS = {
     "full": "plain fine-tuning",
+    "none": "no clip",
+    "global": "global clip",
     "devlin": "Devlin et al.",
     "bias_correction": "+ bias correction",
     "mixout": "Mixout (Lee et al.)",
@@ -14,9 +16,16 @@ METHODS = {
     "prior_decay": "prior decay (Zhang et al.)",
     "gu": "gradual unfreezing",
     "gu_restart": "gradual unfreezing (restart)",
+    "zclip": "ZClip",
+    "autoclip": "AutoClip",
+    "olmo": "OLMo's clip",
+    "aggc": "AGGC",
+    "adagc": "AdaGC",
     "cwgnc": "CWGNC",
     "cwgnc_code": "CWGNC (its code's values)",
 }
+# Those whose thresholds are learned during training.
+_LEARNED = ("zclip", "autoclip", "olmo", "aggc", "adagc")
 _TASKS = {
     "cola": "CoLA",
     "sst2": "SST-2",
@@ -71,6 +80,16 @@ def rate(value: float) -> str:
 def threshold(value: float) -> str:
     """Writes a threshold; infinity is none."""
     return "none" if math.isinf(value) else f"{value:g}"
+
+
+def cell_threshold(method: str, max_norm: float) -> str:
+    """Writes the threshold of a method's runs."""
+    return "learned" if method in _LEARNED else threshold(max_norm)
+
+
+def clips(method: str, max_norm: float) -> bool:
+    """Whether a method's runs have a clip."""
+    return cell_threshold(method, max_norm) != "none"
 
 
 def hundredfold(value: float, digits: int = 1) -> str:

@@ -22,7 +22,13 @@ from train.analysis.convergence import (
     progress,
     racers,
 )
-from train.analysis.labels import method_label, rate, task_label, threshold
+from train.analysis.labels import (
+    cell_threshold,
+    clips,
+    method_label,
+    rate,
+    task_label,
+)
 from train.analysis.pictures import (
     PALETTE,
     WIDTH,
@@ -65,8 +71,8 @@ class Race(NamedTuple):
         """The cell in words."""
         cell = self.cell
         words = f"{method_label(cell.method)}, learning rate {rate(cell.learning_rate)}"
-        norm = cell.max_norm
-        clip = "no clip" if math.isinf(norm) else f"threshold {threshold(norm)}"
+        clip = f"threshold {cell_threshold(cell.method, cell.max_norm)}"
+        clip = clip if clips(cell.method, cell.max_norm) else "no clip"
         return f"{task_label(cell.task)}, {self.model}, {words}, {clip}"
 
     @property

@@ -92,6 +92,7 @@ def _tables(study, cells):
     yield comparisons.method_tests(study, cells)
     yield results.threshold_table(study, cells)
     yield comparisons.threshold_tests(study, cells)
+    yield tables.clip_table(study)
     yield tables.failure_table(study)
 
 

@@ -165,7 +165,7 @@ def _run_row(record):
 
 
 _OPTIONAL = (
-    "diverged_at_step epochs batch_size warmup_ratio weight_decay components "
+    "diverged_at_step epochs batch_size warmup_ratio weight_decay components clip "
     "eps bias_correction steps train_examples runs_per_program device versions "
     "unfreezing"
 ).split()

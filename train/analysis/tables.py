@@ -1,6 +1,7 @@
 """The tables of a study, as numbers and as people read them."""
 
 import dataclasses
+import functools
 import math
 import re
 from collections.abc import Callable
@@ -13,13 +14,14 @@ import pandas as pd
 from train.analysis.cells import CELL, cells_of, of_cell
 from train.analysis.labels import (
     NOTHING,
+    cell_threshold,
+    clips,
     hundredfold,
     mean_std,
     method_label,
     metric_label,
     rate,
     task_label,
-    threshold,
 )
 from train.analysis.study import Study
 
@@ -80,20 +82,24 @@ def protocol_table(study: Study) -> Table:
         "bias_correction": "Bias correction",
         "eps": "Adam's eps",
         "components": "Components",
+        "clip": "Clip",
     }
     pairs = zip(study.runs["epochs"], study.runs["iterations"], strict=True)
     runs = study.runs.assign(
         epochs=[f"{n} × {_plain(each)}" if n > 1 else each for each, n in pairs]
     )
-    spell = {"learning_rate": rate, "max_norm": threshold, "eps": rate}
-    rows = [
-        {"method": method}
-        | {
+    rows = []
+    for method, group in runs.groupby("method", sort=False):
+        spell = {
+            "learning_rate": rate,
+            "max_norm": functools.partial(cell_threshold, method),
+            "eps": rate,
+        }
+        row = {
             name: ", ".join(map(spell.get(name, _plain), group[name].drop_duplicates()))
             for name in columns
         }
-        for method, group in runs.groupby("method", sort=False)
-    ]
+        rows.append({"method": method} | row)
     pick = lambda name: lambda row: row[name]
     shown = {title: pick(name) for name, title in columns.items()}
     return make_table(
@@ -117,6 +123,46 @@ def selection_table(cells: pd.DataFrame) -> Table:
             "Chosen": lambda row: "chosen" if row["chosen"] else "",
         },
         mark=lambda row: "chosen" if row["chosen"] else "",
+    )
+
+
+def clip_table(study: Study) -> Table:
+    """Makes the table of what the clips reduced, over all steps of a run."""
+    rows = []
+    for cell in cells_of(study.runs):
+        frame = of_cell(study.metrics, cell).sort_values(["run", "step"])
+        if frame.empty or not clips(cell.method, cell.max_norm):
+            continue
+        # A record is the mean of the steps since the one before it.
+        steps = frame.groupby("run")["step"].diff().fillna(frame["step"])
+        row = cell._asdict() | {"runs": frame["run"].nunique()}
+        for name in ("components", "elements"):
+            rates = frame[f"clip_rate_{name}"]
+            sums = pd.DataFrame(
+                {"run": frame["run"], "clipped": rates * steps, "steps": steps}
+            )
+            sums = sums.groupby("run").sum()
+            of_run = sums["clipped"] / sums["steps"]
+            row |= {f"{name}_mean": of_run.mean(), f"{name}_std": of_run.std(ddof=0)}
+        rows.append(row)
+
+    def percent(name):
+        return lambda row: mean_std(row[f"{name}_mean"], row[f"{name}_std"])
+
+    return make_table(
+        "clip_rates",
+        "What was clipped, in percent",
+        rows,
+        {
+            **CELL_COLUMNS,
+            "Runs": lambda row: str(row["runs"]),
+            "Components": percent("components"),
+            "Elements": percent("elements"),
+        },
+        "The share of the components whose norm was reduced, and of all elements of "
+        "the gradient that are in such components: the mean over the steps of a run, "
+        "then mean ± std over the runs. Where everything is one component it is the "
+        "share of the steps.",
     )
 
 
@@ -200,7 +246,11 @@ CELL_COLUMNS: dict[str, Callable[[Any], str]] = {
     "Task": lambda row: task_label(row["task"]),
     "Method": lambda row: method_label(row["method"]),
     "Learning rate": lambda row: _or_nothing(rate)(row["learning_rate"]),
-    "Threshold": lambda row: _or_nothing(threshold)(row["max_norm"]),
+    "Threshold": lambda row: (
+        NOTHING
+        if math.isnan(row["max_norm"])
+        else cell_threshold(row["method"], row["max_norm"])
+    ),
 }
 
 

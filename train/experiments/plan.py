@@ -9,6 +9,7 @@ from train.config import (
     DataConfig,
     OptimizerConfig,
     RegularizationConfig,
+    WriterName,
 )
 from train.config_checks import check_data, check_optimizer, check_regularization
 from train.methods import find_method
@@ -32,9 +33,10 @@ class StabilityConfig:
     tasks: tuple[str, ...]
     """GLUE tasks: cola sst2 mrpc stsb qqp mnli qnli rte wnli."""
     methods: tuple[str, ...] = ("cwgnc",)
-    """What to compare: cwgnc cwgnc_code full gu gu_restart devlin bias_correction
-    mosbach mixout reinit llrd prior_decay; all but the first two also with the
-    component-wise clip, as NAME+cwgnc."""
+    """What to compare: cwgnc, and with its recipe but for the clip adagc aggc olmo
+    autoclip zclip global none; cwgnc_code full gu gu_restart devlin bias_correction
+    mosbach mixout reinit llrd prior_decay. Those without a clip or with a global one
+    also take the component-wise clip, as NAME+cwgnc."""
     max_norms: tuple[float, ...] = (0.05,)
     """Thresholds of the component-wise methods; inf for no clip."""
     learning_rates: tuple[float, ...] = (2e-5,)
@@ -86,6 +88,10 @@ class StabilityConfig:
     statistics_every: int = 0
     """Steps between two measurements of every component: norms, clip coefficient,
     distance from the pretrained weights and more; 0 for none."""
+    writers: tuple[WriterName, ...] = ()
+    """Where the records of each run go besides records.jsonl: tensorboard, into the
+    folder of that name in --workdir; wandb, as the environment variables of Weights &
+    Biases say."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """The dtype of the computation; parameters are float32 in any case."""
     remat: bool = False
@@ -114,7 +120,7 @@ _FREE = frozenset(
         *("workdir", "tasks", "methods", "max_norms", "learning_rates"),
         *("seeds", "seed_list", "data_seeds"),
         *("runs_per_program", "devices", "data_devices", "checkpoint_seconds"),
-        "cache",
+        *("writers", "cache"),
     }
 )
 

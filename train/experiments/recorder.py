@@ -1,5 +1,6 @@
 """What is recorded of a study's runs while they go on."""
 
+import contextlib
 import dataclasses
 from collections.abc import Sequence
 from datetime import UTC, datetime
@@ -17,10 +18,13 @@ from train.loop import environment, fetch
 from train.parallel import Layout
 from train.records import plain
 from train.steps import CURVES, Metrics
+from train.writers import Writer, open_writers
 
 
 class Recorder:
     """Turns what runs report into lines of the study's records.
+
+    The numbers of each run go to the study's writers as well. Use as a context manager.
 
     Args:
       study: The study.
@@ -35,6 +39,7 @@ class Recorder:
         self.environment = environment()
         self.environment["devices"] = 1 if study.mesh is None else study.mesh.size
         self._study = study
+        self._writers: dict[str, list[Writer]] = {}
         self._finished = {
             line["run"]: line for line in file.lines if line.get("kind") == "run"
         }
@@ -43,6 +48,13 @@ class Recorder:
             params = next(iter(study.inputs.values())).checkpoint.params
             names = component_names(params)
             components.append({"kind": "names", "components": names})
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *exception):
+        for name in list(self._writers):
+            self._close(name)
 
     def is_finished(self, run: PlannedRun) -> bool:
         """Whether a run's results are recorded."""
@@ -89,7 +101,9 @@ class Recorder:
         Returns:
           For each run with a loss that is not finite its first such step.
         """
-        fetched = fetch(metrics._replace(norms={}) for metrics in reported)
+        fetched = fetch(
+            metrics._replace(norms={}, coefficients=None) for metrics in reported
+        )
         first = end - len(fetched) + 1
         for step, metrics in enumerate(fetched, first):
             if metrics.statistics is not None:
@@ -106,6 +120,7 @@ class Recorder:
                 diverged[run.name] = bad[0]
             means = {name: float(np.mean(values)) for name, values in curves.items()}
             self._file.append({"kind": "metrics", "run": run.name, "step": end} | means)
+            self._write(run, {"step": end} | means)
         return diverged
 
     def _measured(
@@ -135,6 +150,7 @@ class Recorder:
             for split, evaluation in result.items():
                 key = {"kind": "evaluation", "run": run.name, "step": end}
                 self._file.append(key | {"split": split} | evaluation._asdict())
+                self._write(run, {"step": end, split: evaluation.scores})
 
     def finished(
         self,
@@ -190,6 +206,23 @@ class Recorder:
         }
         self._file.append(line)
         self._finished[run.name] = plain(line)
+        self._close(run.name)
+
+    def _write(self, run: PlannedRun, record: dict[str, Any]) -> None:
+        """Gives a record of a run to its writers, which are opened for the first."""
+        config = self._study.config
+        if run.name not in self._writers:
+            self._writers[run.name] = open_writers(
+                *(config.writers, config.workdir, run.name),
+                *(plain(dataclasses.asdict(run)), record["step"]),
+            )
+        for writer in self._writers[run.name]:
+            writer.append(record)
+
+    def _close(self, name: str) -> None:
+        with contextlib.ExitStack() as writers:
+            for writer in self._writers.pop(name, []):
+                writers.enter_context(writer)
 
     def cells(self, runs: Sequence[PlannedRun]) -> list[str]:
         """A line on each cell of these runs of which all runs are finished."""

@@ -28,6 +28,7 @@ from train.methods import find_method
 from train.progress import StudyProgress
 from train.records import check_workdir, plain, write_json
 from train.tasks import find_task
+from train.writers import check_writers
 
 _DESCRIPTIONS = ("reproduction", "study")
 _OF_INPUTS = ("data", "commits")
@@ -51,6 +52,7 @@ def prepare_study(
       OSError: If a file is missing or a hub cannot be reached.
     """
     check_stability(config)
+    check_writers(config.writers)
     for task in config.tasks:
         find_task(task)
     known = _read_study(config.workdir)
@@ -126,7 +128,7 @@ def run_study(study: Study) -> None:
         if any(run.statistics_every for run in study.runs):
             path = workdir / "components.jsonl"
             components = files.enter_context(RecordFile(path))
-        recorder = Recorder(study, records, components)
+        recorder = files.enter_context(Recorder(study, records, components))
         before = [run for run in study.runs if recorder.is_finished(run)]
         todo = [run for run in study.runs if not recorder.is_finished(run)]
         progress = StudyProgress(

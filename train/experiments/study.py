@@ -110,6 +110,7 @@ class Study:
         parts = [
             f"{run.task}, {self.inputs[run.task].train.input_ids.shape[1]} tokens",
             f"clip {recipe.components}",
+            *([recipe.clip] if recipe.clip != "fixed" else []),
             *(["mixout"] if recipe.mixout else []),
             *(["prior decay"] if recipe.prior_decay else []),
             *(["layer decay"] if recipe.layer_decay else []),

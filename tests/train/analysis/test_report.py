@@ -141,6 +141,54 @@ def test_table_2_has_every_threshold_at_the_chosen_rate(report, runs):
     assert "none" in (report.parent / "tables" / "table2.md").read_text()
 
 
+def test_the_clip_table_has_the_mean_rate_of_all_steps(report, demo_study):
+    lines = (demo_study / "records.jsonl").read_text().splitlines()
+    lines = [line for line in map(json.loads, lines) if line["kind"] == "metrics"]
+    rows = table(report, "clip_rates")
+    assert len(rows) == 2 * 2 * (1 + 1 + 2)  # that without a threshold is not clipped
+    for row in rows.itertuples():
+        cell = f"{row.task}/{row.method}/lr={row.learning_rate:g}"
+        cell += f"/max_norm={row.max_norm:g}/"
+        mine = [line for line in lines if line["run"].startswith(cell)]
+        for name in ("components", "elements"):
+            rates = [line[f"clip_rate_{name}"] for line in mine]
+            assert getattr(row, f"{name}_mean") == pytest.approx(np.mean(rates))
+
+
+def test_records_of_few_steps_weigh_less_in_the_clip_table(tmp_path):
+    run = "rte/cwgnc/lr=2e-05/max_norm=1/seed=1"
+    steps = [(20, 1.0), (25, 0.5), (40, 0.0)]
+    lines = [
+        {"kind": "metrics", "run": run, "step": step, "loss": 0.5}
+        | {"clip_rate_components": rate, "clip_rate_elements": rate}
+        for step, rate in steps
+    ]
+    rows = table(
+        write_report(write_study(tmp_path, [run_record(run, 0.7), *lines])),
+        "clip_rates",
+    )
+    assert rows["components_mean"].item() == pytest.approx((20 + 2.5) / 40)
+
+
+def test_learned_thresholds_are_called_so_and_have_their_clip_rates(tmp_path):
+    cells = ["adagc", "none", "zclip"]
+    runs = [f"rte/{method}/lr=2e-05/max_norm=inf/seed=1" for method in cells]
+    lines = [
+        {"kind": "metrics", "run": run, "step": step, "loss": 0.5}
+        | {"clip_rate_components": 0.25, "clip_rate_elements": 0.5}
+        for run in runs
+        for step in (20, 40)
+    ]
+    report = write_report(
+        write_study(tmp_path, [*(run_record(run, 0.7) for run in runs), *lines])
+    )
+    assert table(report, "clip_rates")["method"].tolist() == ["zclip", "adagc"]
+    text = (report.parent / "tables" / "table1.md").read_text()
+    assert "AdaGC | 2e-5 | learned |" in text and "no clip | 2e-5 | none |" in text
+    assert (report.parent / "figures" / "clip_rate_rte.png").exists()
+    assert "How much was clipped" in report.read_text()
+
+
 def test_pairs_of_methods_are_corrected_within_their_task(report):
     rows = table(report, "tests_methods")
     assert list(rows["a_method"][:3]) == ["cwgnc", "cwgnc", "bias_correction"]

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from train.config import CLIP_NUMBERS
 from train.experiments.plan import (
     CODE_SEEDS,
     StabilityConfig,
@@ -70,6 +71,29 @@ def test_methods_follow_their_papers():
     assert (METHODS["bias_correction"].epochs, METHODS["mosbach"].epochs) == (3, 20)
     full = dataclasses.replace(code.optimizer, max_norm=math.inf)
     assert METHODS["full"].optimizer == full
+
+
+def test_the_family_of_clips_differs_in_nothing_else():
+    paper = METHODS["cwgnc"]
+    family = {
+        "none": ("by_parameter", "fixed", math.inf),
+        "global": ("global", "fixed", 1.0),
+        "adagc": ("by_parameter", "adagc", math.inf),
+        "aggc": ("by_module_type", "aggc", math.inf),
+        "olmo": ("by_parameter", "olmo", math.inf),
+        "autoclip": ("global", "autoclip", math.inf),
+        "zclip": ("global", "zclip", math.inf),
+    }
+    for name, (components, clip, max_norm) in family.items():
+        expected = dataclasses.replace(
+            *(paper.optimizer,),
+            components=components,
+            clip=clip,
+            clip_numbers=CLIP_NUMBERS[clip],
+            max_norm=max_norm,
+        )
+        assert METHODS[name].optimizer == expected
+        assert (METHODS[name].epochs, METHODS[name].swept) == (paper.epochs, False)
 
 
 def test_flags_replace_what_the_methods_say():
@@ -150,7 +174,9 @@ def test_any_method_takes_the_clip_as_well():
     assert {run.optimizer.layer_decay for run in runs} == {0.95}
 
 
-@pytest.mark.parametrize("name", ["llrd+mixout", "cwgnc+cwgnc", "llrd+", "cwgnc+llrd"])
+@pytest.mark.parametrize(
+    "name", ["llrd+mixout", "cwgnc+cwgnc", "llrd+", "cwgnc+llrd", "adagc+cwgnc"]
+)
 def test_methods_that_exclude_each_other_are_refused(name):
     with pytest.raises(ValueError, match="only .cwgnc can follow a method"):
         check_stability(study(methods=(name,)))

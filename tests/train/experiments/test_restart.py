@@ -24,9 +24,21 @@ from train.experiments import worker
 from train.interruption import Interrupted
 
 
-@pytest.mark.parametrize("together", [1, pytest.param(3, marks=pytest.mark.slow)])
-def test_an_interrupted_study_goes_on_to_the_same_bits(config, together, monkeypatch):
+@pytest.mark.parametrize(
+    ("methods", "together"),
+    [
+        (("cwgnc_code",), 1),
+        # Its thresholds are part of the state.
+        (("olmo",), 1),
+        pytest.param(("cwgnc_code",), 3, marks=pytest.mark.slow),
+        pytest.param(("adagc", "aggc", "autoclip", "zclip"), 3, marks=pytest.mark.slow),
+    ],
+)
+def test_an_interrupted_study_goes_on_to_the_same_bits(
+    config, methods, together, monkeypatch
+):
     changes = {"runs_per_program": together, "checkpoint_seconds": 0.0}
+    changes["methods"] = methods
     unbroken = study(config, **changes)
     changes["workdir"] = config.workdir.with_name("broken")
     for calls in (5, 4, 12):

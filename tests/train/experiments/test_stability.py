@@ -15,6 +15,7 @@ from tests.train.experiments.conftest import (
     of_kind,
     study,
 )
+from tests.train.test_writers import values
 from train import batches, parallel
 from train.__main__ import main
 from train.config import PRESETS, DataConfig
@@ -165,15 +166,33 @@ def test_each_finished_cell_is_one_line(config, capsys):
     assert len(cells) == 2
 
 
+def test_each_run_of_a_study_has_an_event_file_of_its_own(config):
+    lines = study(config, methods=("olmo",), writers=("tensorboard",))
+    expected = {}
+    for line in of_kind(lines, "metrics"):
+        names = set(line) - {"kind", "run", "step"}
+        of_run = expected.setdefault(line["run"], {})
+        of_run |= {(name, line["step"]): line[name] for name in names}
+    for line in of_kind(lines, "evaluation"):
+        for name, score in line["scores"].items():
+            expected[line["run"]][f"{line['split']}/{name}", line["step"]] = score
+    assert len(expected) == 2
+    for run, of_run in expected.items():
+        shown = values(config.workdir / "tensorboard" / run)
+        assert shown == {key: np.float32(value) for key, value in of_run.items()}
+
+
 @pytest.mark.slow
 def test_every_method_makes_its_runs(config):
     names = ("full", "devlin", "mosbach", "mixout", "llrd", "prior_decay+cwgnc")
+    names += ("none", "global", "adagc", "aggc", "olmo", "autoclip", "zclip")
     lines = study(config, methods=names, max_norms=(0.05,), seeds=1, epochs=1)
     runs = {run["method"]: run for run in of_kind(lines, "run")}
     assert set(runs) == set(names)
     assert runs["mixout"]["mixout"] == 0.9 and runs["mixout"]["dropout"] == 0.0
     assert runs["llrd"]["layer_decay"] == 0.95
     assert runs["prior_decay+cwgnc"]["max_norm"] == 0.05
+    assert runs["aggc"]["clip_numbers"] == {"low": 0.5, "high": 2, "decay": 0.98}
     assert all(run["diverged_at_step"] is None for run in runs.values())
 
 
