@@ -190,16 +190,16 @@ def pad(
     return TokenArrays(ids, mask.astype(np.int32), types, labels)
 
 
-def check_length(max_length: int, max_position_embeddings: int) -> None:
+def check_length(max_length: int, most: int) -> None:
     """Raises if the model has no positions for texts of this length.
 
     Raises:
       ValueError: If ``max_length`` is the larger one.
     """
-    if max_length > max_position_embeddings:
+    if max_length > most:
         raise ValueError(
             f"--max-length {max_length} is beyond the model's "
-            f"{max_position_embeddings} positions; lower it to at most that"
+            f"{most} positions; lower it to at most that"
         )
 
 

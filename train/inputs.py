@@ -113,7 +113,7 @@ def load_inputs(
     """
     task, examples = load_examples(data)
     checkpoint = load_checkpoint(task.num_labels)
-    batches.check_length(data.max_length, checkpoint.config.max_position_embeddings)
+    batches.check_length(data.max_length, checkpoint.config.max_length)
     tokenizer = CachedTokenizer(checkpoint.directory, cache)
     tokens = {
         name: tokenizer.encode(part.texts, data.max_length)

@@ -55,7 +55,7 @@ def predict(config: PredictConfig) -> tuple[Scores, Scores]:
             f"{config.model} has no trained classifier; fine-tune it first with "
             f"python -m train finetune"
         )
-    batches.check_length(config.max_length, checkpoint.config.max_position_embeddings)
+    batches.check_length(config.max_length, checkpoint.config.max_length)
     tokenizer = CachedTokenizer(checkpoint.directory, config.cache)
     tokens = tokenizer.encode(examples.texts, config.max_length)
     arrays = batches.pad(tokens, examples.labels, config.max_length)

@@ -23,7 +23,7 @@ from train.optimizer import (
 class Recipe:
     """What is fixed when a step is compiled; runs that share it share a program."""
 
-    model: models.BertConfig
+    model: models.EncoderConfig
     regression: bool
     components: str
     b1: float

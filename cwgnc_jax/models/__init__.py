@@ -1,11 +1,14 @@
-"""BERT encoders on Flax NNX, and their safetensors weights.
+"""Encoders on Flax NNX, and their safetensors weights.
 
-A model here is three values: a :class:`BertConfig`, a plain nested dict of parameters
-and the pure function :func:`apply`. The only names a caller needs from NNX: none.
+A model here is three values: a config of its type such as :class:`BertConfig`, a plain
+nested dict of parameters and the pure function :func:`apply`. The only names a caller
+needs from NNX: none.
 """
 
-from cwgnc_jax.models.bert import BertOutput, apply
-from cwgnc_jax.models.config import BertConfig
+from cwgnc_jax.models.batch import EncoderOutput
+from cwgnc_jax.models.bert import BertConfig
+from cwgnc_jax.models.config import EncoderConfig
+from cwgnc_jax.models.forward import apply
 from cwgnc_jax.models.hub import resolve
 from cwgnc_jax.models.parameters import (
     init_params,
@@ -18,8 +21,9 @@ from cwgnc_jax.models.weights import Checkpoint, load_pretrained, save_pretraine
 
 __all__ = (
     "BertConfig",
-    "BertOutput",
     "Checkpoint",
+    "EncoderConfig",
+    "EncoderOutput",
     "apply",
     "init_params",
     "load_pretrained",

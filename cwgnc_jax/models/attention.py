@@ -1,56 +1,77 @@
 """Self-attention, written so that XLA's CPU backend is quick about it as well."""
 
-import functools
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax import Array
+from jax.typing import ArrayLike
 
-from cwgnc_jax.models.dropout import dropout
+from cwgnc_jax.models.dropout import Noise, dropout
 
 
-class SelfAttention(nnx.Module):
-    """Attention of each token to those of its example, in several heads."""
+def self_attention(
+    projections: Sequence[nnx.Linear],
+    heads: int,
+    x: Array,
+    mask_bias: Array,
+    noise: Noise,
+) -> Array:
+    """Attention of each token to those of its example, in several heads.
 
-    def __init__(self, config, dtype, rngs):
-        self.heads = config.num_attention_heads
-        dense = functools.partial(
-            nnx.Linear, config.hidden_size, config.hidden_size, dtype=dtype, rngs=rngs
-        )
-        self.query = dense()
-        self.key = dense()
-        self.value = dense()
+    Args:
+      projections: The dense layers of query, key and value.
+      heads: The number of heads.
+      x: Hidden states, (tokens, hidden).
+      mask_bias: See :func:`bias_of_mask`.
+      noise: Has a rate for the ``attention``.
 
-    def __call__(self, x, mask_bias, noise):
-        """The context of every token, (tokens, hidden) as ``x``; see ``bert.apply``."""
-        rows = mask_bias.shape[0]
+    Returns:
+      The context of every token, (tokens, hidden).
+    """
+    rows = mask_bias.shape[0]
+    query, key, value = (
+        split_heads(y, rows, heads) for y in _projected(projections, x)
+    )
+    return attend(query, key, value, mask_bias, noise.key, noise.rates.attention)
 
-        def split_heads(y):
-            # Transposed here and not by the einsums: XLA's CPU backend fuses the whole
-            # attention then, and the forward pass takes two thirds of the time.
-            return y.reshape(rows, -1, self.heads, y.shape[1] // self.heads).transpose(
-                0, 2, 1, 3
-            )
 
-        query, key, value = map(split_heads, self._projected(x))
-        scores = _scores(query, key)
-        scores = scores * query.shape[-1] ** -0.5 + mask_bias
-        probs = jax.nn.softmax(scores, axis=-1).astype(x.dtype)
-        probs = dropout(noise.key, probs, noise.attention)
-        context = jnp.einsum("bhqk,bhkd->bhqd", probs, value)
-        return context.transpose(0, 2, 1, 3).reshape(x.shape)
+def split_heads(y: Array, rows: int, heads: int) -> Array:
+    """From (tokens, hidden) to (rows, heads, length, hidden / heads)."""
+    # Transposed here and not by the einsums: XLA's CPU backend fuses the whole
+    # attention then, and the forward pass takes two thirds of the time.
+    return y.reshape(rows, -1, heads, y.shape[1] // heads).transpose(0, 2, 1, 3)
 
-    def _projected(self, x):
-        """Query, key and value."""
-        dense = (self.query, self.key, self.value)
-        if jax.default_backend() == "cpu":
-            # XLA's CPU backend would join the kernels of all layers ahead of the rest,
-            # and keep them: a quarter of the memory of all gradients.
-            return [d(x) for d in dense]
-        # By one matrix product, which keeps a GPU busier; they stay three parameters.
-        kernel = jnp.concatenate([d.kernel[...].astype(x.dtype) for d in dense], axis=1)
-        bias = jnp.concatenate([d.bias[...].astype(x.dtype) for d in dense])
-        return jnp.split(x @ kernel + bias[None], 3, axis=1)
+
+def attend(
+    query: Array,
+    key: Array,
+    value: Array,
+    mask_bias: Array,
+    dropout_key: Array | None,
+    rate: ArrayLike,
+) -> Array:
+    """The context, (tokens, hidden), of what :func:`split_heads` gave."""
+    scores = _scores(query, key)
+    scores = scores * query.shape[-1] ** -0.5 + mask_bias
+    probs = jax.nn.softmax(scores, axis=-1).astype(value.dtype)
+    probs = dropout(dropout_key, probs, rate)
+    context = jnp.einsum("bhqk,bhkd->bhqd", probs, value).transpose(0, 2, 1, 3)
+    return context.reshape(-1, context.shape[-2] * context.shape[-1])
+
+
+def _projected(projections, x):
+    """Query, key and value."""
+    if jax.default_backend() == "cpu":
+        # XLA's CPU backend would join the kernels of all layers ahead of the rest,
+        # and keep them: a quarter of the memory of all gradients.
+        return [dense(x) for dense in projections]
+    # By one matrix product, which keeps a GPU busier; they stay three parameters.
+    kernels = [dense.kernel[...].astype(x.dtype) for dense in projections]
+    kernel = jnp.concatenate(kernels, axis=1)
+    bias = jnp.concatenate([dense.bias[...].astype(x.dtype) for dense in projections])
+    return jnp.split(x @ kernel + bias[None], 3, axis=1)
 
 
 def bias_of_mask(mask):

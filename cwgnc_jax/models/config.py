@@ -1,56 +1,110 @@
-"""The numbers that make a BERT, read from Hugging Face's config.json."""
+"""The numbers that make an encoder, read from Hugging Face's config.json."""
 
 import dataclasses
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar, Self
 
-SUPPORTED_MODEL_TYPES = ("bert",)
+from cwgnc_jax.models.dropout import Rates
 
-_REQUIRED = {
-    # What the code computes; a config that asks for anything else is refused.
-    "hidden_act": "gelu",
-    "position_embedding_type": "absolute",
-    "is_decoder": False,
-    "add_cross_attention": False,
-}
+
+class EncoderConfig:
+    """What the configs of all types of models have in common.
+
+    Each type is a frozen dataclass, and so can be a static argument of ``jax.jit``.
+    Names and defaults are those of Hugging Face's config.json, where a missing entry
+    has the default. The values are checked on construction.
+
+    Attributes:
+      model_type: What config.json calls the type.
+      num_hidden_layers: Number of encoder layers.
+      max_position_embeddings: How many positions the model knows.
+      initializer_range: Standard deviation of fresh kernels and embeddings.
+      num_labels: Width of the classifier; 1 for regression.
+    """
+
+    model_type: ClassVar[str]
+    required: ClassVar[Mapping[str, Any]]
+    """What the code computes; a config.json that asks for anything else is refused."""
+    _heads_and_width: ClassVar[tuple[str, str]] = ("num_attention_heads", "hidden_size")
+
+    num_hidden_layers: int
+    max_position_embeddings: int
+    initializer_range: float
+    num_labels: int
+
+    def __post_init__(self):
+        for field in dataclasses.fields(self):  # type: ignore
+            _check(field, getattr(self, field.name))
+        heads, width = self._heads_and_width
+        if getattr(self, width) % getattr(self, heads):
+            raise ValueError(
+                f"{heads} must divide {width}, got {getattr(self, heads)} heads and "
+                f"{width} {getattr(self, width)}"
+            )
+
+    @property
+    def max_length(self) -> int:
+        """The most tokens that an example can have."""
+        return self.max_position_embeddings
+
+    @property
+    def dropout_rates(self) -> Any:
+        """The rates of dropout: a NamedTuple that the type's module reads."""
+        raise NotImplementedError
+
+    @classmethod
+    def from_dict(cls, source: Mapping[str, Any], num_labels: int) -> Self:
+        """Reads the content of a config.json.
+
+        Entries that say nothing about the computation (``use_cache``, token ids,
+        versions) are passed over.
+
+        Args:
+          source: The decoded config.json.
+          num_labels: Width of the classifier; what the file says of labels is the
+            affair of its own head.
+
+        Returns:
+          The config.
+
+        Raises:
+          ValueError: If the file describes another type of model, or a variant of this
+            one that is not computed here.
+
+        Examples:
+          >>> from cwgnc_jax import models
+          >>> source = {"model_type": "bert", "hidden_size": 384}
+          >>> models.BertConfig.from_dict(source, num_labels=3).hidden_size
+          384
+        """
+        model_type = source.get("model_type")
+        if model_type != cls.model_type:
+            raise ValueError(
+                f"model_type {model_type!r} is not that of a {cls.__name__}: expected "
+                f"{cls.model_type!r}; models.load_pretrained takes the config that fits"
+            )
+        for name, expected in cls.required.items():
+            if source.get(name, expected) != expected:
+                raise ValueError(
+                    f"{name} {source[name]!r} is not supported: expected {expected!r}; "
+                    f"choose a checkpoint of the original {cls.model_type} encoder"
+                )
+        names = {x.name for x in dataclasses.fields(cls)} - {"num_labels"}  # type: ignore
+        known = {name: source[name] for name in names & source.keys()}
+        return cls(**known, num_labels=num_labels)  # type: ignore
 
 
 @dataclasses.dataclass(frozen=True)
-class BertConfig:
-    """The shape of a BERT sequence classifier and its rates.
+class BertLikeConfig(EncoderConfig):
+    """The fields of BERT, which those that came after it have too."""
 
-    Names and defaults are those of Hugging Face's config.json, where a missing entry
-    means BERT-base's. The values are checked on construction. Hashable, so that it can
-    be a static argument of ``jax.jit``.
-
-    Args:
-      vocab_size: Number of word pieces.
-      hidden_size: Width of the residual stream.
-      num_hidden_layers: Number of encoder layers.
-      num_attention_heads: Heads per layer; they divide hidden_size.
-      intermediate_size: Width of the feed-forward layer.
-      max_position_embeddings: The longest sequence.
-      type_vocab_size: Number of token types (segments).
-      hidden_dropout_prob: Dropout after the embeddings, the attention and the
-        feed-forward block.
-      attention_probs_dropout_prob: Dropout of the attention probabilities.
-      classifier_dropout: Dropout before the classifier; None means
-        hidden_dropout_prob.
-      initializer_range: Standard deviation of fresh kernels and embeddings.
-      layer_norm_eps: Added to the variance in every LayerNorm.
-      num_labels: Width of the classifier; 1 for regression.
-
-    Raises:
-      ValueError: If a size is not a positive integer, heads do not divide the hidden
-        size, or a rate lies outside [0, 1).
-
-    Examples:
-      >>> from cwgnc_jax import models
-      >>> config = models.BertConfig(hidden_size=1024, num_attention_heads=16)
-      >>> config.head_size
-      64
-    """
+    required = {
+        "hidden_act": "gelu",
+        "position_embedding_type": "absolute",
+        "is_decoder": False,
+        "add_cross_attention": False,
+    }
 
     vocab_size: int = 30522
     hidden_size: int = 768
@@ -66,76 +120,41 @@ class BertConfig:
     layer_norm_eps: float = 1e-12
     num_labels: int = 2
 
-    def __post_init__(self):
-        for field in dataclasses.fields(self):
-            value = getattr(self, field.name)
-            if field.type is int:
-                _check(field.name, value, int, "an integer of at least 1", 1)
-            elif field.name.endswith(("_prob", "_dropout")):
-                if not (field.name == "classifier_dropout" and value is None):
-                    _check(field.name, value, float, "a rate in [0, 1)", 0, 1)
-            else:
-                _check(field.name, value, float, "a finite number of at least 0", 0)
-        if self.hidden_size % self.num_attention_heads:
-            raise ValueError(
-                f"num_attention_heads must divide hidden_size, got "
-                f"{self.num_attention_heads} heads and hidden_size {self.hidden_size}"
-            )
-
     @property
     def head_size(self) -> int:
         """Width of one attention head."""
         return self.hidden_size // self.num_attention_heads
 
-    @classmethod
-    def from_dict(cls, source: Mapping[str, Any], num_labels: int) -> "BertConfig":
-        """Reads the content of a config.json.
-
-        Entries that say nothing about the computation (``use_cache``, token ids,
-        versions) are passed over.
-
-        Args:
-          source: The decoded config.json.
-          num_labels: Width of the classifier; what the file says of labels is the
-            affair of its own head.
-
-        Returns:
-          The config.
-
-        Raises:
-          ValueError: If the file describes another architecture, or a variant of BERT
-            that is not computed here.
-
-        Examples:
-          >>> from cwgnc_jax import models
-          >>> source = {"model_type": "bert", "hidden_size": 384}
-          >>> models.BertConfig.from_dict(source, num_labels=3).hidden_size
-          384
-        """
-        model_type = source.get("model_type")
-        if model_type not in SUPPORTED_MODEL_TYPES:
-            raise ValueError(
-                f"model_type {model_type!r} is not supported: expected one of "
-                f"{', '.join(SUPPORTED_MODEL_TYPES)}; choose a checkpoint of BERT"
-            )
-        for name, expected in _REQUIRED.items():
-            if source.get(name, expected) != expected:
-                raise ValueError(
-                    f"{name} {source[name]!r} is not supported: expected {expected!r}; "
-                    f"choose a checkpoint of the original BERT encoder"
-                )
-        names = {field.name for field in dataclasses.fields(cls)} - {"num_labels"}
-        known = {name: source[name] for name in names & source.keys()}
-        return cls(**known, num_labels=num_labels)
+    @property
+    def dropout_rates(self) -> Rates:
+        """Those of the hidden states, the attention and the classifier."""
+        hidden, head = self.hidden_dropout_prob, self.classifier_dropout
+        return Rates(
+            hidden=hidden,
+            attention=self.attention_probs_dropout_prob,
+            classifier=hidden if head is None else head,
+        )
 
 
-def _check(name, value, kind, expected, low, high=math.inf):
-    """Raises unless value is a number of the kind in [low, high)."""
-    # bool is an int, and an int is as good as a float here.
-    kinds = int if kind is int else (int, float)
-    if (
-        isinstance(value, bool)
-        or not isinstance(value, kinds)
-        or not low <= value < high
-    ):
-        raise ValueError(f"{name} must be {expected}, got {value!r}")
+def _check(field: dataclasses.Field, value: Any) -> None:
+    """Raises unless a field's value makes sense, by its type and name."""
+    if field.type is bool:
+        fits, expected = isinstance(value, bool), "true or false"
+    elif field.type is int:
+        low = 0 if field.name.endswith("_id") else 1
+        fits = _is_number(value, int) and value >= low
+        expected = f"an integer of at least {low}"
+    elif field.name.endswith(("_prob", "dropout")):
+        optional = field.type is not float and value is None
+        fits = optional or (_is_number(value, int | float) and 0 <= value < 1)
+        expected = "a rate in [0, 1)"
+    else:
+        fits = _is_number(value, int | float) and 0 <= value < math.inf
+        expected = "a finite number of at least 0"
+    if not fits:
+        raise ValueError(f"{field.name} must be {expected}, got {value!r}")
+
+
+def _is_number(value: Any, kinds: Any) -> bool:
+    # bool is an int.
+    return isinstance(value, kinds) and not isinstance(value, bool)

@@ -1,6 +1,7 @@
 """Dropout by explicit keys, with a rate that may be traced."""
 
 import math
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -8,9 +9,25 @@ from jax import Array
 from jax.typing import ArrayLike
 
 
-def fold_in(key: Array | None, site: int) -> Array | None:
-    """Derives the key of one place in the model; without a key there is none."""
-    return None if key is None else jax.random.fold_in(key, site)
+class Rates(NamedTuple):
+    """How much is dropped: most types of models have these three."""
+
+    hidden: ArrayLike
+    attention: ArrayLike
+    classifier: ArrayLike
+
+
+class Noise(NamedTuple):
+    """The dropout of one forward pass: where its masks come from, and its rates."""
+
+    key: Array | None
+    rates: Any  # Rates, or what a type of model has in their place
+
+    def at(self, site: int) -> "Noise":
+        """The noise of one place in the model; without a key there is none."""
+        if self.key is None:
+            return self
+        return self._replace(key=jax.random.fold_in(self.key, site))
 
 
 def dropout(key: Array | None, x: Array, rate: ArrayLike) -> Array:

@@ -3,8 +3,9 @@
 import re
 from collections.abc import Iterable, Mapping
 
+from cwgnc_jax.models.encoders import Encoder
+
 _OLD_NAMES = {"LayerNorm.gamma": "LayerNorm.weight", "LayerNorm.beta": "LayerNorm.bias"}
-_EXTRAS = re.compile(r"(bert\.)?embeddings\.position_ids|cls\..*")
 
 
 def to_checkpoint(path: str) -> str:
@@ -17,7 +18,7 @@ def to_checkpoint(path: str) -> str:
       path: A "/"-joined path.
 
     Returns:
-      The name in a ``BertForSequenceClassification`` of Hugging Face.
+      The name in Hugging Face's model for sequence classification.
 
     Examples:
       >>> from cwgnc_jax.models.names import to_checkpoint
@@ -29,57 +30,33 @@ def to_checkpoint(path: str) -> str:
     return f"{module}/{leaf}".replace("/", ".")
 
 
-def from_checkpoint(name: str) -> str:
-    """Translates a name in a checkpoint into a path, the inverse of to_checkpoint.
-
-    Args:
-      name: A name as :func:`canonical_name` gives it.
-
-    Returns:
-      The "/"-joined path.
-
-    Examples:
-      >>> from cwgnc_jax.models.names import from_checkpoint
-      >>> from_checkpoint("bert.pooler.dense.weight")
-      'bert/pooler/dense/kernel'
-    """
-    *modules, leaf = name.split(".")
-    if leaf == "weight":
-        if modules[-1] == "LayerNorm":
-            leaf = "scale"
-        elif modules[-1].endswith("_embeddings"):
-            leaf = "embedding"
-        else:
-            leaf = "kernel"
-    return "/".join((*modules, leaf))
-
-
-def canonical_name(name: str) -> str | None:
+def canonical_name(name: str, encoder: Encoder) -> str | None:
     """Brings the spellings of a tensor's name down to one.
 
-    Encoder-only checkpoints lack the prefix ``bert.``, and those converted from
+    Encoder-only checkpoints lack the encoder's name, and those converted from
     TensorFlow call LayerNorm's parameters ``gamma`` and ``beta``.
 
     Args:
       name: A tensor's name in a checkpoint.
+      encoder: The type of the model.
 
     Returns:
-      The name in a ``BertForSequenceClassification``, or None for the known extras: the
-      pretraining heads and the buffer of position ids.
+      The name in Hugging Face's model for sequence classification, or None for the
+      known extras: the pretraining heads and the buffer of position ids.
 
     Examples:
+      >>> from cwgnc_jax.models.encoders import ENCODERS
       >>> from cwgnc_jax.models.names import canonical_name
-      >>> canonical_name("embeddings.LayerNorm.gamma")
+      >>> canonical_name("embeddings.LayerNorm.gamma", ENCODERS["bert"])
       'bert.embeddings.LayerNorm.weight'
     """
-    if _EXTRAS.fullmatch(name):
-        return None
     for old, new in _OLD_NAMES.items():
         if name.endswith(old):
             name = name.removesuffix(old) + new
-    if name.startswith(("embeddings.", "encoder.", "pooler.")):
-        name = f"bert.{name}"
-    return name
+    if name.startswith(tuple(f"{part}." for part in encoder.parts)):
+        name = f"{encoder.base}.{name}"
+    buffer = f"{encoder.base}.embeddings.position_ids"
+    return None if name == buffer or re.fullmatch(encoder.unused, name) else name
 
 
 def first_five(names: Iterable[str]) -> str:

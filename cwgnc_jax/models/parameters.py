@@ -1,4 +1,4 @@
-"""The parameters of BERT: their shapes, and how they are drawn."""
+"""The parameters of a model: their shapes, and how they are drawn."""
 
 import zlib
 from collections.abc import Callable, Iterable
@@ -9,11 +9,12 @@ import jax.numpy as jnp
 from flax import traverse_util
 from jax import Array
 
-from cwgnc_jax.models.bert import Params, abstract_model
-from cwgnc_jax.models.config import BertConfig
+from cwgnc_jax.models.config import EncoderConfig
+from cwgnc_jax.models.encoders import encoder_of
+from cwgnc_jax.models.forward import Params, abstract_model
 
 
-def parameter_shapes(config: BertConfig) -> dict[str, tuple[int, ...]]:
+def parameter_shapes(config: EncoderConfig) -> dict[str, tuple[int, ...]]:
     """Lists the parameters of a model.
 
     Args:
@@ -32,7 +33,7 @@ def parameter_shapes(config: BertConfig) -> dict[str, tuple[int, ...]]:
     return dict(abstract_model(config, jnp.float32.dtype)[1])
 
 
-def initial_value(config: BertConfig, path: str, key: Array) -> Array:
+def initial_value(config: EncoderConfig, path: str, key: Array) -> Array:
     """Draws one parameter; it depends on the key, its path and its shape alone.
 
     So a fresh classifier is the same on a random encoder and on a loaded one.
@@ -56,7 +57,7 @@ def initial_value(config: BertConfig, path: str, key: Array) -> Array:
     return config.initializer_range * jax.random.normal(key, shape, jnp.float32)
 
 
-def init_params(config: BertConfig, key: Array) -> dict[str, Any]:
+def init_params(config: EncoderConfig, key: Array) -> dict[str, Any]:
     """Draws the parameters of a model from scratch.
 
     Kernels and embeddings come from N(0, initializer_range²), biases are 0, LayerNorm
@@ -87,7 +88,7 @@ def init_params(config: BertConfig, key: Array) -> dict[str, Any]:
 
 
 def redraw(
-    config: BertConfig, params: Params, paths: Iterable[str], key: Array
+    config: EncoderConfig, params: Params, paths: Iterable[str], key: Array
 ) -> dict[str, Any]:
     """Replaces some parameters by newly drawn ones.
 
@@ -121,8 +122,8 @@ def redraw(
     return traverse_util.unflatten_dict(leaves | drawn, sep="/")
 
 
-def top_parameters(config: BertConfig, layers: int) -> tuple[str, ...]:
-    """Lists the parameters of the pooler and of the top layers.
+def top_parameters(config: EncoderConfig, layers: int) -> tuple[str, ...]:
+    """Lists the parameters of the top layers, and of the pooler if there is one.
 
     Args:
       config: The model's config.
@@ -144,11 +145,25 @@ def top_parameters(config: BertConfig, layers: int) -> tuple[str, ...]:
             f"layers must lie between 0 and the model's {config.num_hidden_layers}, "
             f"got {layers}"
         )
+    encoder = encoder_of(config)
     numbers = range(config.num_hidden_layers - layers, config.num_hidden_layers)
-    prefixes = tuple(f"bert/encoder/layer/{number}/" for number in numbers)
-    if layers:
-        prefixes += ("bert/pooler/",)
-    return tuple(path for path in parameter_shapes(config) if path.startswith(prefixes))
+    modules = [f"{encoder.layers}/{number}" for number in numbers]
+    return tuple(
+        path
+        for path in parameter_shapes(config)
+        if layers and is_below(path, (*modules, *encoder.pooler))
+    )
+
+
+def is_below(path: str, modules: Iterable[str]) -> bool:
+    """Says whether a parameter belongs to one of these modules.
+
+    Examples:
+      >>> from cwgnc_jax.models.parameters import is_below
+      >>> is_below("classifier/bias", ["class", "classifier"])
+      True
+    """
+    return path.startswith(tuple(f"{module}/" for module in modules))
 
 
 def split_params(

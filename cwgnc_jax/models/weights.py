@@ -20,17 +20,17 @@ import safetensors.numpy
 from flax import traverse_util
 from jax import Array
 
-from cwgnc_jax.models.bert import Params
-from cwgnc_jax.models.config import BertConfig
+from cwgnc_jax.models.config import EncoderConfig
+from cwgnc_jax.models.encoders import Encoder, encoder_of, read_config
+from cwgnc_jax.models.forward import Params
 from cwgnc_jax.models.hub import resolve
 from cwgnc_jax.models.names import (
     canonical_name,
     describe_differences,
     first_five,
-    from_checkpoint,
     to_checkpoint,
 )
-from cwgnc_jax.models.parameters import initial_value, parameter_shapes
+from cwgnc_jax.models.parameters import initial_value, is_below, parameter_shapes
 
 _CONFIG = "config.json"
 _WEIGHTS = "model.safetensors"
@@ -38,8 +38,6 @@ _INDEX = "model.safetensors.index.json"
 _SHARD = re.compile(r"[\w.-]+\.safetensors")
 _PICKLES = ("pytorch_model*.bin", "*.ckpt", "*.ckpt.index", "*.msgpack", "*.h5")
 _DTYPES = ("F32", "F16", "BF16")
-_HEAD = ("classifier/bias", "classifier/kernel")
-_POOLER = ("bert/pooler/dense/bias", "bert/pooler/dense/kernel")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -56,7 +54,7 @@ class Checkpoint:
       source_config: The decoded config.json.
     """
 
-    config: BertConfig
+    config: EncoderConfig
     params: dict[str, Any]
     directory: Path
     new_parameters: tuple[str, ...]
@@ -71,11 +69,12 @@ def load_pretrained(
     new_head: bool = False,
     revision: str | None = None,
 ) -> Checkpoint:
-    """Reads a BERT checkpoint into a sequence classifier.
+    """Reads a checkpoint into a sequence classifier.
 
-    The checkpoint may be an encoder alone, a masked language model or a classifier,
-    in one safetensors file or in shards, in float32, float16 or bfloat16. What it lacks
-    of the head, and of the pooler if it was trained without one, is drawn as
+    The type of the model follows from ``model_type`` in config.json. The checkpoint may
+    be an encoder alone, a masked language model or a classifier, in one safetensors
+    file or in shards, in float32, float16 or bfloat16. Of the head, and of the pooler
+    if it was trained without one, what it lacks is drawn as
     :func:`cwgnc_jax.models.init_params` would draw it from the same key.
 
     Args:
@@ -90,9 +89,9 @@ def load_pretrained(
 
     Raises:
       OSError: If the files cannot be found; see :func:`cwgnc_jax.models.resolve`.
-      ValueError: If the checkpoint is of another architecture, holds pickles only, or
-        any tensor is missing, unexpected, of another shape or dtype, NaN or infinite.
-        One error names them all.
+      ValueError: If the type of model is not supported, the checkpoint holds pickles
+        only, or any tensor is missing, unexpected, of another shape or dtype, NaN or
+        infinite. One error names them all.
 
     Examples:
       >>> import tempfile, jax
@@ -109,22 +108,24 @@ def load_pretrained(
     """
     directory = resolve(model, revision)
     source_config = _read_json(directory / _CONFIG)
-    config = BertConfig.from_dict(source_config, num_labels)
-    tensors, unusable = _read_tensors(_weight_files(directory), skip_head=new_head)
+    config = read_config(source_config, num_labels)
+    encoder, shapes = encoder_of(config), parameter_shapes(config)
+    head = [path for path in shapes if is_below(path, encoder.head)]
+    tensors, unusable = _read_tensors(_weight_files(directory), encoder, new_head)
 
-    shapes = parameter_shapes(config)
-    new = _new_parameters(tensors.keys())
+    pooler = [path for path in shapes if is_below(path, encoder.pooler)]
+    new = _new_parameters(tensors.keys(), head, pooler)
+    paths = {to_checkpoint(path): path for path in shapes if path not in new}
     expected = {
-        to_checkpoint(path): shape[::-1] if path.endswith("/kernel") else shape
-        for path, shape in shapes.items()
-        if path not in new
+        name: shapes[path][::-1] if path.endswith("/kernel") else shapes[path]
+        for name, path in paths.items()
     }
     found = {name: tensor.shape for name, tensor in tensors.items()}
     problems = [describe_differences(expected, found), *unusable]
-    head = found.get("classifier.weight", ())
-    if len(head) == 2 and head[0] != num_labels:
+    output = found.get(to_checkpoint(f"{encoder.output}/kernel"), ())
+    if len(output) == 2 and output[0] != num_labels:
         problems.append(
-            f"the checkpoint's head has {head[0]} labels and num_labels is "
+            f"the checkpoint's head has {output[0]} labels and num_labels is "
             f"{num_labels}: pass new_head=True (--new-head) for a new head"
         )
     if any(problems):
@@ -134,8 +135,7 @@ def load_pretrained(
         )
 
     leaves = {path: initial_value(config, path, key) for path in new}
-    for name in expected:
-        path = from_checkpoint(name)
+    for name, path in paths.items():
         tensor = tensors.pop(name)
         leaves[path] = jnp.array(tensor.T if path.endswith("/kernel") else tensor)
     return Checkpoint(
@@ -149,7 +149,7 @@ def load_pretrained(
 
 def save_pretrained(
     directory: str | Path,
-    config: BertConfig,
+    config: EncoderConfig,
     params: Params,
     *,
     label_names: Sequence[str] | None = None,
@@ -221,12 +221,12 @@ def save_pretrained(
     entries = dict(source_config or {})
     for stale in ("_name_or_path", "transformers_version", "torch_dtype", "dtype"):
         entries.pop(stale, None)
-    entries |= dataclasses.asdict(config)
+    entries |= dataclasses.asdict(config)  # type: ignore
     del entries["num_labels"]  # transformers counts id2label
+    entries |= config.required
     entries |= {
-        "architectures": ["BertForSequenceClassification"],
-        "model_type": "bert",
-        "hidden_act": "gelu",
+        "architectures": [encoder_of(config).architecture],
+        "model_type": config.model_type,
         "id2label": {str(index): label for index, label in enumerate(labels)},
         "label2id": {label: index for index, label in enumerate(labels)},
         "problem_type": "regression" if regression else "single_label_classification",
@@ -255,15 +255,18 @@ def _replace(path: Path, write: Callable[[Path], Any]):
         temporary.unlink(missing_ok=True)
 
 
-def _new_parameters(names: Collection[str]) -> tuple[str, ...]:
+def _new_parameters(
+    names: Collection[str], head: list[str], pooler: list[str]
+) -> tuple[str, ...]:
     """The paths to be drawn anew; half a head or half a pooler is damage instead."""
-    absent = [
-        group
-        for group in (_POOLER, _HEAD)
-        if not any(to_checkpoint(path) in names for path in group)
-    ]
+    without_head, without_pooler = (
+        not any(to_checkpoint(path) in names for path in group)
+        for group in (head, pooler)
+    )
     # A head was trained on its pooler: losing that one is damage too.
-    return sum(absent, ()) if _HEAD in absent else ()
+    if not without_head:
+        return ()
+    return (*pooler, *head) if without_pooler else tuple(head)
 
 
 def _read_json(path: Path) -> dict[str, Any]:
@@ -319,9 +322,10 @@ def _weight_files(directory: Path) -> list[Path]:
 
 
 def _read_tensors(
-    files: Sequence[Path], skip_head: bool
+    files: Sequence[Path], encoder: Encoder, skip_head: bool
 ) -> tuple[dict[str, np.ndarray], list[str]]:
     """Every tensor in float32 by its canonical name, and what cannot be used."""
+    head = tuple(f"{module}." for module in encoder.head)
     tensors: dict[str, np.ndarray] = {}
     kinds: dict[str, list[str]] = {
         "twice": [],
@@ -329,8 +333,8 @@ def _read_tensors(
         "NaN or infinite": [],
     }
     for stored, dtype, shape, read in _stored_tensors(files):
-        name = canonical_name(stored)
-        if name is None or (skip_head and name.startswith("classifier.")):
+        name = canonical_name(stored, encoder)
+        if name is None or (skip_head and name.startswith(head)):
             continue
         if name in tensors:
             kinds["twice"].append(name)

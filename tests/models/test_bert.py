@@ -8,7 +8,7 @@ import pytest
 from flax import traverse_util
 
 from cwgnc_jax import models
-from cwgnc_jax.models import attention, bert
+from cwgnc_jax.models import attention, bert, layers
 from cwgnc_jax.models.parameters import parameter_shapes
 
 # Without jit every operation is compiled on its own, which takes longer.
@@ -130,7 +130,7 @@ def test_dropout_acts_where_bert_has_it_with_a_key_for_each_place(
         sites.append((rate, x.shape, tuple(jax.random.key_data(key).tolist())))
         return x
 
-    for room in (attention, bert):
+    for room in (attention, layers, bert):
         monkeypatch.setattr(room, "dropout", record)
     config = dataclasses.replace(
         config,

@@ -285,12 +285,20 @@ def test_a_damaged_config_is_refused(directory, content, message):
         load(directory)
 
 
-def test_another_architecture_is_refused_by_name(directory):
+@pytest.mark.parametrize(
+    ("model_type", "message"),
+    [
+        ("albert", "'albert' is not supported: expected one of .*bert.*; choose a ch"),
+        ("Bert", "'Bert' is not supported, did you mean 'bert'. expected one of"),
+        (None, "None is not supported: expected one of"),
+        (["bert"], "'bert'. is not supported: expected one of"),
+    ],
+)
+def test_another_type_of_model_is_refused_by_name(directory, model_type, message):
     file = directory / "config.json"
-    file.write_text(
-        json.dumps(json.loads(file.read_text()) | {"model_type": "roberta"})
-    )
-    with pytest.raises(ValueError, match="'roberta' is not supported"):
+    entries = json.loads(file.read_text()) | {"model_type": model_type}
+    file.write_text(json.dumps(entries))
+    with pytest.raises(ValueError, match=message):
         load(directory)
 
 

@@ -115,14 +115,6 @@ def test_a_classifier_for_tokens_is_no_classifier_for_sequences(torch_config, tm
         load(tmp_path)
 
 
-def test_a_roberta_is_refused(torch_config, tmp_path):
-    config = transformers.RobertaConfig(**torch_config.to_diff_dict())
-    config.model_type = "roberta"
-    transformers.RobertaModel(config).save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match="'roberta' is not supported.*one of bert"):
-        load(tmp_path)
-
-
 @pytest.mark.parametrize("regression", [False, True])
 def test_transformers_opens_what_is_saved_here(config, batch, tmp_path, regression):
     if regression:

@@ -1,0 +1,91 @@
+"""The types of models that are supported, by what config.json calls them."""
+
+import dataclasses
+import difflib
+from collections.abc import Mapping
+from typing import Any
+
+from flax import nnx
+
+from cwgnc_jax.models.bert import BertConfig, BertForSequenceClassification
+from cwgnc_jax.models.config import EncoderConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class Encoder:
+    """What sets one type of model apart from the others.
+
+    Paths are "/"-joined and name modules, which stand for all parameters below them.
+    """
+
+    config: type[EncoderConfig]
+    module: type[nnx.Module]
+    architecture: str
+    """The class of Hugging Face that has the same parameters."""
+    base: str
+    """The encoder within the classifier."""
+    parts: tuple[str, ...]
+    """What it consists of; alone it is stored under these names."""
+    layers: str
+    """The numbered layers are below this one."""
+    unused: str
+    """A pattern of the tensors in checkpoints that a classifier has no use for."""
+    head: tuple[str, ...] = ("classifier",)
+    """What fine-tuning adds to the encoder."""
+    output: str = "classifier"
+    """The layer of the logits."""
+    pooler: tuple[str, ...] = ()
+    """What stands between the layers and the head; not every checkpoint has it."""
+
+
+ENCODERS: dict[str, Encoder] = {
+    encoder.config.model_type: encoder
+    for encoder in (
+        Encoder(
+            config=BertConfig,
+            module=BertForSequenceClassification,
+            architecture="BertForSequenceClassification",
+            base="bert",
+            parts=("embeddings", "encoder", "pooler"),
+            layers="bert/encoder/layer",
+            unused=r"cls\..*",
+            pooler=("bert/pooler",),
+        ),
+    )
+}
+
+
+def encoder_of(config: EncoderConfig) -> Encoder:
+    """Returns what sets the type of this config apart."""
+    return ENCODERS[config.model_type]
+
+
+def read_config(source: Mapping[str, Any], num_labels: int) -> EncoderConfig:
+    """Reads the content of a config.json of any supported type.
+
+    Args:
+      source: The decoded config.json.
+      num_labels: Width of the classifier.
+
+    Returns:
+      The config of the class that belongs to its ``model_type``.
+
+    Raises:
+      ValueError: If the type is not supported, or as
+        :meth:`cwgnc_jax.models.EncoderConfig.from_dict` does.
+
+    Examples:
+      >>> from cwgnc_jax.models.encoders import read_config
+      >>> type(read_config({"model_type": "bert"}, num_labels=2)).__name__
+      'BertConfig'
+    """
+    model_type = source.get("model_type")
+    if isinstance(model_type, str) and model_type in ENCODERS:
+        return ENCODERS[model_type].config.from_dict(source, num_labels)
+    # Hardly more than a slip: albert is not a misspelt bert.
+    near = difflib.get_close_matches(str(model_type).lower(), ENCODERS, 1, cutoff=0.9)
+    raise ValueError(
+        f"model_type {model_type!r} is not supported"
+        f"{f', did you mean {near[0]!r}?' if near else ':'} expected one of "
+        f"{', '.join(sorted(ENCODERS))}; choose a checkpoint of such a model"
+    )
