@@ -10,6 +10,7 @@ from cwgnc_jax.models.bert import BertConfig
 from cwgnc_jax.models.config import EncoderConfig
 from cwgnc_jax.models.forward import apply
 from cwgnc_jax.models.hub import resolve
+from cwgnc_jax.models.modern_bert_config import ModernBertConfig
 from cwgnc_jax.models.parameters import (
     init_params,
     merge_params,
@@ -24,6 +25,7 @@ __all__ = (
     "Checkpoint",
     "EncoderConfig",
     "EncoderOutput",
+    "ModernBertConfig",
     "apply",
     "init_params",
     "load_pretrained",

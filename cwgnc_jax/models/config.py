@@ -5,6 +5,10 @@ import math
 from collections.abc import Mapping
 from typing import Any, ClassVar, Self
 
+import jax
+import jax.numpy as jnp
+from jax import Array
+
 from cwgnc_jax.models.dropout import Rates
 
 
@@ -94,6 +98,23 @@ class EncoderConfig:
         known = {name: source[name] for name in names & source.keys()}
         return cls(**known, num_labels=num_labels)  # type: ignore
 
+    def to_dict(self) -> dict[str, Any]:
+        """Returns the entries of a config.json, those of the labels aside."""
+        entries = dataclasses.asdict(self)  # type: ignore
+        # transformers counts id2label.
+        del entries["num_labels"]
+        return entries | self.required | {"model_type": self.model_type}
+
+    def draw(self, path: str, shape: tuple[int, ...], key: Array) -> Array:
+        """Draws a kernel or a table of embeddings, here from N(0, initializer_range²).
+
+        Args:
+          path: The parameter's "/"-joined path.
+          shape: Its shape.
+          key: A random key of its own.
+        """
+        return self.initializer_range * jax.random.normal(key, shape, jnp.float32)
+
 
 @dataclasses.dataclass(frozen=True)
 class BertLikeConfig(EncoderConfig):
@@ -148,9 +169,11 @@ def _check(field: dataclasses.Field, value: Any) -> None:
         optional = field.type is not float and value is None
         fits = optional or (_is_number(value, int | float) and 0 <= value < 1)
         expected = "a rate in [0, 1)"
-    else:
+    elif field.type is float:
         fits = _is_number(value, int | float) and 0 <= value < math.inf
         expected = "a finite number of at least 0"
+    else:  # its own class knows what it may be
+        return
     if not fits:
         raise ValueError(f"{field.name} must be {expected}, got {value!r}")
 

@@ -9,6 +9,8 @@ from flax import nnx
 
 from cwgnc_jax.models.bert import BertConfig, BertForSequenceClassification
 from cwgnc_jax.models.config import EncoderConfig
+from cwgnc_jax.models.modern_bert import ModernBertForSequenceClassification
+from cwgnc_jax.models.modern_bert_config import ModernBertConfig
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,6 +52,16 @@ ENCODERS: dict[str, Encoder] = {
             layers="bert/encoder/layer",
             unused=r"cls\..*",
             pooler=("bert/pooler",),
+        ),
+        Encoder(
+            config=ModernBertConfig,
+            module=ModernBertForSequenceClassification,
+            architecture="ModernBertForSequenceClassification",
+            base="model",
+            parts=("embeddings", "layers", "final_norm"),
+            layers="model/layers",
+            unused=r"decoder\..*",
+            pooler=("head",),
         ),
     )
 }

@@ -12,11 +12,12 @@ import numpy as np
 from flax import nnx
 from jax import Array
 
-from cwgnc_jax.models.attention import attend
-from cwgnc_jax.models.batch import EncoderOutput
-from cwgnc_jax.models.dropout import dropout
+from cwgnc_jax.models.attention import attend, split_heads
+from cwgnc_jax.models.batch import EncoderOutput, Tokens
+from cwgnc_jax.models.dropout import Noise, dropout
 from cwgnc_jax.models.embedding import lookup
-from cwgnc_jax.models.layers import gelu, layer_norm
+from cwgnc_jax.models.layers import gelu, layer_norm, logits_layer, run_scoped_layers
+from cwgnc_jax.models.modern_bert_config import ModernBertConfig
 
 
 class _Scope(NamedTuple):
@@ -55,13 +56,13 @@ class _Attention(nnx.Module):
         self.Wo = dense(config.hidden_size)
 
     def __call__(self, x, scope, noise, tokens):
-        rows, _, length, half = scope.cos.shape
-        joined = self.Wqkv(x).reshape(rows, length, 3, self.heads, 2 * half)
-        query, key, value = joined.transpose(2, 0, 3, 1, 4)
+        rows, rate = scope.cos.shape[0], noise.rates.attention
+        query, key, value = (
+            split_heads(y, rows, self.heads)
+            for y in jnp.split(self.Wqkv(x), 3, axis=-1)
+        )
         query, key = (_rotated(y, scope) for y in (query, key))
-        rate = noise.rates.attention
         context = attend(query, key, value, scope.mask_bias, noise.at(0).key, rate)
-        context = context.transpose(0, 2, 1, 3).reshape(x.shape)
         if tokens is not None:
             context = context[tokens]
         return dropout(noise.at(1).key, self.Wo(context), rate)
@@ -100,12 +101,6 @@ class _Layer(nnx.Module):
         return x + self.mlp(self.mlp_norm(x), noise)
 
 
-@functools.partial(jax.jit, static_argnums=0)
-def _call_layer(graphdef, state, x, scope, noise, tokens):
-    """A layer's output; all layers of one type are traced and differentiated at once."""
-    return nnx.merge(graphdef, state)(x, scope, noise, tokens)
-
-
 class _ModernBert(nnx.Module):
     def __init__(self, config, dtype, rngs):
         self.embeddings = _Embeddings(config, dtype, rngs)
@@ -129,44 +124,32 @@ class _PredictionHead(nnx.Module):
 
 
 class ModernBertForSequenceClassification(nnx.Module):
-    """The whole model; see ``models.apply``."""
+    """A dense layer and a norm over the first token or the mean, and a dense layer."""
 
-    def __init__(self, config, dtype, rngs):
+    def __init__(self, config: ModernBertConfig, dtype, rngs):
         self.config = config
         self.model = _ModernBert(config, dtype, rngs)
         self.head = _PredictionHead(config, dtype, rngs)
-        # The classifier is a handful of numbers: it stays in float32 whatever dtype is.
-        self.classifier = nnx.Linear(config.hidden_size, config.num_labels, rngs=rngs)
+        self.classifier = logits_layer(config, rngs)
 
-    def __call__(self, tokens, noise, remat):
-        """Computes the :class:`EncoderOutput` of a batch."""
-        embeddings = self.model.embeddings(tokens.input_ids)
-        x = dropout(noise.at(0).key, embeddings, noise.rates.embedding)
+    def __call__(self, tokens: Tokens, noise: Noise, remat: bool) -> EncoderOutput:
+        """See :func:`cwgnc_jax.models.apply`."""
+        x = self.model.embeddings(tokens.input_ids)
+        x = dropout(noise.at(0).key, x, noise.rates.embedding)
         of_type = _scopes(self.config, tokens)
-        # Where the head reads the mean, it reads every token.
-        first_tokens = tokens.first_tokens
-        pooled_first = self.config.classifier_pooling == "cls"
-        hidden_states = []
-        x = x.reshape(-1, x.shape[-1])
-        layers = self.model.layers
-        for index, layer in enumerate(layers):
-            hidden_states.append(x.reshape(embeddings.shape))
-            last = index == len(layers) - 1
-            call = functools.partial(
-                _call_layer,
-                *nnx.split(layer),
-                scope=of_type[self.config.layer_types[index]],
-                noise=noise.at(2 + index),
-                tokens=first_tokens if last and pooled_first else None,
-            )
-            x = (jax.checkpoint(call) if remat else call)(x)
+        scopes = [of_type[layer_type] for layer_type in self.config.layer_types]
+        mean = self.config.classifier_pooling == "mean"
+        wanted = None if mean else tokens.first_tokens
+        hidden_states, x = run_scoped_layers(
+            self.model.layers, scopes, x, wanted, noise, remat
+        )
         x = self.model.final_norm(x)
-        if not pooled_first:
+        if mean:
             x = _means(x, tokens)
         pooled = self.head(x)
         dropped = dropout(noise.at(1).key, pooled, noise.rates.classifier)
         logits = self.classifier(dropped.astype(jnp.float32))
-        return EncoderOutput(logits, tuple(hidden_states), x, pooled)
+        return EncoderOutput(logits, hidden_states, x, pooled)
 
 
 def _scopes(config, tokens):
@@ -213,10 +196,9 @@ def _means(x, tokens):
     in_row = jnp.arange(rows)[None] == (tokens.first_tokens // length)[:, None]
     belongs = (in_row[:, :, None] & own[:, None]).reshape(len(own), -1)
     sums = jnp.dot(
-        belongs.astype(x.dtype),
-        x,
+        belongs.astype(jnp.float32),
+        x.astype(jnp.float32),
         precision=jax.lax.Precision.HIGHEST,
-        preferred_element_type=jnp.float32,
     )
     counts = jnp.sum(own, axis=1, keepdims=True)
     # A row may be nothing but padding.

@@ -1,9 +1,13 @@
 """The numbers that make a ModernBERT, read from Hugging Face's config.json."""
 
 import dataclasses
+import math
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple, Self
 
+import jax
+import jax.numpy as jnp
+from jax import Array
 from jax.typing import ArrayLike
 
 from cwgnc_jax.models.config import EncoderConfig
@@ -16,7 +20,7 @@ _POOLINGS = ("cls", "mean")
 
 
 class ModernBertRates(NamedTuple):
-    """How much is dropped where; None is nothing, which is known before it is traced."""
+    """How much is dropped where; None draws nothing, which a traced 0 would."""
 
     embedding: ArrayLike | None
     attention: ArrayLike | None
@@ -173,13 +177,30 @@ class ModernBertConfig(EncoderConfig):
         return super().from_dict({**source, **dict(_thetas(source))}, num_labels)
 
     def to_dict(self) -> dict[str, Any]:
-        """The entries of a config.json."""
-        entries = super().to_dict()
+        """Returns the entries of a config.json, those of the labels aside."""
         rope_parameters = {
             layer_type: {"rope_type": "default", "rope_theta": getattr(self, name)}
             for layer_type, name in _THETAS.items()
         }
-        return entries | {"rope_parameters": rope_parameters}
+        return super().to_dict() | {
+            "layer_types": list(self.layer_types or ()),
+            "rope_parameters": rope_parameters,
+        }
+
+    def draw(self, path: str, shape: tuple[int, ...], key: Array) -> Array:
+        """Draws a kernel or a table of embeddings.
+
+        What ends a residual branch, and the head, is smaller the more layers there are.
+        """
+        std = self.initializer_range
+        if path == "classifier/kernel":
+            std = self.hidden_size**-0.5
+        elif path.endswith("/Wo/kernel") or path.startswith("head/"):
+            std /= math.sqrt(2 * self.num_hidden_layers)
+        cutoff = self.initializer_cutoff_factor
+        return std * jax.random.truncated_normal(
+            key, -cutoff, cutoff, shape, jnp.float32
+        )
 
 
 def _thetas(source: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:

@@ -44,8 +44,8 @@ def initial_value(config: EncoderConfig, path: str, key: Array) -> Array:
       key: The key of the whole model.
 
     Returns:
-      A float32 array: zeros for a bias, ones for a scale, else normal with standard
-      deviation ``config.initializer_range``.
+      A float32 array: zeros for a bias, ones for a scale, else what the config's
+      ``draw`` returns.
     """
     shape = parameter_shapes(config)[path]
     match path.rpartition("/")[2]:
@@ -54,14 +54,14 @@ def initial_value(config: EncoderConfig, path: str, key: Array) -> Array:
         case "scale":
             return jnp.ones(shape, jnp.float32)
     key = jax.random.fold_in(key, zlib.crc32(path.encode()))
-    return config.initializer_range * jax.random.normal(key, shape, jnp.float32)
+    return config.draw(path, shape, key)
 
 
 def init_params(config: EncoderConfig, key: Array) -> dict[str, Any]:
     """Draws the parameters of a model from scratch.
 
-    Kernels and embeddings come from N(0, initializer_range²), biases are 0, LayerNorm
-    scales 1.
+    Kernels and embeddings come from N(0, initializer_range²), or for ModernBERT from
+    its own truncated distributions; biases are 0, LayerNorm scales 1.
 
     Args:
       config: The model's config.

@@ -221,12 +221,8 @@ def save_pretrained(
     entries = dict(source_config or {})
     for stale in ("_name_or_path", "transformers_version", "torch_dtype", "dtype"):
         entries.pop(stale, None)
-    entries |= dataclasses.asdict(config)  # type: ignore
-    del entries["num_labels"]  # transformers counts id2label
-    entries |= config.required
-    entries |= {
+    entries |= config.to_dict() | {
         "architectures": [encoder_of(config).architecture],
-        "model_type": config.model_type,
         "id2label": {str(index): label for index, label in enumerate(labels)},
         "label2id": {label: index for index, label in enumerate(labels)},
         "problem_type": "regression" if regression else "single_label_classification",

@@ -18,25 +18,22 @@ from cwgnc_jax.models.parameters import parameter_shapes
 apply = jax.jit(models.apply, static_argnames="config")
 
 
+CLS = models.ModernBertConfig(
+    vocab_size=99,
+    hidden_size=24,
+    num_hidden_layers=3,
+    num_attention_heads=3,
+    intermediate_size=20,
+    max_position_embeddings=32,
+    local_attention=4,
+    initializer_range=0.3,
+    num_labels=3,
+)
+
+
 @pytest.fixture(params=["cls", "mean"])
 def config(request):
-    return models.ModernBertConfig(
-        vocab_size=99,
-        hidden_size=24,
-        num_hidden_layers=3,
-        num_attention_heads=3,
-        intermediate_size=20,
-        max_position_embeddings=32,
-        local_attention=4,
-        classifier_pooling=request.param,
-        initializer_range=0.3,
-        num_labels=3,
-    )
-
-
-@pytest.fixture
-def cls_config(config):
-    return dataclasses.replace(config, classifier_pooling="cls")
+    return dataclasses.replace(CLS, classifier_pooling=request.param)
 
 
 @pytest.fixture
@@ -88,9 +85,9 @@ def test_examples_packed_into_rows_equal_those_in_rows_of_their_own(config, para
     assert jnp.abs(mixed.logits[0] - plain.logits[0]).max() > 1e-3
 
 
-def test_a_local_layer_sees_half_a_window_to_either_side(cls_config, batch):
+def test_a_local_layer_sees_half_a_window_to_either_side(batch):
     config = dataclasses.replace(
-        cls_config, num_hidden_layers=2, layer_types=("sliding_attention",) * 2
+        CLS, num_hidden_layers=2, layer_types=("sliding_attention",) * 2
     )
     params = models.init_params(config, jax.random.key(0))
     ids, mask, _ = (None if x is None else x[:1] for x in batch)
@@ -127,7 +124,7 @@ def test_token_types_change_nothing(config, params, batch):
 
 
 def test_dropout_acts_where_modern_bert_has_it_with_a_key_for_each_place(
-    cls_config, batch, monkeypatch
+    batch, monkeypatch
 ):
     sites = []
 
@@ -138,7 +135,7 @@ def test_dropout_acts_where_modern_bert_has_it_with_a_key_for_each_place(
     for room in (attention, modern_bert):
         monkeypatch.setattr(room, "dropout", record)
     config = dataclasses.replace(
-        cls_config,
+        CLS,
         num_hidden_layers=2,
         layer_types=None,
         embedding_dropout=0.1,
@@ -159,31 +156,29 @@ def test_dropout_acts_where_modern_bert_has_it_with_a_key_for_each_place(
     assert len({site[2] for site in sites}) == len(sites)
 
 
-def test_rates_of_zero_in_the_config_draw_nothing_and_a_given_rate_does(
-    cls_config, batch
-):
-    params = models.init_params(cls_config, jax.random.key(0))
+def test_rates_of_zero_in_the_config_draw_nothing_and_a_given_rate_does(batch):
+    params = models.init_params(CLS, jax.random.key(0))
 
     def logits(params, key, **rate):
-        return models.apply(cls_config, params, *batch, key=key, **rate).logits
+        return models.apply(CLS, params, *batch, key=key, **rate).logits
 
     key = jax.random.key(0)
     assert "random_bits" not in str(jax.make_jaxpr(logits)(params, key))
-    expected = apply(cls_config, params, *batch).logits
+    expected = apply(CLS, params, *batch).logits
     chex.assert_trees_all_close(jax.jit(logits)(params, key), expected, atol=1e-6)
     noisy = jax.jit(logits)(params, key, dropout_rate=0.1)
     assert (jnp.abs(noisy - expected) > 1e-3).any()
 
 
-def test_layers_that_are_alike_are_traced_once(cls_config, batch, monkeypatch):
+def test_layers_that_are_alike_are_traced_once(batch, monkeypatch):
     calls = []
     gelu = modern_bert.gelu
-    monkeypatch.setattr(modern_bert, "gelu", lambda x: calls.append(x) or gelu(x))
-    config = dataclasses.replace(cls_config, num_hidden_layers=12, layer_types=None)
+    monkeypatch.setattr(modern_bert, "gelu", lambda x: calls.append(1) or gelu(x))
+    config = dataclasses.replace(CLS, num_hidden_layers=12, layer_types=None)
     shapes = jax.eval_shape(lambda: models.init_params(config, jax.random.key(0)))
     jax.clear_caches()  # A layer that was traced before is not traced again.
     jax.eval_shape(lambda params: models.apply(config, params, *batch), shapes)
-    # The first layer, which lacks a norm, a local one, a global one, the last; the head.
+    # The first layer, which lacks a norm, a local and a global one, the last; the head.
     assert len(calls) == 5
 
 

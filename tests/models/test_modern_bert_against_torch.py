@@ -126,7 +126,9 @@ def test_hidden_states_logits_and_all_gradients_equal_torchs(
     if checkpoint.config.classifier_pooling == "cls":
         read = last[:, 0]
     else:
-        read = np.stack([x[own].mean(axis=0) for x, own in zip(last, tokens)])
+        read = np.stack(
+            [x[own].mean(axis=0) for x, own in zip(last, tokens, strict=True)]
+        )
     assert relative_error(output.first_hidden, read) < 1e-5
     assert relative_error(output.logits, reference["logits"]) < 1e-5
 
@@ -201,10 +203,10 @@ def test_an_encoder_of_transformers_gets_a_head(batch, tmp_path):
     model = random_model(transformers.ModernBertModel, tmp_path)
     checkpoint = load(tmp_path)
     assert checkpoint.new_parameters == (
-        "classifier/bias",
-        "classifier/kernel",
         "head/dense/kernel",
         "head/norm/scale",
+        "classifier/bias",
+        "classifier/kernel",
     )
     output = models.apply(checkpoint.config, checkpoint.params, *batch, None)
     with torch.no_grad():
