@@ -37,6 +37,11 @@ class ModernBertConfig(EncoderConfig):
     ``layer_types`` of transformers 5 and the older ones. The values are checked on
     construction. Hashable, so that it can be a static argument of ``jax.jit``.
 
+    Query, key and value of a layer are one parameter here, ``attn/Wqkv``, and so one
+    component by default; likewise ``mlp/Wi`` holds the feed-forward layer and its gate.
+    Scores outside a local layer's window are computed and masked, as short texts want
+    it.
+
     Args:
       vocab_size: Number of word pieces.
       hidden_size: Width of the residual stream.
@@ -78,6 +83,10 @@ class ModernBertConfig(EncoderConfig):
       >>> config = models.ModernBertConfig(num_hidden_layers=4)
       >>> config.layer_types[2:]
       ('sliding_attention', 'full_attention')
+
+    References:
+      Warner et al., `Smarter, Better, Faster, Longer: A Modern Bidirectional Encoder
+      <https://arxiv.org/abs/2412.13663>`_, 2024
     """
 
     model_type = "modernbert"
