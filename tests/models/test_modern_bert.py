@@ -1,5 +1,6 @@
 import collections
 import dataclasses
+import functools
 import math
 
 import chex
@@ -21,7 +22,7 @@ apply = jax.jit(models.apply, static_argnames="config")
 CLS = models.ModernBertConfig(
     vocab_size=99,
     hidden_size=24,
-    num_hidden_layers=3,
+    num_hidden_layers=2,
     num_attention_heads=3,
     intermediate_size=20,
     max_position_embeddings=32,
@@ -62,18 +63,16 @@ def test_examples_packed_into_rows_equal_those_in_rows_of_their_own(config, para
         rows[0][cells], rows[1][cells] = ids[example, :length], example % 2 + 1
 
     @jax.jit
-    def loss(params, ids, mask, firsts):
+    @functools.partial(jax.value_and_grad, has_aux=True)
+    def loss_and_grad(params, ids, mask, firsts):
         output = models.apply(config, params, ids, mask, None, first_tokens=firsts)
         return (output.logits * jnp.arange(12.0).reshape(4, 3)).sum(), output
 
-    grad = jax.grad(loss, has_aux=True)
-    packed = grad(params, *rows, np.array(firsts))
-    alone = grad(params, ids, mask, np.arange(4) * 9)
-    plain = apply(config, params, ids, mask, None)
-    chex.assert_trees_all_close(alone[1].logits, plain.logits, atol=1e-5)
-    chex.assert_trees_all_close(packed[1].logits, plain.logits, atol=1e-5)
-    chex.assert_trees_all_close(packed[0], alone[0], rtol=1e-3, atol=1e-4)
-    last = packed[1].hidden_states[-1].reshape(24, -1)
+    (_, plain), expected = loss_and_grad(params, ids, mask, None)
+    (_, packed), grads = loss_and_grad(params, *rows, np.array(firsts))
+    chex.assert_trees_all_close(packed.logits, plain.logits, atol=1e-5)
+    chex.assert_trees_all_close(grads, expected, rtol=1e-3, atol=1e-4)
+    last = packed.hidden_states[-1].reshape(24, -1)
     for example, (first, length) in enumerate(zip(firsts, lengths, strict=True)):
         chex.assert_trees_all_close(
             last[first : first + length],
@@ -81,14 +80,12 @@ def test_examples_packed_into_rows_equal_those_in_rows_of_their_own(config, para
             atol=1e-5,
         )
     # A token that attends to its neighbour would be seen.
-    mixed = apply(config, params, rows[0], 0 * rows[1] + 1, None)
+    (_, mixed), _ = loss_and_grad(params, rows[0], 0 * rows[1] + 1, np.array(firsts))
     assert jnp.abs(mixed.logits[0] - plain.logits[0]).max() > 1e-3
 
 
 def test_a_local_layer_sees_half_a_window_to_either_side(batch):
-    config = dataclasses.replace(
-        CLS, num_hidden_layers=2, layer_types=("sliding_attention",) * 2
-    )
+    config = dataclasses.replace(CLS, layer_types=("sliding_attention",) * 2)
     params = models.init_params(config, jax.random.key(0))
     ids, mask, _ = (None if x is None else x[:1] for x in batch)
     changed = ids.copy()
@@ -102,7 +99,9 @@ def test_a_local_layer_sees_half_a_window_to_either_side(batch):
 
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
-def test_a_row_without_any_token_is_not_nan(config, params, batch, dtype):
+def test_a_row_without_any_token_is_not_nan(batch, dtype):
+    config = dataclasses.replace(CLS, classifier_pooling="mean")
+    params = models.init_params(config, jax.random.key(0))
     input_ids, attention_mask, _ = batch
     attention_mask = attention_mask * np.array([[1], [0]])
 
@@ -117,9 +116,10 @@ def test_a_row_without_any_token_is_not_nan(config, params, batch, dtype):
     assert all(jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(grad(params)))
 
 
-def test_token_types_change_nothing(config, params, batch):
-    expected = apply(config, params, *batch)
-    typed = apply(config, params, *batch[:2], np.ones((2, 12), int))
+def test_token_types_change_nothing(batch):
+    params = models.init_params(CLS, jax.random.key(0))
+    expected = apply(CLS, params, *batch)
+    typed = apply(CLS, params, *batch[:2], np.ones((2, 12), int))
     chex.assert_trees_all_equal(typed, expected)
 
 
@@ -136,8 +136,6 @@ def test_dropout_acts_where_modern_bert_has_it_with_a_key_for_each_place(
         monkeypatch.setattr(room, "dropout", record)
     config = dataclasses.replace(
         CLS,
-        num_hidden_layers=2,
-        layer_types=None,
         embedding_dropout=0.1,
         attention_dropout=0.2,
         mlp_dropout=0.3,
@@ -159,15 +157,12 @@ def test_dropout_acts_where_modern_bert_has_it_with_a_key_for_each_place(
 def test_rates_of_zero_in_the_config_draw_nothing_and_a_given_rate_does(batch):
     params = models.init_params(CLS, jax.random.key(0))
 
-    def logits(params, key, **rate):
-        return models.apply(CLS, params, *batch, key=key, **rate).logits
+    def drawn(**rate):
+        noisy = functools.partial(models.apply, CLS, key=jax.random.key(0), **rate)
+        return str(jax.make_jaxpr(noisy)(params, *batch)).count("random_bits")
 
-    key = jax.random.key(0)
-    assert "random_bits" not in str(jax.make_jaxpr(logits)(params, key))
-    expected = apply(CLS, params, *batch).logits
-    chex.assert_trees_all_close(jax.jit(logits)(params, key), expected, atol=1e-6)
-    noisy = jax.jit(logits)(params, key, dropout_rate=0.1)
-    assert (jnp.abs(noisy - expected) > 1e-3).any()
+    assert drawn() == 0
+    assert drawn(dropout_rate=0.1) > 0
 
 
 def test_layers_that_are_alike_are_traced_once(batch, monkeypatch):
@@ -182,25 +177,11 @@ def test_layers_that_are_alike_are_traced_once(batch, monkeypatch):
     assert len(calls) == 5
 
 
-def test_layers_computed_again_give_the_same_numbers(config, params, batch):
-    def loss(params, remat):
-        output = models.apply(
-            *(config, params, *batch),
-            key=jax.random.key(0),
-            dropout_rate=0.1,
-            remat=remat,
-        )
-        return output.logits[:, 0].sum()
-
-    grad = jax.jit(jax.grad(loss), static_argnums=1)
-    chex.assert_trees_all_close(grad(params, True), grad(params, False), atol=1e-5)
-
-
 def test_fresh_parameters_have_the_distributions_of_modern_bert():
     config = models.ModernBertConfig(
         vocab_size=500,
         hidden_size=96,
-        num_hidden_layers=8,
+        num_hidden_layers=2,
         num_attention_heads=3,
         norm_bias=True,
         num_labels=50,
@@ -210,13 +191,13 @@ def test_fresh_parameters_have_the_distributions_of_modern_bert():
     )
     # A normal distribution that is cut off at two standard deviations has this one.
     cut = 0.8796256610342398
-    deep = 0.02 / math.sqrt(2 * 8)
+    deep = 0.02 / math.sqrt(2 * 2)
     expected = {
         "model/embeddings/tok_embeddings/embedding": 0.02,
-        "model/layers/3/attn/Wqkv/kernel": 0.02,
-        "model/layers/3/mlp/Wi/kernel": 0.02,
-        "model/layers/3/attn/Wo/kernel": deep,
-        "model/layers/3/mlp/Wo/kernel": deep,
+        "model/layers/1/attn/Wqkv/kernel": 0.02,
+        "model/layers/1/mlp/Wi/kernel": 0.02,
+        "model/layers/1/attn/Wo/kernel": deep,
+        "model/layers/1/mlp/Wo/kernel": deep,
         "head/dense/kernel": deep,
         "classifier/kernel": 96**-0.5,
     }
@@ -224,8 +205,8 @@ def test_fresh_parameters_have_the_distributions_of_modern_bert():
         leaf = leaves[path]
         assert abs(leaf.std() / (cut * std) - 1) < 5 / math.sqrt(leaf.size), path
         assert jnp.abs(leaf).max() <= 2 * std * (1 + 1e-6), path
-    assert (leaves["model/layers/3/mlp_norm/scale"] == 1).all()
-    assert (leaves["model/layers/3/mlp_norm/bias"] == 0).all()
+    assert (leaves["model/layers/1/mlp_norm/scale"] == 1).all()
+    assert (leaves["model/layers/1/mlp_norm/bias"] == 0).all()
     assert (leaves["classifier/bias"] == 0).all()
 
 

@@ -19,13 +19,13 @@ pytestmark = pytest.mark.usefixtures("compilation_cache")
 
 @pytest.fixture(scope="module")
 def modern_bert(tmp_path_factory):
-    """The folder of a random ModernBERT of four layers, as the hub would hold it."""
+    """The folder of a random ModernBERT of two layers, as the hub would hold it."""
     directory = tmp_path_factory.mktemp("modern_bert")
     vocabulary = {word: index for index, word in enumerate(SPECIAL + WORDS)}
     config = models.ModernBertConfig(
         vocab_size=len(vocabulary),
         hidden_size=16,
-        num_hidden_layers=4,
+        num_hidden_layers=2,
         num_attention_heads=2,
         intermediate_size=24,
         max_position_embeddings=32,
@@ -62,7 +62,7 @@ def test_a_modern_bert_is_fine_tuned_and_torch_predicts_the_same(
     train_file, validation_file = tiny_data
     workdir, output = tmp_path / "run", tmp_path / "predictions.tsv"
     data = f"--train-file {train_file} --validation-file {validation_file}"
-    recipe = "--preset code --epochs 3 --learning-rate 3e-3 --layer-decay 0.9"
+    recipe = "--preset code --epochs 2 --learning-rate 3e-3 --layer-decay 0.9"
     flags = f"{data} {recipe} --reinit-layers 1 --components by_layer --norms-every 9"
     arguments = f"finetune --model {modern_bert} --workdir {workdir} {flags}"
     texts = "--text-columns text --max-length 16"
@@ -71,7 +71,7 @@ def test_a_modern_bert_is_fine_tuned_and_torch_predicts_the_same(
     lines = (workdir / "metrics.jsonl").read_text().splitlines()
     assert json.loads(lines[0])["norms"].keys() == {
         "model/embeddings",
-        *(f"model/layers/{i}" for i in range(4)),
+        *(f"model/layers/{i}" for i in range(2)),
         "model/final_norm",
         "head/dense",
         "head/norm",
