@@ -12,6 +12,7 @@ from cwgnc_jax.models.distilbert import DistilBertConfig
 from cwgnc_jax.models.electra import ElectraConfig
 from cwgnc_jax.models.forward import apply
 from cwgnc_jax.models.hub import resolve
+from cwgnc_jax.models.modern_bert_config import ModernBertConfig
 from cwgnc_jax.models.parameters import (
     init_params,
     merge_params,
@@ -29,6 +30,7 @@ __all__ = (
     "ElectraConfig",
     "EncoderConfig",
     "EncoderOutput",
+    "ModernBertConfig",
     "RobertaConfig",
     "XLMRobertaConfig",
     "apply",

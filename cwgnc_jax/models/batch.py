@@ -15,7 +15,7 @@ class EncoderOutput(NamedTuple):
 
     logits: Array  # shape=(examples, num_labels), dtype=jnp.float32
     hidden_states: tuple[Array, ...]  # after the embeddings and each layer but the last
-    first_hidden: Array  # shape=(examples, hidden), after the last layer
+    first_hidden: Array  # shape=(examples, hidden), after the last layer, or its mean
     pooled: Array  # shape=(examples, hidden), what the last dense layer reads
 
 
@@ -33,7 +33,7 @@ def read_tokens(
     config: EncoderConfig,
     input_ids: ArrayLike,
     attention_mask: ArrayLike,
-    token_type_ids: ArrayLike,
+    token_type_ids: ArrayLike | None,
     first_tokens: ArrayLike | None,
 ) -> Tokens:
     """Checks a batch and says where each example begins and what it attends to.
@@ -52,6 +52,8 @@ def read_tokens(
       ValueError: If the inputs' shapes differ or are too long for the model.
       TypeError: If the ids are not integers.
     """
+    if token_type_ids is None:
+        token_type_ids = jnp.zeros(jnp.shape(input_ids), jnp.int32)
     input_ids, attention_mask, token_type_ids = _checked_inputs(
         config, input_ids, attention_mask, token_type_ids
     )

@@ -30,7 +30,7 @@ class Noise(NamedTuple):
         return self._replace(key=jax.random.fold_in(self.key, site))
 
 
-def dropout(key: Array | None, x: Array, rate: ArrayLike) -> Array:
+def dropout(key: Array | None, x: Array, rate: ArrayLike | None) -> Array:
     r"""Zeroes each element with probability ``rate`` and scales up the others.
 
     .. math:: y_i = m_i x_i / (1 - p), \quad m_i \sim \mathrm{Bernoulli}(1 - p)
@@ -44,7 +44,8 @@ def dropout(key: Array | None, x: Array, rate: ArrayLike) -> Array:
     Args:
       key: A key for this place and step; None for no dropout.
       x: An array of at least one axis.
-      rate: The probability p in [0, 1), a number or a scalar array, traced or not.
+      rate: The probability p in [0, 1), a number or a scalar array, traced or not;
+        None for no dropout.
 
     Returns:
       An array of the shape and dtype of ``x``.
@@ -61,7 +62,7 @@ def dropout(key: Array | None, x: Array, rate: ArrayLike) -> Array:
     """
     if isinstance(rate, int | float) and not 0 <= rate < 1:
         raise ValueError(f"a dropout rate must lie in [0, 1), got {rate}")
-    if key is None or (isinstance(rate, int | float) and rate == 0):
+    if key is None or rate is None or (isinstance(rate, int | float) and rate == 0):
         return x
     # The largest threshold is 2**16 - 1: a rate just below 1 must not drop everything.
     threshold = jnp.minimum(jnp.round(jnp.float32(rate) * 2**16), 2**16 - 1)

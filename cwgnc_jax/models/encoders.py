@@ -14,6 +14,8 @@ from cwgnc_jax.models.distilbert import (
     DistilBertForSequenceClassification,
 )
 from cwgnc_jax.models.electra import ElectraConfig, ElectraForSequenceClassification
+from cwgnc_jax.models.modern_bert import ModernBertForSequenceClassification
+from cwgnc_jax.models.modern_bert_config import ModernBertConfig
 from cwgnc_jax.models.roberta import (
     RobertaConfig,
     RobertaForSequenceClassification,
@@ -99,6 +101,16 @@ ENCODERS: dict[str, Encoder] = {
             layers="distilbert/transformer/layer",
             unused=r"vocab_(transform|layer_norm|projector)\..*",
             head=("pre_classifier", "classifier"),
+        ),
+        Encoder(
+            config=ModernBertConfig,
+            module=ModernBertForSequenceClassification,
+            architecture="ModernBertForSequenceClassification",
+            base="model",
+            parts=("embeddings", "layers", "final_norm"),
+            layers="model/layers",
+            unused=r"decoder\..*",
+            pooler=("head",),
         ),
     )
 }

@@ -38,7 +38,7 @@ def apply(
     params: Params,
     input_ids: ArrayLike,
     attention_mask: ArrayLike,
-    token_type_ids: ArrayLike,
+    token_type_ids: ArrayLike | None,
     *,
     first_tokens: ArrayLike | None = None,
     key: Array | None = None,
@@ -67,8 +67,8 @@ def apply(
       input_ids: Token ids, integers of shape (batch, length).
       attention_mask: 1 (or True) for tokens, 0 for padding; shape (batch, length). With
         ``first_tokens`` the tokens of a row's examples have 1, 2, and so on.
-      token_type_ids: Segment ids, integers of shape (batch, length); models of one
-        type of them, or of none, pass over them.
+      token_type_ids: Segment ids, integers of shape (batch, length), or None for 0
+        everywhere; models of one type of them, or of none, pass over them.
       first_tokens: For rows of several examples where each example begins, counted
         through all rows: row * length + column, integers of shape (examples,). Without
         it each row is one example.
@@ -85,8 +85,9 @@ def apply(
       An :class:`EncoderOutput`: float32 logits (examples, num_labels); hidden states,
       one of shape (batch, length, hidden) after the embeddings and after each layer but
       the last; of the last layer the first tokens alone (examples, hidden), since
-      nothing else is read of it, and these pooled (examples, hidden), as the last dense
-      layer reads them. There are as many examples as rows, or as ``first_tokens``
+      nothing else is read of it (or where the config says so the mean of each
+      example's tokens), and these pooled (examples, hidden), as the last dense layer
+      reads them. There are as many examples as rows, or as ``first_tokens``
       names.
 
     Raises:

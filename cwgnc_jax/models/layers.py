@@ -7,6 +7,7 @@ there, ``LayerNorm`` and ``self`` included.
 
 import functools
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -134,9 +135,9 @@ class ClassificationHead(nnx.Module):
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _call_layer(graphdef, state, x, mask_bias, noise, tokens):
+def _call_layer(graphdef, state, x, scope, noise, tokens):
     """A layer's output; layers that are alike are traced and differentiated at once."""
-    return nnx.merge(graphdef, state)(x, mask_bias, noise, tokens)
+    return nnx.merge(graphdef, state)(x, scope, noise, tokens)
 
 
 def run_layers(
@@ -146,35 +147,53 @@ def run_layers(
     noise: Noise,
     remat: bool,
 ) -> tuple[tuple[Array, ...], Array]:
+    """Passes hidden states through layers that all attend to whole examples.
+
+    See :func:`run_scoped_layers`: the scope of each layer is the bias of the mask, and
+    of the last one's output the first tokens are wanted.
+    """
+    scopes = [tokens.mask_bias] * len(layers)
+    return run_scoped_layers(layers, scopes, x, tokens.first_tokens, noise, remat)
+
+
+def run_scoped_layers(
+    layers: Sequence[nnx.Module],
+    scopes: Sequence[Any],
+    x: Array,
+    wanted: Array | None,
+    noise: Noise,
+    remat: bool,
+) -> tuple[tuple[Array, ...], Array]:
     """Passes hidden states through the layers of an encoder.
 
     Args:
-      layers: Each is a function of hidden states (tokens, hidden), the bias of the
-        mask, the noise, and the tokens whose output is wanted, or None for all.
+      layers: Each is a function of hidden states (tokens, hidden), its scope, the
+        noise, and the tokens whose output is wanted, or None for all.
+      scopes: What each layer's attention has to know of the batch.
       x: The input of the first layer, (rows, length, hidden).
-      tokens: The batch.
+      wanted: Of which tokens the last layer's output is wanted, or None for all.
       noise: Layer i has the noise at place 2 + i.
       remat: Whether the backward pass computes each layer again.
 
     Returns:
       The input of each layer, (rows, length, hidden), and the last one's output for
-      first tokens, (examples, hidden).
+      the wanted tokens, (tokens, hidden).
     """
     shape, hidden_states = x.shape, []
     # Rows and tokens are one axis to all but the attention: the products of the
     # backward pass are a tenth slower with both.
     x = x.reshape(-1, x.shape[-1])
-    for index, layer in enumerate(layers):
+    for index, (layer, scope) in enumerate(zip(layers, scopes, strict=True)):
         hidden_states.append(x.reshape(shape))
-        # Of the last layer's output only the first tokens are read, and so only they
-        # go through it, but for the attention.
+        # Of the last layer's output only these are read, and so only they go through
+        # it, but for the attention.
         last = index == len(layers) - 1
         call = functools.partial(
             _call_layer,
             *nnx.split(layer),
-            mask_bias=tokens.mask_bias,
+            scope=scope,
             noise=noise.at(2 + index),
-            tokens=tokens.first_tokens if last else None,
+            tokens=wanted if last else None,
         )
         x = (jax.checkpoint(call) if remat else call)(x)
     return tuple(hidden_states), x
@@ -187,11 +206,16 @@ def gelu(x: Array) -> Array:
     return (0.5 * wide * (1 + jax.lax.erf(wide * 2**-0.5))).astype(x.dtype)
 
 
-def layer_norm(features, epsilon, dtype, rngs) -> nnx.LayerNorm:
+def layer_norm(features, epsilon, dtype, rngs, use_bias=True) -> nnx.LayerNorm:
     """A LayerNorm over the last axis."""
-    # The fast variance, E[x²] - E[x]², cancels in float32 where |mean| >> std.
     return nnx.LayerNorm(
-        features, epsilon=epsilon, use_fast_variance=False, dtype=dtype, rngs=rngs
+        features,
+        epsilon=epsilon,
+        use_bias=use_bias,
+        # The fast one, E[x²] - E[x]², cancels in float32 where |mean| >> std.
+        use_fast_variance=False,
+        dtype=dtype,
+        rngs=rngs,
     )
 
 

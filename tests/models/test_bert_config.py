@@ -32,7 +32,7 @@ def test_entries_that_say_nothing_about_the_computation_are_passed_over():
         ({"add_cross_attention": True}, "add_cross_attention True .* expected False"),
         (
             {"vocab_size": 0},
-            "vocab_size must be an integer of at least 1 and .*, got 0",
+            "vocab_size must be an integer of at least 1 .*, got 0",
         ),
         ({"hidden_size": "24"}, "hidden_size must be an integer .* got '24'"),
         ({"num_hidden_layers": 2.0}, "num_hidden_layers must be an integer .* got 2.0"),

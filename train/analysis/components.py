@@ -171,12 +171,12 @@ def locate(names: list[str]) -> list[Component]:
     """Says of every component in which layer it is and of what type.
 
     Args:
-      names: The paths of the parameters, as Hugging Face names them.
+      names: The paths of the parameters, as Hugging Face's encoders name them.
 
     Returns:
       The components, in the same order.
     """
-    inside = [re.search(r"(?:^|/)layer/(\d+)/(.+)", name) for name in names]
+    inside = [re.search(r"(?:^|/)layers?/(\d+)/(.+)", name) for name in names]
     heads = 2 + max((int(match[1]) for match in inside if match), default=-1)
     components = []
     for name, match in zip(names, inside, strict=True):

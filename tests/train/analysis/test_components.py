@@ -31,6 +31,18 @@ def test_components_know_their_layer_and_type():
     assert sum(part.is_key_bias for part in parts.values()) == 24
 
 
+def test_components_of_modern_bert_know_theirs_as_well():
+    names = [
+        "head/dense/kernel",
+        "model/embeddings/tok_embeddings/embedding",
+        "model/final_norm/scale",
+        "model/layers/21/attn/Wqkv/kernel",
+    ]
+    parts = locate(names)
+    assert [part.depth for part in parts] == [23, 0, 23, 22]
+    assert parts[3].kind == "attn/Wqkv/kernel"
+
+
 def test_components_are_ordered_from_the_embeddings_to_the_heads(tmp_path):
     names = component_names(2)
     line = components_record("a", 1, [0.0] * len(names))
