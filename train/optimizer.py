@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax.typing import ArrayLike
 
@@ -53,21 +54,21 @@ class Hyperparameters(NamedTuple):
 def hyperparameters(
     optimizer: OptimizerConfig, regularization: RegularizationConfig, total_steps: int
 ) -> Hyperparameters:
-    """Turns a config's numbers into arrays; warm-up is rounded up to whole steps."""
+    """Turns a config's numbers into numpy's; warm-up is rounded up to whole steps."""
     dropout = regularization.dropout
     return Hyperparameters(
-        learning_rate=jnp.float32(optimizer.learning_rate),
-        warmup_steps=jnp.int32(math.ceil(optimizer.warmup_ratio * total_steps)),
-        total_steps=jnp.int32(total_steps),
-        max_norm=jnp.float32(optimizer.max_norm),
-        eps=jnp.float32(optimizer.eps),
-        bias_correction=jnp.bool_(optimizer.bias_correction),
-        weight_decay=jnp.float32(optimizer.weight_decay),
-        prior_decay=jnp.float32(optimizer.prior_decay),
-        layer_decay=jnp.float32(optimizer.layer_decay),
-        mixout_rate=jnp.float32(regularization.mixout),
-        dropout_rate=None if dropout is None else jnp.float32(dropout),
-        clip={name: jnp.float32(x) for name, x in _clip_numbers(optimizer)} or None,
+        learning_rate=np.float32(optimizer.learning_rate),
+        warmup_steps=np.int32(math.ceil(optimizer.warmup_ratio * total_steps)),
+        total_steps=np.int32(total_steps),
+        max_norm=np.float32(optimizer.max_norm),
+        eps=np.float32(optimizer.eps),
+        bias_correction=np.bool_(optimizer.bias_correction),
+        weight_decay=np.float32(optimizer.weight_decay),
+        prior_decay=np.float32(optimizer.prior_decay),
+        layer_decay=np.float32(optimizer.layer_decay),
+        mixout_rate=np.float32(regularization.mixout),
+        dropout_rate=None if dropout is None else np.float32(dropout),
+        clip={name: np.float32(x) for name, x in _clip_numbers(optimizer)} or None,
     )
 
 

@@ -117,29 +117,36 @@ def init_runs(
     drawn = models.top_parameters(recipe.model, reinit_layers)
     new = {*checkpoint.new_parameters, *drawn}
     trees = [
-        models.redraw(
-            *(recipe.model, checkpoint.params, new),
-            jax.random.split(jax.random.key(seed))[0],
-        )
+        models.redraw(recipe.model, checkpoint.params, new, _two_keys(seed)[0])
         for seed, _ in seeds
     ]
     # What the checkpoint holds is the same for all and not copied until the end.
     _, same = models.split_params(checkpoint.params, new.__contains__)
     parts = [models.split_params(tree, new.__contains__)[0] for tree in trees]
-    own = jax.tree.map(lambda *leaves: jnp.stack(leaves), *parts)
-    keys = [jax.random.split(jax.random.key(seed))[1] for _, seed in seeds]
+    keys = [_two_keys(seed)[1] for _, seed in seeds]
     if part:
         keys = [jax.random.fold_in(key, part) for key in keys]
-    stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *numbers)
-    return _start(recipe, layout, same, own, jnp.stack(keys), stacked)
+    return _start(recipe, layout, same, list(zip(parts, keys, numbers, strict=True)))
+
+
+# Programs that do little are few: each is read from the disk before the first step.
+def _two_keys(seed: int) -> tuple[jax.Array, jax.Array]:
+    return _split(jax.random.key(seed))
+
+
+@jax.jit
+def _split(key):
+    first, second = jax.random.split(key)
+    return first, second
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
-def _start(recipe: Recipe, layout: Layout, same, own, keys, numbers) -> Run:
+def _start(recipe: Recipe, layout: Layout, same, each) -> Run:
     def start(own, key, numbers):
         return init_run(recipe, models.merge_params(same, own), key, numbers)
 
-    runs = jax.vmap(start, axis_size=layout.runs)(own, keys, numbers)
+    stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *each)
+    runs = jax.vmap(start, axis_size=layout.runs)(*stacked)
     if layout.mesh is None:
         return runs
     return jax.lax.with_sharding_constraint(runs, layout.over_runs())

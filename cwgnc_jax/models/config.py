@@ -1,12 +1,14 @@
 """The numbers that make an encoder, read from Hugging Face's config.json."""
 
 import dataclasses
+import functools
 import math
 from collections.abc import Mapping
 from typing import Any, ClassVar, Self
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 
 from cwgnc_jax.models.dropout import Rates
@@ -119,7 +121,13 @@ class EncoderConfig:
           shape: Its shape.
           key: A random key of its own.
         """
-        return self.initializer_range * jax.random.normal(key, shape, jnp.float32)
+        return _normal(key, np.float32(self.initializer_range), shape)
+
+
+# One program for each shape.
+@functools.partial(jax.jit, static_argnames="shape")
+def _normal(key, std, shape):
+    return std * jax.random.normal(key, shape, jnp.float32)
 
 
 @dataclasses.dataclass(frozen=True)

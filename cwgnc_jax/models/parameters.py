@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import traverse_util
 from jax import Array
 
@@ -50,9 +51,9 @@ def initial_value(config: EncoderConfig, path: str, key: Array) -> Array:
     shape = parameter_shapes(config)[path]
     match path.rpartition("/")[2]:
         case "bias":
-            return jnp.zeros(shape, jnp.float32)
+            return jax.device_put(np.zeros(shape, np.float32))
         case "scale":
-            return jnp.ones(shape, jnp.float32)
+            return jax.device_put(np.ones(shape, np.float32))
     key = jax.random.fold_in(key, zlib.crc32(path.encode()))
     return config.draw(path, shape, key)
 

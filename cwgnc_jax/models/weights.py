@@ -9,7 +9,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import jax.numpy as jnp
+import jax
 import numpy as np
 import safetensors
 import safetensors.numpy
@@ -148,7 +148,9 @@ def load_pretrained(
     leaves = {path: initial_value(config, path, key) for path in new}
     for name, path in paths.items():
         tensor = tensors.pop(name)
-        leaves[path] = jnp.array(tensor.T if path.endswith("/kernel") else tensor)
+        if path.endswith("/kernel"):
+            tensor = np.ascontiguousarray(tensor.T)
+        leaves[path] = jax.device_put(tensor)
     return Checkpoint(
         config=config,
         params=traverse_util.unflatten_dict(leaves, sep="/"),
