@@ -59,6 +59,12 @@ def test_the_application_uses_public_names_and_no_nnx():
         ("_layer_decay", {"_clipping", "_adam", "_alias", "models"}),
         ("_prior_decay", {"_clipping", "_adam", "_alias", "models"}),
         ("_mixout", {"_clipping", "_adam", "_alias", "models", "_components"}),
+        ("models/config", {"models.batch", "models.layers", "models.encoders"}),
+        ("models/batch", {"models.layers", "models.encoders", "models.forward"}),
+        ("models/layers", {"models.bert", "models.encoders", "models.forward"}),
+        ("models/encoders", {"models.names", "models.forward", "models.weights"}),
+        ("models/names", {"models.forward", "models.parameters", "models.weights"}),
+        ("models/forward", {"models.parameters", "models.weights"}),
     ],
 )
 def test_imports_of_the_library_go_one_way(module, forbidden):

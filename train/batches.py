@@ -18,12 +18,17 @@ first_tokens, where each example begins."""
 
 
 _TOKENIZED_AT_ONCE = 4096
+_VOCABULARIES = (
+    ("tokenizer.json",),
+    ("vocab.txt",),
+    ("vocab.json", "merges.txt"),
+    ("sentencepiece.bpe.model",),
+)
 _TOKENIZER_FILES = (
-    "tokenizer.json",
+    *itertools.chain.from_iterable(_VOCABULARIES),
     "tokenizer_config.json",
     "special_tokens_map.json",
     "added_tokens.json",
-    "vocab.txt",
 )
 
 
@@ -69,10 +74,11 @@ def tokenizer_files(directory: Path) -> dict[str, bytes]:
         for name in _TOKENIZER_FILES
         if (directory / name).is_file()
     }
-    if not files.keys() & {"tokenizer.json", "vocab.txt"}:
+    # Without its vocabulary transformers would make up a tokenizer that knows no words.
+    if not any(files.keys() >= set(names) for names in _VOCABULARIES):
+        expected = ", or ".join(" and ".join(names) for names in _VOCABULARIES)
         raise FileNotFoundError(
-            f"no tokenizer in {directory}: expected tokenizer.json or vocab.txt beside "
-            f"the weights"
+            f"no tokenizer in {directory}: expected {expected}, beside the weights"
         )
     return files
 

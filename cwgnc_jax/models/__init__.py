@@ -8,6 +8,8 @@ needs from NNX: none.
 from cwgnc_jax.models.batch import EncoderOutput
 from cwgnc_jax.models.bert import BertConfig
 from cwgnc_jax.models.config import EncoderConfig
+from cwgnc_jax.models.distilbert import DistilBertConfig
+from cwgnc_jax.models.electra import ElectraConfig
 from cwgnc_jax.models.forward import apply
 from cwgnc_jax.models.hub import resolve
 from cwgnc_jax.models.modern_bert_config import ModernBertConfig
@@ -18,14 +20,19 @@ from cwgnc_jax.models.parameters import (
     split_params,
     top_parameters,
 )
+from cwgnc_jax.models.roberta import RobertaConfig, XLMRobertaConfig
 from cwgnc_jax.models.weights import Checkpoint, load_pretrained, save_pretrained
 
 __all__ = (
     "BertConfig",
     "Checkpoint",
+    "DistilBertConfig",
+    "ElectraConfig",
     "EncoderConfig",
     "EncoderOutput",
     "ModernBertConfig",
+    "RobertaConfig",
+    "XLMRobertaConfig",
     "apply",
     "init_params",
     "load_pretrained",

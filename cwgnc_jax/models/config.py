@@ -23,6 +23,7 @@ class EncoderConfig:
       model_type: What config.json calls the type.
       num_hidden_layers: Number of encoder layers.
       max_position_embeddings: How many positions the model knows.
+      type_vocab_size: Number of token types; if it is 1 they are passed over.
       initializer_range: Standard deviation of fresh kernels and embeddings.
       num_labels: Width of the classifier; 1 for regression.
     """
@@ -34,6 +35,7 @@ class EncoderConfig:
 
     num_hidden_layers: int
     max_position_embeddings: int
+    type_vocab_size: int = 1
     initializer_range: float
     num_labels: int
 

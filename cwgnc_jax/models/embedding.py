@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 from jax.typing import DTypeLike
 
@@ -35,6 +36,31 @@ def lookup(table: Array, ids: Array, dtype: DTypeLike) -> Array:
              [2., 2.]], dtype=float32)
     """
     return _rows(table, ids).astype(dtype)
+
+
+def sinusoids(rows: int, features: int) -> Array:
+    r"""A table of positions as Vaswani et al. (2017) fill it, in float32.
+
+    .. math::
+      t_{p, 2i} = \sin \frac{p}{10000^{2i / d}} \qquad
+      t_{p, 2i + 1} = \cos \frac{p}{10000^{2i / d}}
+
+    Args:
+      rows: The number of positions p.
+      features: The width d.
+
+    Returns:
+      An array of shape (rows, features).
+
+    Examples:
+      >>> from cwgnc_jax.models.embedding import sinusoids
+      >>> print(sinusoids(2, 4)[0])
+      [0. 1. 0. 1.]
+    """
+    column = np.arange(features)
+    angles = np.arange(rows)[:, None] / 10000 ** (column // 2 * 2 / features)
+    table = np.where(column % 2 == 0, np.sin(angles), np.cos(angles))
+    return jnp.asarray(table, jnp.float32)
 
 
 @jax.custom_vjp

@@ -9,8 +9,18 @@ from flax import nnx
 
 from cwgnc_jax.models.bert import BertConfig, BertForSequenceClassification
 from cwgnc_jax.models.config import EncoderConfig
+from cwgnc_jax.models.distilbert import (
+    DistilBertConfig,
+    DistilBertForSequenceClassification,
+)
+from cwgnc_jax.models.electra import ElectraConfig, ElectraForSequenceClassification
 from cwgnc_jax.models.modern_bert import ModernBertForSequenceClassification
 from cwgnc_jax.models.modern_bert_config import ModernBertConfig
+from cwgnc_jax.models.roberta import (
+    RobertaConfig,
+    RobertaForSequenceClassification,
+    XLMRobertaConfig,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,6 +50,18 @@ class Encoder:
     """What stands between the layers and the head; not every checkpoint has it."""
 
 
+# What it was pretrained with: a pooler that its classifier has no use for, and a head.
+_ROBERTA = Encoder(
+    config=RobertaConfig,
+    module=RobertaForSequenceClassification,
+    architecture="RobertaForSequenceClassification",
+    base="roberta",
+    parts=("embeddings", "encoder", "pooler"),
+    layers="roberta/encoder/layer",
+    unused=r"(roberta\.pooler|lm_head)\..*",
+    output="classifier/out_proj",
+)
+
 ENCODERS: dict[str, Encoder] = {
     encoder.config.model_type: encoder
     for encoder in (
@@ -52,6 +74,33 @@ ENCODERS: dict[str, Encoder] = {
             layers="bert/encoder/layer",
             unused=r"cls\..*",
             pooler=("bert/pooler",),
+        ),
+        _ROBERTA,
+        dataclasses.replace(
+            _ROBERTA,
+            config=XLMRobertaConfig,
+            architecture="XLMRobertaForSequenceClassification",
+        ),
+        Encoder(
+            config=ElectraConfig,
+            module=ElectraForSequenceClassification,
+            architecture="ElectraForSequenceClassification",
+            base="electra",
+            parts=("embeddings", "embeddings_project", "encoder"),
+            layers="electra/encoder/layer",
+            unused=r"(discriminator_predictions|generator_predictions"
+            r"|generator_lm_head)\..*",
+            output="classifier/out_proj",
+        ),
+        Encoder(
+            config=DistilBertConfig,
+            module=DistilBertForSequenceClassification,
+            architecture="DistilBertForSequenceClassification",
+            base="distilbert",
+            parts=("embeddings", "transformer"),
+            layers="distilbert/transformer/layer",
+            unused=r"vocab_(transform|layer_norm|projector)\..*",
+            head=("pre_classifier", "classifier"),
         ),
         Encoder(
             config=ModernBertConfig,

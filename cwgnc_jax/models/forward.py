@@ -68,7 +68,7 @@ def apply(
       attention_mask: 1 (or True) for tokens, 0 for padding; shape (batch, length). With
         ``first_tokens`` the tokens of a row's examples have 1, 2, and so on.
       token_type_ids: Segment ids, integers of shape (batch, length), or None for 0
-        everywhere; types of models without segments pass over them.
+        everywhere; models of one type of them, or of none, pass over them.
       first_tokens: For rows of several examples where each example begins, counted
         through all rows: row * length + column, integers of shape (examples,). Without
         it each row is one example.

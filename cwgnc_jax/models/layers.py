@@ -36,10 +36,14 @@ class Embeddings(nnx.Module):
         """The embeddings, (rows, length, features)."""
         first, length = self.first_position, tokens.input_ids.shape[-1]
         known = slice(first, first + length)
+        types = tokens.token_type_ids
+        if self.token_type_embeddings.num_embeddings == 1:
+            # Whatever a tokenizer says of the second text of a pair.
+            types = jnp.zeros_like(types)
         tables_and_ids = (
             (self.word_embeddings.embedding[...], tokens.input_ids),
             (self.position_embeddings.embedding[known], tokens.position_ids),
-            (self.token_type_embeddings.embedding[...], tokens.token_type_ids),
+            (self.token_type_embeddings.embedding[...], types),
         )
         words, positions, types = (
             lookup(table, ids, self.dtype) for table, ids in tables_and_ids

@@ -38,6 +38,33 @@ def test_old_and_bare_names_come_down_to_one(stored, canonical):
     assert canonical_name(stored, ENCODERS["bert"]) == canonical
 
 
+@pytest.mark.parametrize(
+    ("model_type", "stored", "canonical"),
+    [
+        ("roberta", "encoder.layer.0.output.dense.bias", "roberta.encoder.layer.0."),
+        ("roberta", "pooler.dense.weight", None),
+        ("roberta", "roberta.pooler.dense.weight", None),
+        ("xlm-roberta", "lm_head.layer_norm.weight", None),
+        ("xlm-roberta", "roberta.embeddings.position_ids", None),
+        ("electra", "embeddings_project.weight", "electra.embeddings_project."),
+        ("electra", "discriminator_predictions.dense.weight", None),
+        ("electra", "generator_predictions.LayerNorm.bias", None),
+        ("electra", "generator_lm_head.bias", None),
+        ("distilbert", "transformer.layer.0.ffn.lin1.bias", "distilbert.transformer."),
+        ("distilbert", "vocab_layer_norm.weight", None),
+        ("distilbert", "vocab_projector.bias", None),
+    ],
+)
+def test_each_type_knows_its_parts_and_its_pretraining_heads(
+    model_type, stored, canonical
+):
+    name = canonical_name(stored, ENCODERS[model_type])
+    if canonical is None:
+        assert name is None
+    else:
+        assert name.startswith(canonical) and name.endswith(stored)
+
+
 def test_at_most_five_names_of_each_kind_are_listed():
     expected = {f"e{index}": () for index in range(7)}
     found = {f"f{index}": () for index in range(6)}

@@ -121,11 +121,13 @@ def test_an_empty_or_unknown_text_has_its_special_tokens(tokenizer):
     assert arrays.input_ids[:, :3].tolist() == [[CLS, SEP, PAD], [CLS, UNK, SEP]]
 
 
-def test_a_model_without_a_tokenizer_is_reported(tmp_path):
+@pytest.mark.parametrize("name", ["config.json", "vocab.json", "merges.txt"])
+def test_a_model_without_a_tokenizer_is_reported(tmp_path, name):
     # transformers would make up a tokenizer that knows no words from this file.
-    (tmp_path / "config.json").write_text('{"model_type": "bert"}')
+    (tmp_path / name).write_text('{"model_type": "bert"}')
     with pytest.raises(
-        FileNotFoundError, match=r"no tokenizer .*expected tokenizer\.j"
+        FileNotFoundError,
+        match=r"no tokenizer .*expected tokenizer\.json, .* or vocab\.json and merges",
     ):
         load_tokenizer(tmp_path)
 

@@ -18,6 +18,7 @@ _MODULES = {
     "position_embeddings": "positions",
     "token_type_embeddings": "token types",
     "LayerNorm": "LayerNorm",
+    "embeddings_project": "projection",
     "attention/self/query": "query",
     "attention/self/key": "key",
     "attention/self/value": "value",
@@ -26,7 +27,31 @@ _MODULES = {
     "intermediate/dense": "intermediate",
     "output/dense": "output",
     "output/LayerNorm": "output LayerNorm",
+    # DistilBERT's
+    "attention/q_lin": "query",
+    "attention/k_lin": "key",
+    "attention/v_lin": "value",
+    "attention/out_lin": "attention output",
+    "sa_layer_norm": "attention LayerNorm",
+    "ffn/lin1": "intermediate",
+    "ffn/lin2": "output",
+    "output_layer_norm": "output LayerNorm",
+    # ModernBERT's
+    "tok_embeddings": "words",
+    "norm": "LayerNorm",
+    "attn_norm": "attention LayerNorm",
+    "attn/Wqkv": "query, key and value",
+    "attn/Wo": "attention output",
+    "mlp_norm": "output LayerNorm",
+    "mlp/Wi": "intermediate",
+    "mlp/Wo": "output",
+    "model/final_norm": "last LayerNorm",
+    "head/dense": "pooler",
+    "head/norm": "pooler LayerNorm",
     "pooler/dense": "pooler",
+    "pre_classifier": "pooler",
+    "classifier/dense": "pooler",
+    "classifier/out_proj": "classifier",
     "classifier": "classifier",
 }
 _LEAVES = ("embedding", "kernel", "scale", "bias")
@@ -69,7 +94,7 @@ class Component(NamedTuple):
         A softmax does not change if the same is added to all its arguments, so the
         gradient of this bias is zero but for rounding, and so is what it learns.
         """
-        return self.kind.endswith("self/key/bias")
+        return self.kind.endswith(("self/key/bias", "attention/k_lin/bias"))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -158,7 +183,7 @@ def locate(names: list[str]) -> list[Component]:
     """Says of every component in which layer it is and of what type.
 
     Args:
-      names: The paths of the parameters, as Hugging Face's encoders name them.
+      names: The paths of the parameters, as Hugging Face names them.
 
     Returns:
       The components, in the same order.
@@ -169,7 +194,9 @@ def locate(names: list[str]) -> list[Component]:
     for name, match in zip(names, inside, strict=True):
         if match:
             depth, kind = int(match[1]) + 1, match[2]
-        elif below := re.search(r"(?:^|/)embeddings/(.+)", name):
+        elif below := re.search(
+            r"(?:^|/)(?:embeddings/|(?=embeddings_project/))(.+)", name
+        ):
             depth, kind = 0, below[1]
         else:
             depth, kind = heads, name[max(0, name.find("pooler/")) :]

@@ -41,6 +41,12 @@ def test_components_of_modern_bert_know_theirs_as_well():
     parts = locate(names)
     assert [part.depth for part in parts] == [23, 0, 23, 22]
     assert parts[3].kind == "attn/Wqkv/kernel"
+    assert [part.label for part in parts] == [
+        "pooler kernel",
+        "words",
+        "last LayerNorm scale",
+        "query, key and value kernel",
+    ]
 
 
 def test_components_are_ordered_from_the_embeddings_to_the_heads(tmp_path):
@@ -128,3 +134,25 @@ def test_a_study_without_statistics_is_refused(tmp_path):
         match="no per-component statistics: run it with --statistics-every 20",
     ):
         read_components(tmp_path, {"a"})
+
+
+def test_components_of_other_encoders_are_known_too():
+    parts = locate(
+        [
+            "distilbert/embeddings/word_embeddings/embedding",
+            "distilbert/transformer/layer/0/attention/k_lin/bias",
+            "distilbert/transformer/layer/1/output_layer_norm/scale",
+            "electra/embeddings_project/kernel",
+            "pre_classifier/kernel",
+            "classifier/out_proj/bias",
+        ]
+    )
+    assert [(part.depth, part.label) for part in parts] == [
+        (0, "words"),
+        (1, "key bias"),
+        (2, "output LayerNorm scale"),
+        (0, "projection kernel"),
+        (3, "pooler kernel"),
+        (3, "classifier bias"),
+    ]
+    assert [part.is_key_bias for part in parts] == [False, True, *[False] * 4]

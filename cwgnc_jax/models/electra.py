@@ -1,0 +1,83 @@
+"""ELECTRA's discriminator with a sequence classifier."""
+
+import dataclasses
+
+from flax import nnx
+
+from cwgnc_jax.models import layers
+from cwgnc_jax.models.batch import EncoderOutput, Tokens
+from cwgnc_jax.models.config import BertLikeConfig
+from cwgnc_jax.models.dropout import Noise, dropout
+
+
+@dataclasses.dataclass(frozen=True)
+class ElectraConfig(BertLikeConfig):
+    """The shape of an ELECTRA sequence classifier and its rates.
+
+    ELECTRA is BERT with a head of its own and embeddings that may be narrower than the
+    layers. Names and defaults are those of Hugging Face's config.json, where a missing
+    entry means that of ELECTRA-small.
+
+    Args:
+      vocab_size: Number of word pieces.
+      hidden_size: As in :class:`BertConfig`, and so are those not named here.
+      classifier_dropout: Dropout before both layers of the head; None means
+        hidden_dropout_prob.
+      embedding_size: Width of the embeddings; a dense layer makes ``hidden_size`` of it
+        where the two differ.
+
+    Raises:
+      ValueError: If a size is not a positive integer, heads do not divide the hidden
+        size, or a rate lies outside [0, 1).
+
+    Examples:
+      >>> from cwgnc_jax import models
+      >>> config = models.ElectraConfig()
+      >>> config.embedding_size, config.hidden_size
+      (128, 256)
+
+    References:
+      Clark et al., `ELECTRA: Pre-training Text Encoders as Discriminators Rather Than
+      Generators <https://arxiv.org/abs/2003.10555>`_, 2020
+    """
+
+    model_type = "electra"
+
+    hidden_size: int = 256
+    num_attention_heads: int = 4
+    intermediate_size: int = 1024
+    embedding_size: int = 128
+
+
+class _Electra(nnx.Module):
+    def __init__(self, config, dtype, rngs):
+        narrow, width = config.embedding_size, config.hidden_size
+        self.embeddings = layers.Embeddings(config, narrow, dtype, rngs)
+        self.embeddings_project = (
+            None
+            if narrow == width
+            else nnx.Linear(narrow, width, dtype=dtype, rngs=rngs)
+        )
+        self.encoder = layers.Encoder(config, dtype, rngs)
+
+    def embed(self, tokens, noise):
+        x = self.embeddings(tokens)
+        x = dropout(noise.key, x, noise.rates.hidden)
+        return x if self.embeddings_project is None else self.embeddings_project(x)
+
+
+class ElectraForSequenceClassification(nnx.Module):
+    """Two dense layers over the first token, GELU between them."""
+
+    def __init__(self, config: ElectraConfig, dtype, rngs):
+        self.electra = _Electra(config, dtype, rngs)
+        self.classifier = layers.ClassificationHead(config, dtype, rngs)
+
+    def __call__(self, tokens: Tokens, noise: Noise, remat: bool) -> EncoderOutput:
+        """See :func:`cwgnc_jax.models.apply`."""
+        x = self.electra.embed(tokens, noise.at(0))
+        hidden_states, first = layers.run_layers(
+            self.electra.encoder.layer, x, tokens, noise, remat
+        )
+        logits, pooled = self.classifier(first, layers.gelu, noise.at(1))
+        return EncoderOutput(logits, hidden_states, first, pooled)
