@@ -41,6 +41,12 @@ def test_components_of_modern_bert_know_theirs_as_well():
     parts = locate(names)
     assert [part.depth for part in parts] == [23, 0, 23, 22]
     assert parts[3].kind == "attn/Wqkv/kernel"
+    assert [part.label for part in parts] == [
+        "pooler kernel",
+        "words",
+        "last LayerNorm scale",
+        "query, key and value kernel",
+    ]
 
 
 def test_components_are_ordered_from_the_embeddings_to_the_heads(tmp_path):
