@@ -95,7 +95,7 @@ def compiled(tmp_path_factory):
 def compilation_cache(compiled):
     """Programs are compiled in haste, and not again if another test has done so.
 
-    For tests of what is done with programs; those of numbers compile as users do.
+    The numbers of torch are compared with programs that are compiled as users' are.
     """
     names = {
         "jax_compilation_cache_dir": str(compiled),

@@ -13,6 +13,8 @@ from train.inputs import Inputs
 from train.parallel import Layout
 from train.tasks import own_task
 
+pytestmark = pytest.mark.usefixtures("compilation_cache")
+
 LABELS = np.array([0, 1, 1, 0, 1], np.int32)
 
 

@@ -18,6 +18,8 @@ from train.nonfinite import NonfiniteSteps
 from train.optimizer import hyperparameters
 from train.steps import init_run, train_step
 
+pytestmark = pytest.mark.usefixtures("compilation_cache")
+
 BAD = a_batch() | {"weights": np.array([1, 1, np.nan, 1, 1, 1], np.float32)}
 
 

@@ -19,6 +19,8 @@ from train.optimizer import hyperparameters
 from train.packing import best_sizes, first_fit, make_packing, packed_batch
 from train.steps import init_run, train_step
 
+pytestmark = pytest.mark.usefixtures("compilation_cache")
+
 LENGTH = 8
 
 

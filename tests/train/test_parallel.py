@@ -17,6 +17,8 @@ from train.optimizer import hyperparameters
 from train.packing import Plan, TrainingSet
 from train.parallel import ONE_RUN, Layout, device_mesh
 
+pytestmark = pytest.mark.usefixtures("compilation_cache")
+
 HEAD = ("classifier/bias", "classifier/kernel")
 STEPS = 3
 # Eight runs that differ in every number there is.

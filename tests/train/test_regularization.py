@@ -21,6 +21,8 @@ from train.optimizer import hyperparameters
 from train.parallel import ONE_RUN, Layout, init_runs
 from train.steps import init_run, train_step
 
+pytestmark = pytest.mark.usefixtures("compilation_cache")
+
 STEP = jax.jit(train_step, static_argnums=0)
 PARAMS = models.init_params(MODEL, jax.random.key(0))
 ADAM = OptimizerConfig(learning_rate=1e-2, eps=1e-3, max_norm=0.05)

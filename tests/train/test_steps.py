@@ -17,6 +17,8 @@ from train.packing import Plan, TrainingSet
 from train.parallel import ONE_RUN, compile_train_steps, place_plans
 from train.steps import Recipe, init_run, train_step
 
+pytestmark = pytest.mark.usefixtures("compilation_cache")
+
 STEP = jax.jit(train_step, static_argnums=0)
 
 
@@ -46,14 +48,14 @@ def test_step_equals_autodiff_and_the_chain_by_hand():
             logits, batch["labels"]
         ).mean()
 
-    loss, grads = jax.value_and_grad(loss_fn)(run.params)
+    loss, grads = jax.jit(jax.value_and_grad(loss_fn))(run.params)
     tx = optax.chain(
         cwgnc_jax.component_clip_by_global_norm(0.05),
         cwgnc_jax.scale_by_adam(eps=1e-3),
         optax.add_decayed_weights(0.1, cwgnc_jax.decay_mask),
         optax.scale(-1e-2),
     )
-    updates, _ = tx.update(grads, tx.init(run.params), run.params)
+    updates, _ = jax.jit(tx.update)(grads, tx.init(run.params), run.params)
     stepped, metrics = STEP(RECIPE, run, batch)
     assert metrics.loss == pytest.approx(float(loss), rel=1e-6)
     assert metrics.grad_norm == pytest.approx(float(optax.tree.norm(grads)), rel=1e-5)
