@@ -177,9 +177,11 @@ def _check(field: dataclasses.Field, value: Any) -> None:
         fits, expected = isinstance(value, bool), "true or false"
     elif field.type is int:
         low = 0 if field.name.endswith("_id") else 1
-        high = _LARGEST.get(field.name, _LARGEST_SIZE)
-        fits = _is_number(value, int) and low <= value <= high
-        expected = f"an integer of at least {low} and at most {high:,}"
+        fits = _is_number(value, int) and value >= low
+        expected = f"an integer of at least {low}"
+        largest = _LARGEST.get(field.name, _LARGEST_SIZE)
+        if fits and value > largest:
+            raise ValueError(f"{field.name} must be at most {largest:,}, got {value}")
     elif field.name.endswith(("_prob", "dropout")):
         optional = field.type is not float and value is None
         fits = optional or (_is_number(value, int | float) and 0 <= value < 1)

@@ -30,10 +30,9 @@ def test_entries_that_say_nothing_about_the_computation_are_passed_over():
         ),
         ({"is_decoder": True}, "is_decoder True .* expected False"),
         ({"add_cross_attention": True}, "add_cross_attention True .* expected False"),
-        (
-            {"vocab_size": 0},
-            "vocab_size must be an integer of at least 1 .*, got 0",
-        ),
+        ({"vocab_size": 0}, "vocab_size must be an integer of at least 1, got 0"),
+        ({"vocab_size": 2**62}, "vocab_size must be at most 16,777,216, got 46116860"),
+        ({"num_hidden_layers": 1001}, "num_hidden_layers must be at most 1,000"),
         ({"hidden_size": "24"}, "hidden_size must be an integer .* got '24'"),
         ({"num_hidden_layers": 2.0}, "num_hidden_layers must be an integer .* got 2.0"),
         ({"intermediate_size": True}, "intermediate_size must be an integer"),

@@ -182,7 +182,7 @@ def test_types_of_the_same_numbers_differ():
     ("config", "entries", "message"),
     [
         (models.RobertaConfig, {"pad_token_id": None}, "pad_token_id must be an int"),
-        (models.RobertaConfig, {"pad_token_id": -1}, "of at least 0 and .*, got -1"),
+        (models.RobertaConfig, {"pad_token_id": -1}, "of at least 0, got -1"),
         (
             models.RobertaConfig,
             {"max_position_embeddings": 2},

@@ -91,6 +91,15 @@ def test_without_the_hub_the_error_is_one_line_with_the_ways_out(hub, failure):
     assert "HF_HUB_OFFLINE" in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    "revision", ["../x", "a/../../b", "", "/etc", "a\0b", "-\n", "~"]
+)
+def test_a_revision_that_is_no_name_of_one_is_refused(hub, revision):
+    with pytest.raises(ValueError, match="is no name of a branch, tag or commit"):
+        models.resolve("someone/model", revision=revision)
+    assert hub.asked is None
+
+
 def test_a_cached_snapshot_serves_when_the_hub_is_unreachable(hub, monkeypatch):
     hub.failure = ConnectionError("no route")
     monkeypatch.setattr(

@@ -248,7 +248,10 @@ def test_an_index_without_a_map_is_refused(directory):
 
 @pytest.mark.parametrize(
     "name",
-    ["pytorch_model.bin", "bert_model.ckpt.index", "flax_model.msgpack", "tf_model.h5"],
+    [
+        *("pytorch_model.bin", "model.pt", "model.pkl", "model.pickle"),
+        *("bert_model.ckpt.index", "flax_model.msgpack", "tf_model.h5"),
+    ],
 )
 def test_a_pickle_is_not_opened_but_named_with_a_way_out(directory, name):
     (directory / "model.safetensors").unlink()
@@ -262,6 +265,59 @@ def test_a_pickle_is_not_opened_but_named_with_a_way_out(directory, name):
 def test_a_pickle_beside_safetensors_does_no_harm(directory, params):
     (directory / "pytorch_model.bin").write_bytes(b"")
     chex.assert_trees_all_equal(load(directory).params, params)
+
+
+def test_the_commit_is_that_of_the_hubs_cache(tmp_path, config, params):
+    commit = "0123456789abcdef0123456789abcdef01234567"
+    folder = models.save_pretrained(
+        tmp_path / "models--x--y" / "snapshots" / commit, config, params
+    )
+    assert load(folder).commit == commit
+    copied = shutil.copytree(folder, tmp_path / commit)
+    assert load(copied).commit is None
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b'{"a": ' + b"[" * 100_000, "brackets are nested too deeply"),
+        (b'{"a": {"x": 1, "x": 2}}', "'x' is there more than once"),
+        (b"\xff{}", "is not valid JSON: 'utf-8' codec"),
+        (b" " * (2**26 + 1), "has more than 67,108,864 bytes"),
+    ],
+    ids=["deep", "twice", "no UTF-8", "huge"],
+)
+def test_hostile_json_is_refused(directory, content, message):
+    (directory / "config.json").write_bytes(content)
+    with pytest.raises(ValueError, match=f"config.json .*{message}"):
+        load(directory)
+
+
+def test_layers_that_the_weights_cannot_hold_are_refused_at_once(directory):
+    file = directory / "config.json"
+    source = json.loads(file.read_text())
+    file.write_text(json.dumps(source | {"num_hidden_layers": 1000}))
+    with pytest.raises(
+        ValueError, match="num_hidden_layers is 1000, and there are 41 t"
+    ):
+        load(directory)
+
+
+def test_a_tensor_of_no_numbers_is_refused(directory):
+    def edit(tensors):
+        tensors["bert.pooler.dense.bias"] = np.zeros((0, 2**40), np.float32)
+
+    edit_tensors(directory, edit)
+    with pytest.raises(ValueError, match="empty bert.pooler.dense.bias"):
+        load(directory)
+
+
+def test_an_index_that_does_not_fit_its_shards_is_refused(directory):
+    index = shard(directory)
+    index["weight_map"]["extra"] = index["weight_map"][QUERY]
+    (directory / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(ValueError, match="not in their shards: extra in model-0000"):
+        load(directory)
 
 
 def test_a_directory_without_weights_or_config_is_refused(directory):

@@ -141,6 +141,24 @@ def test_what_is_wrong_in_an_own_file_is_located(tmp_path, suffix, text, message
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("suffix", "text", "message"),
+    [
+        ("jsonl", '{"text": "t", "label": ' + 10**5 * "[", "brackets are nested too"),
+        ("jsonl", '{"text": "t", "label": ' + 5000 * "9" + "}", "Exceeds the limit"),
+        ("jsonl", '{"text": "\\ud800", "label": "a"}', "half a surrogate pair"),
+        ("csv", "text,label\nt,a\x1b[2J\n", "a label of one line .*'a.x1b.2J'"),
+        ("csv", f"text,label\nt,{1001 * 'a'}\n", "of one line and at most 1000 cha"),
+        ("csv", f"text,label\n{1_000_001 * 'a'},a\n", "1,000,000 cha.* 1,000,001;"),
+    ],
+    ids=["deep", "digits", "surrogate", "control", "long label", "long text"],
+)
+def test_absurd_values_in_an_own_file_are_located(tmp_path, suffix, text, message):
+    with pytest.raises(ValueError, match=f"train.{suffix}, line [12].*{message}") as e:
+        load_examples(own(tmp_path, text, GOOD, suffix))
+    assert "\n" not in str(e.value) and len(str(e.value)) < 500
+
+
 def test_nulls_in_parquet_are_located(tmp_path):
     path = tmp_path / "data.parquet"
     table = pyarrow.table({"text": ["t", None], "label": [None, 1]})
@@ -151,6 +169,32 @@ def test_nulls_in_parquet_are_located(tmp_path):
         read_file(path, ("text",))
     with pytest.raises(ValueError, match="row 1, column 'label': expected a label"):
         read_file(path, (), "label", ("1",))
+
+
+def test_labels_of_which_nearly_each_is_another_are_no_classes(tmp_path):
+    rows = "".join(f"t,name {i}\n" for i in range(1001))
+    with pytest.raises(
+        ValueError, match="1001 different labels in 1001 .*--regression"
+    ):
+        load_examples(own(tmp_path, "text,label\n" + rows))
+
+
+def test_parquet_that_unpacks_to_absurdly_much_is_refused(tmp_path):
+    path = tmp_path / "data.parquet"
+    zeros = np.zeros(2_000_000, np.int8)
+    column = pyarrow.DictionaryArray.from_arrays(zeros, ["a"])
+    parquet.write_table(pyarrow.table({"text": column}), path)
+    with pytest.raises(ValueError, match="claims to hold 2000000 rows of"):
+        read_file(path, ("text",))
+
+
+def test_parquet_with_texts_that_are_no_utf_8_is_refused(tmp_path):
+    path = tmp_path / "data.parquet"
+    offsets = pyarrow.py_buffer(np.array([0, 1], np.int32))
+    texts = pyarrow.StringArray.from_buffers(1, offsets, pyarrow.py_buffer(b"\xff"))
+    parquet.write_table(pyarrow.table({"text": texts}), path)
+    with pytest.raises(ValueError, match="is not a parquet file: .*UTF"):
+        read_file(path, ("text",))
 
 
 def test_one_class_is_not_enough_to_train_on(tmp_path):

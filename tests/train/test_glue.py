@@ -1,4 +1,5 @@
 import logging
+import types
 
 import numpy as np
 import pytest
@@ -270,6 +271,33 @@ def test_a_hub_with_another_order_of_classes_is_refused(hub):
     hub({"train": columns}, ["not_entailment", "entailment"])
     with pytest.raises(ValueError, match="expected the classes 'entailment', 'not_e"):
         load_split(find_task("rte"), None, "train")
+
+
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+
+
+@pytest.mark.parametrize("online", [True, False])
+def test_the_commit_of_the_hubs_data_is_known(hub, monkeypatch, online):
+    import datasets
+    import huggingface_hub
+
+    columns = {"sentence1": ["a", "b"], "sentence2": ["b", "c"], "label": [0, 1]}
+    hub({"train": columns}, ["entailment", "not_entailment"])
+    answer, asked = datasets.load_dataset("", "", revision=None), []
+    if not online:
+        file = f"hf://datasets/nyu-mll/glue@{COMMIT}/rte/train-00000-of-00001.parquet"
+        answer["train"].info.download_checksums = {file: {"num_bytes": 1}}
+    api = huggingface_hub.HfApi
+    found = types.SimpleNamespace(sha=COMMIT)
+    monkeypatch.setattr(huggingface_hub, "is_offline_mode", lambda: not online)
+    monkeypatch.setattr(api, "dataset_info", lambda self, name, timeout: found)
+    monkeypatch.setattr(
+        datasets,
+        "load_dataset",
+        lambda *a, revision: (asked.append(revision), answer)[1],
+    )
+    assert load_split(find_task("rte"), None, "train").commit == COMMIT
+    assert asked == [COMMIT if online else None]
 
 
 OFFLINE = (
