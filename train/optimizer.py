@@ -84,6 +84,7 @@ def make_optimizer(
     prior: Any = None,
     layer_decay: bool = False,
     zero_nonfinite: bool = False,
+    axis_name: str | None = None,
 ) -> optax.GradientTransformation:
     """The clip, Adam, the decays and the schedule, from numbers that may be traced.
 
@@ -97,6 +98,7 @@ def make_optimizer(
       prior: Decay towards these parameters, if at all.
       layer_decay: Whether lower layers have smaller learning rates.
       zero_nonfinite: Whether components whose gradient is not finite take no part.
+      axis_name: Of the devices that parameters are split over, if they are.
 
     Returns:
       The chain.
@@ -105,6 +107,7 @@ def make_optimizer(
         cwgnc_jax.component_clip_by_global_norm(
             numbers.max_norm,
             COMPONENT_FNS[components],
+            axis_name=axis_name,
             nonfinite="zero" if zero_nonfinite else "propagate",
         ),
         cwgnc_jax.scale_by_adam(
