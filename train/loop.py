@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import importlib.metadata
+import json
 import platform
 import sys
 import time
@@ -13,7 +14,7 @@ from typing import Any
 import jax
 
 from cwgnc_jax import models
-from train import batches, checkpoint, parallel, tasks
+from train import batches, checkpoint, data_parallel, hosts, parallel, tasks
 from train.analysis.curves import draw_curves
 from train.config import FinetuneConfig
 from train.config_checks import check_finetune
@@ -23,7 +24,7 @@ from train.interruption import Interrupted, Interruption
 from train.nonfinite import NonfiniteSteps
 from train.optimizer import hyperparameters
 from train.packing import Packing, make_packing, training_set
-from train.parallel import ONE_RUN
+from train.parallel import ONE_RUN, Layout
 from train.progress import Progress
 from train.records import check_workdir, write_json
 from train.restart import Restart, check_settings, described, find_restart
@@ -44,7 +45,13 @@ class Prepared:
     recipe: Recipe
     packing: Packing
     total_steps: int
+    layout: Layout = ONE_RUN
     restart: Restart = Restart()
+
+    def told(self) -> str:
+        """All that the processes of a run must have in common."""
+        notes = self.restart.notes(self.config, self.inputs, self.layout.description)
+        return json.dumps(notes)
 
 
 def prepare(config: FinetuneConfig) -> Prepared:
@@ -63,6 +70,7 @@ def prepare(config: FinetuneConfig) -> Prepared:
       OSError: If a file is missing or a hub cannot be reached.
     """
     check_finetune(config)
+    layout = _layout(config)
     if config.resume:
         check_settings(config)
     else:
@@ -87,10 +95,15 @@ def prepare(config: FinetuneConfig) -> Prepared:
         config.optimizer, config.regularization, config.dtype, config.remat
     )
     packing = make_packing(
-        *(inputs.train, config.padding, config.batch_size, config.data.max_length)
+        *(inputs.train, config.padding, config.batch_size, config.data.max_length),
+        parts=config.accumulate * layout.data_devices,
     )
-    restart = find_restart(config, inputs, _say) if config.resume else Restart()
-    return Prepared(config, inputs, recipe, packing, config.epochs * steps, restart)
+    restart = Restart()
+    if config.resume:
+        restart = find_restart(config, inputs, layout.description, _say)
+    return Prepared(
+        *(config, inputs, recipe, packing, config.epochs * steps, layout, restart)
+    )
 
 
 def start_run(prepared: Prepared) -> Run:
@@ -105,7 +118,7 @@ def start_run(prepared: Prepared) -> Run:
                 config.optimizer, config.regularization, prepared.total_steps
             )
         ],
-        ONE_RUN,
+        prepared.layout,
         config.regularization.reinit_layers,
     )
     path = prepared.restart.path
@@ -162,15 +175,19 @@ def train_and_evaluate(prepared: Prepared) -> dict[str, Any]:
     Returns:
       What ``results.json`` holds.
     """
-    config, inputs = prepared.config, prepared.inputs
+    config, inputs, layout = prepared.config, prepared.inputs, prepared.layout
     workdir = config.workdir
     run = start_run(prepared)
-    workdir.mkdir(parents=True, exist_ok=True)
-    write_json(workdir / "config.json", described(config))
-    eval_step = parallel.compile_eval_step(prepared.recipe)
+    # All have looked at the folder before the first process writes into it.
+    hosts.wait_for_all("start")
+    if hosts.is_first():
+        workdir.mkdir(parents=True, exist_ok=True)
+        write_json(workdir / "config.json", described(config))
+    eval_step = parallel.compile_eval_step(prepared.recipe, layout)
 
     def evaluate_fn(run: Run) -> dict[str, Evaluation]:
-        return evaluate(eval_step, run.params, inputs, config.eval_batch_size)[0]
+        size = config.eval_batch_size
+        return evaluate(eval_step, run.params, inputs, size, layout)[0]
 
     run, reached = _train(prepared, run, evaluate_fn)
     trained = time.monotonic()
@@ -195,7 +212,10 @@ def train_and_evaluate(prepared: Prepared) -> dict[str, Any]:
         "new_parameters": list(inputs.checkpoint.new_parameters),
         **environment(),
     }
-    save_model(workdir / "model", inputs, jax.tree.map(lambda x: x[0], run.params))
+    params = data_parallel.on_host(run.params)
+    if not hosts.is_first():
+        return results
+    save_model(workdir / "model", inputs, params)
     draw_curves(workdir)
     # Whoever finds the results finds all else as well.
     write_json(workdir / "results.json", results)
@@ -234,10 +254,11 @@ def _train(
 ) -> tuple[Run, Restart]:
     """Takes the steps that are left; says where the run stands then."""
     config, packing, inputs = prepared.config, prepared.packing, prepared.inputs
-    examples = parallel.place_training_set(ONE_RUN, training_set(inputs.train))
+    layout = prepared.layout
+    examples = parallel.place_training_set(layout, training_set(inputs.train))
     total, seed, begin = prepared.total_steps, config.seed, prepared.restart
     program_of = functools.cache(
-        functools.partial(parallel.compile_train_steps, prepared.recipe, ONE_RUN)
+        functools.partial(data_parallel.compile_shared_steps, prepared.recipe, layout)
     )
     start = time.monotonic()
 
@@ -246,7 +267,7 @@ def _train(
         shape = packing.shape([seed], alike)
         plans = [packing.plan(seed, step, shape) for step in steps]
         run, metrics = program_of(shape)(
-            run, examples, parallel.place_plans(ONE_RUN, [plans])
+            run, examples, data_parallel.place_shared_plans(layout, plans)
         )
         return run, metrics, steps.stop
 
@@ -269,8 +290,8 @@ def _train(
         return results[inputs.judged].scores[inputs.task.metric]
 
     with (
-        RunRecorder(config, total, begin) as recorder,
-        Progress(total, begin.step) as progress,
+        RunRecorder(config, total, begin, hosts.is_first()) as recorder,
+        Progress(total, begin.step, hosts.is_first()) as progress,
         checkpoint.Checkpoints(
             *(_checkpoints(config), config.checkpoint_seconds),
             *(config.keep or 1, config.keep_best),
@@ -283,25 +304,26 @@ def _train(
         ends = [end for end in ends if end > begin.step]
         pending: tuple[int, list[Metrics]] = (0, [])
         saved = begin.step
-        for end, stepped, metrics in train(
-            *(step_fn, run, begin.step, ends), interruption.came
-        ):
+        agreed = hosts.Agreement()
+        # Only together can several processes stop.
+        stopped = interruption.came if hosts.alone() else lambda: False
+        for end, stepped, metrics in train(step_fn, run, begin.step, ends, stopped):
             record(*pending)
             run, pending = stepped, (end, metrics)
             # A signal may come when all is done that this step asks for.
             scored = end in scored_at and metrics
             value = score(end, run) if scored else None
-            stopping = interruption.came()
+            signum, due = agreed(interruption.signum, int(checkpoints.due()))
             best = config.keep_best and scored
-            if end > saved and (best or stopping or checkpoints.due()):
+            if end > saved and (best or signum or due):
                 saved = end
                 record(*pending)
                 pending = (end, [])
-                notes = reached(end).notes(config, inputs)
+                notes = reached(end).notes(config, inputs, layout.description)
                 checkpoints.save(end, run, notes, value)
-            if stopping:
+            if signum:
                 checkpoints.wait()
-                raise Interrupted(interruption.signum)
+                raise Interrupted(signum)
         record(*pending)
         checkpoints.wait()
         return run, reached(total)
@@ -311,5 +333,28 @@ def _checkpoints(config: FinetuneConfig) -> Path:
     return config.workdir / "checkpoint"
 
 
+def _layout(config: FinetuneConfig) -> Layout:
+    """How the run lies on the devices there are."""
+    devices, wanted = jax.devices(), config.devices.devices
+    if not hosts.alone():
+        if wanted is not None:
+            raise ValueError(
+                f"--devices {wanted}: several processes use all of their devices; "
+                f"drop --devices"
+            )
+    elif wanted is not None:
+        if wanted > len(devices):
+            raise ValueError(f"--devices {wanted}: there are {len(devices)}")
+        devices = devices[:wanted]
+    elif jax.default_backend() == "cpu":
+        devices = devices[:1]
+    else:
+        devices = devices[: config.batch_size // config.accumulate]
+    return data_parallel.shared_layout(
+        devices, config.devices.strategy, config.devices.shard_params
+    )
+
+
 def _say(line: str) -> None:
-    print(line, file=sys.stderr)
+    if hosts.is_first():
+        print(line, file=sys.stderr)

@@ -9,7 +9,7 @@ import numpy as np
 from train.config import FinetuneConfig
 from train.evaluation import Evaluation
 from train.nonfinite import NonfiniteSteps
-from train.records import HashedLines
+from train.records import HashedLines, NoLines
 from train.restart import Restart
 from train.steps import CURVES, Metrics
 
@@ -27,12 +27,19 @@ class RunRecorder:
       config: The run's config.
       total_steps: The run's length.
       begin: Where it goes on.
+      written: Whether to write; all processes of a run judge it, and one writes.
 
     Raises:
       ValueError: If the records are not those of the checkpoint.
     """
 
-    def __init__(self, config: FinetuneConfig, total_steps: int, begin: Restart):
+    def __init__(
+        self,
+        config: FinetuneConfig,
+        total_steps: int,
+        begin: Restart,
+        written: bool = True,
+    ):
         self._norms_every = config.norms_every
         self._epoch_steps = total_steps // config.epochs
         self.diverged_at = begin.diverged_at
@@ -44,6 +51,8 @@ class RunRecorder:
                 name: files.enter_context(
                     HashedLines(config.workdir / name, begin.records.get(name))
                 )
+                if written
+                else NoLines()
                 for name in names
             }
             self._files = files.pop_all()
