@@ -23,7 +23,7 @@ from train.config import (
     ReportConfig,
     UnfreezeConfig,
 )
-from train.config_checks import check_components, check_predict
+from train.config_checks import check_components, check_hosts, check_predict
 from train.experiments.paper import ReproduceConfig
 from train.experiments.plan import StabilityConfig
 from train.interruption import Interrupted
@@ -91,24 +91,34 @@ def _finetune(arguments: list[str]) -> int:
     config = parse_finetune(arguments)
     try:
         # JAX is imported only now, so that --help answers at once.
+        from train import hosts
         from train.loop import prepare, train_and_evaluate
         from train.restart import finished
         from train.tables import listed
 
+        check_hosts(config.hosts)
         _keep_programs(config.cache)
-        results = finished(config)
-        if results is None:
-            prepared = prepare(config)
+        hosts.join(config.hosts)
+        with hosts.together("start"):
+            results = finished(config)
+            prepared = None if results is not None else prepare(config)
+        if prepared is not None:
+            hosts.check_same(prepared.told)
             new = prepared.inputs.checkpoint.new_parameters
-            if new:
+            if new and hosts.is_first():
                 print(f"initialised anew: {', '.join(new)}", file=sys.stderr)
             results = train_and_evaluate(prepared)
+        if not hosts.is_first():
+            return 0
     except (ValueError, OSError) as error:
         return _refuse(error)
     except FloatingPointError as error:
-        print(f"the run failed: {error}", file=sys.stderr)
+        if hosts.is_first():
+            print(f"the run failed: {error}", file=sys.stderr)
         return 1
-    except (Interrupted, KeyboardInterrupt) as stop:
+    except Interrupted as stop:
+        return _interrupted(stop, " with --resume", hosts.is_first())
+    except KeyboardInterrupt as stop:
         return _interrupted(stop, " with --resume")
     _print_scores(results["scores"], results["majority_line"])
     if nonfinite := results.get("nonfinite"):
@@ -234,9 +244,12 @@ def _keep_programs(cache: bool) -> None:
         keep_programs()
 
 
-def _interrupted(stop: Interrupted | KeyboardInterrupt, flag: str = "") -> int:
+def _interrupted(
+    stop: Interrupted | KeyboardInterrupt, flag: str = "", said: bool = True
+) -> int:
     why = str(stop) or "interrupted"
-    print(f"{why}; the same command{flag} goes on", file=sys.stderr)
+    if said:
+        print(f"{why}; the same command{flag} goes on", file=sys.stderr)
     return stop.status if isinstance(stop, Interrupted) else 130
 
 

@@ -255,6 +255,24 @@ def examples_of(count: int, seed: int, step: int, batch_size: int) -> np.ndarray
     return _permutation(seed, epoch, count)[start : start + batch_size]
 
 
+def parts_of(
+    count: int, seed: int, step: int, batch_size: int, parts: int
+) -> list[np.ndarray]:
+    """Splits the examples of a step into parts as equal as can be; some may be empty.
+
+    Args:
+      count: See :func:`examples_of`, as the next three.
+      seed: Draws the order.
+      step: Counts from 0 over all epochs.
+      batch_size: Examples a step.
+      parts: How many parts.
+
+    Returns:
+      The indices of each part's examples.
+    """
+    return np.array_split(examples_of(count, seed, step, batch_size), parts)
+
+
 def train_batch(arrays: TokenArrays, seed: int, step: int, batch_size: int) -> Batch:
     """The batch of a step with each example in a row of its own.
 

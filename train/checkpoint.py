@@ -14,6 +14,7 @@ from typing import Any
 
 import jax
 
+from train import hosts
 from train.manifest import damage, seal, sync
 from train.steps import Run
 
@@ -29,7 +30,8 @@ class Checkpoints:
     A checkpoint is a folder named after its step: ``state``, by Orbax, ``notes.json``,
     and the manifest of both. It is written under another name and takes its own when
     all of it has reached the disk, so that it is there whole or not at all whenever
-    the process dies. Those it outdates go only then. Use as a context manager.
+    the process dies. Those it outdates go only then. Of several processes each writes
+    its shards, and the first all else. Use as a context manager.
 
     Args:
       folder: Holds the checkpoints.
@@ -102,11 +104,13 @@ class Checkpoints:
 
     def _begin(self, step: int, runs: Run) -> Any:
         ocp = _orbax()
-        # What a process has left that died in between.
-        for path in self._folder.glob("*.*"):
-            shutil.rmtree(path)
         part = self._part(step)
-        part.mkdir(parents=True)
+        if hosts.is_first():
+            # What a process has left that died in between.
+            for path in self._folder.glob("*.*"):
+                shutil.rmtree(path)
+            part.mkdir(parents=True)
+        hosts.wait_for_all(f"checkpoint {step}")
         return ocp.save_async(str(part / "state"), _state(runs))
 
     def _finish(self, written: Any, notes: dict[str, Any], begun: float) -> None:
@@ -114,6 +118,8 @@ class Checkpoints:
         path = part.with_suffix("")
         try:
             written.result()
+            if not hosts.is_first():
+                return
             (part / "notes.json").write_text(json.dumps(notes))
             seal(part)
             _remove(path)
@@ -245,14 +251,14 @@ def restore_runs(path: Path, runs: Run) -> Run:
     return runs._replace(params=params, opt_state=opt_state, step=step, key=key)
 
 
-def fingerprint(devices: int) -> dict[str, Any]:
+def fingerprint(devices: int | str) -> dict[str, Any]:
     """Where a run has the same bits again: what of a process they depend on.
 
     On a CPU these are the cores as well that the process may use: sums are split over
     them.
 
     Args:
-      devices: How many are used.
+      devices: How many are used, and how if that matters.
     """
     on_cpu = jax.default_backend() == "cpu"
     return {

@@ -113,6 +113,34 @@ class RegularizationConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class DevicesConfig:
+    """On which devices a run is made, and how they share it."""
+
+    devices: int | None = None
+    """How many devices share each batch; by default all there are, as far as a batch
+    has an example for each, but one of a CPU, whose devices share its cores."""
+    strategy: Literal["jit", "pmap"] = "jit"
+    """How several devices share a batch: by jax.jit over a mesh, or by jax.pmap; the
+    step is the same."""
+    shard_params: bool = False
+    """Split parameters and moments over the devices, for models that do not fit into
+    the memory of one."""
+
+
+@dataclasses.dataclass(frozen=True)
+class HostsConfig:
+    """Which processes make a run together."""
+
+    coordinator: str | None = None
+    """HOST:PORT of process 0, where several processes make the run together; auto to
+    take all from SLURM, Open MPI, Kubernetes or a TPU pod."""
+    num_processes: int | None = None
+    """How many processes there are, beside --coordinator HOST:PORT."""
+    process_id: int | None = None
+    """Which of them this is, from 0 on, beside --coordinator HOST:PORT."""
+
+
+@dataclasses.dataclass(frozen=True)
 class FinetuneConfig:
     """Fine-tune a pretrained encoder on a classification or regression task."""
 
@@ -131,6 +159,9 @@ class FinetuneConfig:
     """Passes over the training set."""
     batch_size: int = 16
     """Examples a step; the last, partial batch of an epoch is kept."""
+    accumulate: int = 1
+    """Take each batch in this many parts, one after the other, in the memory of one;
+    the step is that of the whole batch."""
     eval_batch_size: int = 64
     """Examples a batch of evaluation."""
     padding: Literal["packed", "longest", "max_length"] = "packed"
@@ -148,6 +179,8 @@ class FinetuneConfig:
     """Initialise the classifier anew although the checkpoint brings one."""
     revision: str | None = None
     """The revision of a hub id: a branch, tag or commit."""
+    devices: tyro.conf.OmitArgPrefixes[DevicesConfig] = DevicesConfig()
+    hosts: tyro.conf.OmitArgPrefixes[HostsConfig] = HostsConfig()
     give_up_after: int = 10
     """End the run after so many steps in a row that --nonfinite skip_step skipped."""
     norms_every: int = 20

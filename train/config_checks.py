@@ -8,6 +8,7 @@ from train.config import (
     ComponentsConfig,
     DataConfig,
     FinetuneConfig,
+    HostsConfig,
     OptimizerConfig,
     PredictConfig,
     RegularizationConfig,
@@ -21,6 +22,8 @@ def check_finetune(config: FinetuneConfig) -> None:
     for flag, value in (
         ("--epochs", config.epochs),
         ("--batch-size", config.batch_size),
+        ("--accumulate", config.accumulate),
+        ("--devices", config.devices.devices),
         ("--eval-batch-size", config.eval_batch_size),
         ("--norms-every", config.norms_every),
         ("--give-up-after", config.give_up_after),
@@ -29,6 +32,12 @@ def check_finetune(config: FinetuneConfig) -> None:
     ):
         if value is not None and value < 1:
             raise ValueError(f"{flag} must be at least 1, got {value}")
+    check_hosts(config.hosts)
+    if config.batch_size % config.accumulate:
+        raise ValueError(
+            f"--accumulate must divide --batch-size {config.batch_size} into parts of "
+            f"one size, got {config.accumulate}"
+        )
     if not 0 <= config.seed < 2**63:
         raise ValueError(f"--seed must lie in [0, 2**63), got {config.seed}")
     check_regularization(config.regularization)
@@ -40,6 +49,33 @@ def check_finetune(config: FinetuneConfig) -> None:
         raise ValueError(
             "--keep-best chooses among evaluations before the end: give "
             "--evaluations 2 or more"
+        )
+
+
+def check_hosts(hosts: HostsConfig) -> None:
+    """Raises a ValueError if the flags of several processes are incomplete or wrong."""
+    by_hand = hosts.num_processes, hosts.process_id
+    if hosts.coordinator in (None, "auto"):
+        if by_hand != (None, None):
+            raise ValueError(
+                "--num-processes and --process-id need --coordinator HOST:PORT beside "
+                "them"
+            )
+        return
+    host, colon, port = hosts.coordinator.rpartition(":")
+    if not (host and colon and port.isdigit()):
+        raise ValueError(
+            f"--coordinator must be HOST:PORT, such as 10.0.0.1:1234, or auto; got "
+            f"{hosts.coordinator}"
+        )
+    if hosts.num_processes is None or hosts.process_id is None:
+        raise ValueError(
+            "--coordinator HOST:PORT needs --num-processes and --process-id beside it"
+        )
+    if not 0 <= hosts.process_id < hosts.num_processes:
+        raise ValueError(
+            f"--process-id must lie in [0, --num-processes {hosts.num_processes}), got "
+            f"{hosts.process_id}"
         )
 
 

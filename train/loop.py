@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import importlib.metadata
+import json
 import platform
 import sys
 import time
@@ -13,7 +14,7 @@ from typing import Any, NamedTuple
 import jax
 
 from cwgnc_jax import models
-from train import batches, checkpoint, parallel, tasks
+from train import batches, checkpoint, data_parallel, hosts, parallel, tasks
 from train.analysis.curves import draw_curves
 from train.config import FinetuneConfig
 from train.config_checks import check_finetune
@@ -23,7 +24,7 @@ from train.interruption import Interrupted, Interruption
 from train.nonfinite import NonfiniteSteps
 from train.optimizer import check_clip, hyperparameters
 from train.packing import Packing, make_packing, training_set
-from train.parallel import ONE_RUN
+from train.parallel import ONE_RUN, Layout
 from train.progress import Progress
 from train.records import check_workdir, write_json
 from train.restart import (
@@ -51,7 +52,13 @@ class Prepared:
     recipe: Recipe
     packing: Packing
     total_steps: int
+    layout: Layout = ONE_RUN
     restart: Restart = Restart()
+
+    def told(self) -> str:
+        """All that the processes of a run must have in common."""
+        notes = self.restart.notes(self.config, self.inputs, self.layout.description)
+        return json.dumps(notes)
 
 
 def prepare(config: FinetuneConfig) -> Prepared:
@@ -72,6 +79,7 @@ def prepare(config: FinetuneConfig) -> Prepared:
     check_finetune(config)
     check_clip(config.optimizer)
     check_writers(config.writers)
+    layout = _layout(config)
     if config.resume:
         check_settings(config)
     else:
@@ -96,10 +104,15 @@ def prepare(config: FinetuneConfig) -> Prepared:
         config.optimizer, config.regularization, config.dtype, config.remat
     )
     packing = make_packing(
-        *(inputs.train, config.padding, config.batch_size, config.data.max_length)
+        *(inputs.train, config.padding, config.batch_size, config.data.max_length),
+        parts=config.accumulate * layout.data_devices,
     )
-    restart = find_restart(config, inputs, _say) if config.resume else Restart()
-    return Prepared(config, inputs, recipe, packing, config.epochs * steps, restart)
+    restart = Restart()
+    if config.resume:
+        restart = find_restart(config, inputs, layout.description, _say)
+    return Prepared(
+        *(config, inputs, recipe, packing, config.epochs * steps, layout, restart)
+    )
 
 
 def start_run(prepared: Prepared) -> Run:
@@ -114,7 +127,7 @@ def start_run(prepared: Prepared) -> Run:
                 config.optimizer, config.regularization, prepared.total_steps
             )
         ],
-        ONE_RUN,
+        prepared.layout,
         config.regularization.reinit_layers,
     )
     path = prepared.restart.path
@@ -174,9 +187,12 @@ def train_and_evaluate(prepared: Prepared) -> dict[str, Any]:
     config, inputs = prepared.config, prepared.inputs
     workdir = config.workdir
     run = start_run(prepared)
-    workdir.mkdir(parents=True, exist_ok=True)
-    settings = described(config) | {"commits": inputs.commits}
-    write_json(workdir / "config.json", settings)
+    # All have looked at the folder before the first process writes into it.
+    hosts.wait_for_all("start")
+    if hosts.is_first():
+        workdir.mkdir(parents=True, exist_ok=True)
+        settings = described(config) | {"commits": inputs.commits}
+        write_json(workdir / "config.json", settings)
     # Until all is written: a signal must not cost what has been trained.
     with Interruption() as interruption:
         trained = _train(prepared, run, interruption)
@@ -207,7 +223,10 @@ def _write_results(prepared: Prepared, trained: "_Trained") -> dict[str, Any]:
         "new_parameters": list(inputs.checkpoint.new_parameters),
         **environment(),
     }
-    save_model(workdir / "model", inputs, jax.tree.map(lambda x: x[0], run.params))
+    params = data_parallel.on_host(run.params)
+    if not hosts.is_first():
+        return results
+    save_model(workdir / "model", inputs, params)
     draw_curves(workdir)
     # Whoever finds the results finds all else as well.
     write_json(workdir / "results.json", results)
@@ -252,11 +271,12 @@ class _Trained(NamedTuple):
 def _train(prepared: Prepared, run: Run, interruption: Interruption) -> _Trained:
     """Takes the steps that are left, and evaluates the run at its end."""
     config, packing, inputs = prepared.config, prepared.packing, prepared.inputs
-    eval_step = parallel.compile_eval_step(prepared.recipe)
-    examples = parallel.place_training_set(ONE_RUN, training_set(inputs.train))
+    layout = prepared.layout
+    eval_step = parallel.compile_eval_step(prepared.recipe, layout)
+    examples = parallel.place_training_set(layout, training_set(inputs.train))
     total, seed, begin = prepared.total_steps, config.seed, prepared.restart
     program_of = functools.cache(
-        functools.partial(parallel.compile_train_steps, prepared.recipe, ONE_RUN)
+        functools.partial(data_parallel.compile_shared_steps, prepared.recipe, layout)
     )
     start = time.monotonic()
 
@@ -265,7 +285,7 @@ def _train(prepared: Prepared, run: Run, interruption: Interruption) -> _Trained
         shape = packing.shape([seed], alike)
         plans = [packing.plan(seed, step, shape) for step in steps]
         run, metrics = program_of(shape)(
-            run, examples, parallel.place_plans(ONE_RUN, [plans])
+            run, examples, data_parallel.place_shared_plans(layout, plans)
         )
         return run, metrics, steps.stop
 
@@ -283,10 +303,13 @@ def _train(prepared: Prepared, run: Run, interruption: Interruption) -> _Trained
         )
 
     def evaluate_fn(step_fn: Callable[..., Any], run: Run) -> dict[str, Evaluation]:
-        return evaluate(step_fn, run.params, inputs, config.eval_batch_size)[0]
+        size = config.eval_batch_size
+        return evaluate(step_fn, run.params, inputs, size, layout)[0]
 
     def stoppable_step(params, batch):
-        interruption.check()
+        # Only together can several processes stop.
+        if hosts.alone():
+            interruption.check()
         return eval_step(params, batch)
 
     def score(end: int, run: Run) -> float:
@@ -295,8 +318,8 @@ def _train(prepared: Prepared, run: Run, interruption: Interruption) -> _Trained
         return results[inputs.judged].scores[inputs.task.metric]
 
     with (
-        RunRecorder(config, total, begin) as recorder,
-        Progress(total, begin.step) as progress,
+        RunRecorder(config, total, begin, hosts.is_first()) as recorder,
+        Progress(total, begin.step, hosts.is_first()) as progress,
         checkpoint.Checkpoints(
             *(_checkpoints(config), config.checkpoint_seconds),
             *(config.keep or 1, config.keep_best),
@@ -308,33 +331,36 @@ def _train(prepared: Prepared, run: Run, interruption: Interruption) -> _Trained
         ends = [end for end in ends if end > begin.step]
         pending: tuple[int, list[Metrics]] = (0, [])
         saved = begin.step
-        for end, stepped, metrics in train(
-            *(step_fn, run, begin.step, ends), interruption.came
-        ):
+        agreed = hosts.Agreement()
+        stopped = interruption.came if hosts.alone() else lambda: False
+        for end, stepped, metrics in train(step_fn, run, begin.step, ends, stopped):
             record(*pending)
             run, pending = stepped, (end, metrics)
             # A signal may come when all is done that this step asks for.
             scored = end in scored_at and metrics
             value = score(end, run) if scored else None
-            stopping = interruption.came()
+            signum, due = agreed(interruption.signum, int(checkpoints.due()))
             best = config.keep_best and scored
-            if end > saved and (best or stopping or checkpoints.due()):
+            if end > saved and (best or signum or due):
                 saved = end
                 record(*pending)
                 pending = (end, [])
-                notes = reached(end).notes(config, inputs)
+                notes = reached(end).notes(config, inputs, layout.description)
                 checkpoints.save(end, run, notes, value)
-            if stopping:
+            if signum:
                 checkpoints.wait()
-                raise Interrupted(interruption.signum)
+                raise Interrupted(signum)
         record(*pending)
         done, begun = reached(total), time.monotonic()
         try:
             evaluations = evaluate_fn(stoppable_step, run)
-            interruption.check()
+            signum, _ = agreed(interruption.signum, 0)
+            if signum:
+                raise Interrupted(signum)
         except Interrupted:
             if saved < total:
-                checkpoints.save(total, run, done.notes(config, inputs))
+                notes = done.notes(config, inputs, layout.description)
+                checkpoints.save(total, run, notes)
             checkpoints.wait()
             raise
         checkpoints.wait()
@@ -345,5 +371,28 @@ def _checkpoints(config: FinetuneConfig) -> Path:
     return config.workdir / "checkpoint"
 
 
+def _layout(config: FinetuneConfig) -> Layout:
+    """How the run lies on the devices there are."""
+    devices, wanted = jax.devices(), config.devices.devices
+    if not hosts.alone():
+        if wanted is not None:
+            raise ValueError(
+                f"--devices {wanted}: several processes use all of their devices; "
+                f"drop --devices"
+            )
+    elif wanted is not None:
+        if wanted > len(devices):
+            raise ValueError(f"--devices {wanted}: there are {len(devices)}")
+        devices = devices[:wanted]
+    elif jax.default_backend() == "cpu":
+        devices = devices[:1]
+    else:
+        devices = devices[: config.batch_size // config.accumulate]
+    return data_parallel.shared_layout(
+        devices, config.devices.strategy, config.devices.shard_params
+    )
+
+
 def _say(line: str) -> None:
-    print(line, file=sys.stderr)
+    if hosts.is_first():
+        print(line, file=sys.stderr)

@@ -109,6 +109,7 @@ def make_clip(
     components: str,
     *,
     zero_nonfinite: bool = False,
+    axis_name: str | None = None,
 ) -> optax.GradientTransformation:
     """The clip, from numbers that may be traced.
 
@@ -120,6 +121,7 @@ def make_clip(
       clip: ``fixed``, or a key of ``CLIPS``.
       components: What is clipped as one, a key of ``COMPONENT_FNS``.
       zero_nonfinite: Whether components whose gradient is not finite take no part.
+      axis_name: Of the devices that parameters are split over, if they are.
 
     Returns:
       The transformation.
@@ -129,10 +131,16 @@ def make_clip(
         return cwgnc_jax.component_clip_by_global_norm(
             numbers.max_norm,
             component_fn,
+            axis_name=axis_name,
             nonfinite="zero" if zero_nonfinite else "propagate",
         )
     assert numbers.clip is not None
-    return CLIPS[clip](component_fn=component_fn, keep_report=True, **numbers.clip)
+    return CLIPS[clip](
+        component_fn=component_fn,
+        axis_name=axis_name,
+        keep_report=True,
+        **numbers.clip,
+    )
 
 
 def make_optimizer(

@@ -30,11 +30,14 @@ class TrainingSet(NamedTuple):
 
 
 class Plan(NamedTuple):
-    """Which examples a step takes, and where they lie in its rows."""
+    """Which examples a step takes, and where they lie in its rows.
+
+    Of a batch in parts everything has a leading axis of these.
+    """
 
     examples: np.ndarray  # shape=(batch,), dtype=np.int32
     first_tokens: np.ndarray  # shape=(batch,), dtype=np.int32; row * length + column
-    weights: np.ndarray  # shape=(batch,), dtype=np.float32; 0 fills up a last batch
+    weights: np.ndarray  # shape=(batch,), dtype=np.float32; 0 fills up
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,6 +58,8 @@ class Packing:
     """The smallest first; the last one holds any batch."""
     usual: Shape
     """The one that held all batches of those drawn to choose the shapes."""
+    parts: int = 1
+    """Into how many parts a batch is split, each in rows of its own."""
 
     def shape(self, seeds: Sequence[int], steps: Sequence[int]) -> Shape:
         """The shape of the steps of one program.
@@ -71,9 +76,9 @@ class Packing:
         chosen = 0 if len(seeds) == 1 else self.shapes.index(self.usual)
         for seed in seeds:
             for step in steps:
-                examples = self._examples(seed, step)
-                while not self._fits(examples, self.shapes[chosen]):
-                    chosen += 1
+                for examples in self._parts(seed, step):
+                    while not self._fits(examples, self.shapes[chosen]):
+                        chosen += 1
         return self.shapes[chosen]
 
     def plan(self, seed: int, step: int, shape: Shape) -> Plan:
@@ -87,8 +92,16 @@ class Packing:
         Returns:
           The plan.
         """
-        examples, size = self._examples(seed, step), self.batch_size
-        # What fills up the last batch lies behind the last row, that is nowhere.
+        plans = [self._plan(part, shape) for part in self._parts(seed, step)]
+        return (
+            plans[0]
+            if self.parts == 1
+            else Plan(*map(np.stack, zip(*plans, strict=True)))
+        )
+
+    def _plan(self, examples: np.ndarray, shape: Shape) -> Plan:
+        size = -(-self.batch_size // self.parts)
+        # What fills up lies behind the last row, that is nowhere.
         plan = Plan(
             np.zeros(size, np.int32),
             np.full(size, shape[0] * shape[1], np.int32),
@@ -103,14 +116,15 @@ class Packing:
             plan.first_tokens[:count] = np.arange(count) * shape[1]
         return plan
 
-    def _examples(self, seed: int, step: int) -> np.ndarray:
-        return batches.examples_of(len(self.lengths), seed, step, self.batch_size)
+    def _parts(self, seed: int, step: int) -> list[np.ndarray]:
+        count = len(self.lengths)
+        return batches.parts_of(count, seed, step, self.batch_size, self.parts)
 
     def _fits(self, examples: np.ndarray, shape: Shape) -> bool:
         lengths = self.lengths[examples]
         if self.padding == "packed":
             return first_fit(lengths, shape[1])[1] <= shape[0]
-        return lengths.max() <= shape[1]
+        return lengths.max(initial=0) <= shape[1]
 
 
 def make_packing(
@@ -119,6 +133,7 @@ def make_packing(
     batch_size: int,
     max_length: int,
     multiple: int = 1,
+    parts: int = 1,
 ) -> Packing:
     """Chooses the few shapes that batches of a training set may have.
 
@@ -130,18 +145,21 @@ def make_packing(
       batch_size: Examples a batch.
       max_length: The length of rows for ``max_length``.
       multiple: What the number of rows must be divisible by.
+      parts: Into how many parts a batch is split, each in rows of its own.
 
     Returns:
       The packing.
     """
     lengths, longest = arrays.lengths, arrays.input_ids.shape[1]
-    whole = rounded(batch_size, multiple)
+    whole = rounded(-(-batch_size // parts), multiple)
     if padding == "max_length":
         shape = (whole, max_length)
-        return Packing(padding, lengths, batch_size, (shape,), shape)
+        return Packing(padding, lengths, batch_size, (shape,), shape, parts)
     drawn = [
-        lengths[batches.examples_of(len(lengths), 0, step, batch_size)]
+        lengths[part]
         for step in range(_SAMPLED_BATCHES)
+        for part in batches.parts_of(len(lengths), 0, step, batch_size, parts)
+        if len(part)
     ]
     if padding == "longest":
         sizes = [min(longest, rounded(batch.max(), 8)) for batch in drawn]
@@ -157,7 +175,7 @@ def make_packing(
     row_for_each = whole, usual[1] if padding == "packed" else longest
     if usual != row_for_each:
         shapes.append(row_for_each)
-    return Packing(padding, lengths, batch_size, tuple(shapes), usual)
+    return Packing(padding, lengths, batch_size, tuple(shapes), usual, parts)
 
 
 def _packed_shapes(
@@ -248,13 +266,16 @@ def packed_batch(
     Args:
       examples: The training set.
       plan: Which examples, and where they begin.
-      shape: Rows and length.
+      shape: Rows and length, of each part if there are several.
 
     Returns:
       ``input_ids``, ``token_type_ids`` and ``attention_mask``, which numbers the
       examples, of this shape; ``first_tokens``, ``labels`` and ``weights`` of each
-      example.
+      example. Of parts everything has a leading axis.
     """
+    if plan.weights.ndim == 2:
+        # One after the other: which token goes where takes much more than the tokens.
+        return jax.lax.map(lambda part: packed_batch(examples, part, shape), plan)
     rows, length = shape
     cells = jnp.arange(rows * length)[:, None]
     first = plan.first_tokens[None]

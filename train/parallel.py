@@ -54,9 +54,22 @@ class Layout:
         """How many devices share the rows of a run's batch."""
         return 1 if self.mesh is None else self.mesh.shape["data"]
 
+    @property
+    def description(self) -> int | str:
+        """How many devices there are, and how they are used if that matters."""
+        return self.run_devices * self.data_devices
+
     def over_runs(self) -> NamedSharding | None:
         """Where the leading axis of runs lies; None for one device."""
         return self.mesh and NamedSharding(self.mesh, PartitionSpec("run"))
+
+    def sharding(self, shape: tuple[int, ...]) -> NamedSharding | None:
+        """Where a part of the runs of this shape lies, the axis of runs leading."""
+        return self.over_runs()
+
+    def place_weights(self, params: Any) -> Any:
+        """Puts the weights that runs start from where the runs will lie."""
+        return params
 
 
 _STEPS_AT_ONCE = 10
@@ -122,6 +135,7 @@ def init_runs(
     ]
     # What the checkpoint holds is the same for all and not copied until the end.
     _, same = models.split_params(checkpoint.params, new.__contains__)
+    same = layout.place_weights(same)
     parts = [models.split_params(tree, new.__contains__)[0] for tree in trees]
     keys = [_two_keys(seed)[1] for _, seed in seeds]
     if part:
@@ -149,7 +163,8 @@ def _start(recipe: Recipe, layout: Layout, same, each) -> Run:
     runs = jax.vmap(start, axis_size=layout.runs)(*stacked)
     if layout.mesh is None:
         return runs
-    return jax.lax.with_sharding_constraint(runs, layout.over_runs())
+    shardings = jax.tree.map(lambda leaf: layout.sharding(leaf.shape), runs)
+    return jax.lax.with_sharding_constraint(runs, shardings)
 
 
 def steps_of_program(step: int, end: int) -> tuple[range, range]:
@@ -227,14 +242,17 @@ def compile_eval_step(recipe: Recipe, layout: Layout = ONE_RUN) -> Callable[...,
             functools.partial(eval_step, recipe), layout, (params,), (batch,)
         )
 
-    return jax.jit(step)
+    if layout.mesh is None or not layout.mesh.is_multi_process:
+        return jax.jit(step)
+    # Every process reads all logits.
+    return jax.jit(step, out_shardings=NamedSharding(layout.mesh, PartitionSpec()))
 
 
 def place_training_set(layout: Layout, examples: TrainingSet) -> TrainingSet:
     """Puts a training set on every device of a layout."""
-    return jax.device_put(
-        examples, layout.mesh and NamedSharding(layout.mesh, PartitionSpec())
-    )
+    if layout.mesh is None:
+        return jax.device_put(examples)
+    return place(examples, NamedSharding(layout.mesh, PartitionSpec()))
 
 
 def place_plans(layout: Layout, plans: Sequence[Sequence[Plan]]) -> Plan:
@@ -251,21 +269,44 @@ def place_plans(layout: Layout, plans: Sequence[Sequence[Plan]]) -> Plan:
     stacked = Plan(*map(np.stack, zip(*each, strict=True)))
     if layout.mesh is None:
         return stacked
-    return jax.device_put(stacked, layout.over_runs())
+    return place(stacked, layout.over_runs())
 
 
 def place_batch(layout: Layout, batch: dict[str, np.ndarray]):
     """Splits the rows of a batch that all runs share; on one device as it came."""
     if layout.mesh is None:
         return batch
-    return jax.device_put(batch, NamedSharding(layout.mesh, PartitionSpec("data")))
+    return place(batch, NamedSharding(layout.mesh, PartitionSpec("data")))
+
+
+def place(tree: Any, sharding: NamedSharding) -> Any:
+    """Puts arrays of the host on devices, of which each process places its own.
+
+    Args:
+      tree: Arrays, the same in every process.
+      sharding: Where they are to lie.
+
+    Returns:
+      The arrays.
+    """
+    if sharding.is_fully_addressable:
+        return jax.device_put(tree, sharding)
+
+    def own_shards(leaf):
+        leaf = np.asarray(leaf)
+        return jax.make_array_from_callback(
+            leaf.shape, sharding, lambda index: leaf[index]
+        )
+
+    return jax.tree.map(own_shards, tree)
 
 
 def placed(layout: Layout, runs: Run) -> Run:
     """The shapes of runs, from any arrays or shapes, with where they lie."""
-    sharding = layout.over_runs()
     return jax.tree.map(
-        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+        lambda leaf: jax.ShapeDtypeStruct(
+            leaf.shape, leaf.dtype, sharding=layout.sharding(leaf.shape)
+        ),
         runs,
     )
 
@@ -274,7 +315,9 @@ def _split_rows(layout: Layout, batch):
     """Lets the devices of the axis ``data`` share the rows of a batch."""
     if layout.data_devices == 1:
         return batch
-    spec = PartitionSpec("data")
+    # Behind an axis of parts, which are taken one after the other.
+    parts = batch["weights"].ndim - 1
+    spec = PartitionSpec(*[None] * parts, "data")
     # Within shard_map the mesh is the one of that place.
     mesh = layout.mesh if layout.run_devices == 1 else jax.sharding.get_abstract_mesh()
     return jax.lax.with_sharding_constraint(batch, NamedSharding(mesh, spec))

@@ -15,13 +15,14 @@ class Progress:
     Args:
       total_steps: All steps of the run.
       first: How many were done before.
+      shown: Whether to print anything.
     """
 
-    def __init__(self, total_steps: int, first: int = 0):
-        self._total, self._first = total_steps, first
+    def __init__(self, total_steps: int, first: int = 0, shown: bool = True):
+        self._total, self._first, self._shown = total_steps, first, shown
         self._start = self._printed = time.monotonic()
         self._bar = None
-        if sys.stderr.isatty():
+        if shown and sys.stderr.isatty():
             self._bar = rich.progress.Progress(
                 rich.progress.TextColumn("step {task.completed:.0f}/{task.total:.0f}"),
                 rich.progress.BarColumn(),
@@ -47,7 +48,7 @@ class Progress:
         status = f"loss {loss:.4f}  {rate:.2f} steps/s"
         if self._bar:
             self._bar.update(self._task, completed=step, status=status)
-        elif now - self._printed >= 10 or step == self._total:
+        elif self._shown and (now - self._printed >= 10 or step == self._total):
             self._printed = now
             left = (self._total - step) / rate
             print(

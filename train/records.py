@@ -41,6 +41,20 @@ def write_json(path: Path, content: Any) -> None:
     os.replace(temporary, path)
 
 
+class NoLines:
+    """Takes what ``HashedLines`` takes and writes nothing, in all processes but one."""
+
+    def append(self, record: dict[str, Any]) -> None:
+        """Takes a record."""
+
+    def flush(self) -> None:
+        """Does nothing."""
+
+    def mark(self) -> dict[str, Any]:
+        """Describes nothing."""
+        return {}
+
+
 class HashedLines:
     """A file of JSON lines that can be taken back to where it was.
 

@@ -18,6 +18,8 @@ _FREE = frozenset(
         *("give_up_after", "writers"),
         # These are of the inputs, which are compared themselves.
         *("model_commit", "data_commit"),
+        # They may change its rounding, which the fingerprint says.
+        *("devices", "strategy", "shard_params"),
     }
 )
 
@@ -42,14 +44,16 @@ class Restart:
     nonfinite: dict[str, Any] = dataclasses.field(default_factory=dict)
     records: dict[str, Any] = dataclasses.field(default_factory=dict)
 
-    def notes(self, config: FinetuneConfig, inputs: Inputs) -> dict[str, Any]:
+    def notes(
+        self, config: FinetuneConfig, inputs: Inputs, devices: int | str
+    ) -> dict[str, Any]:
         """What is written into a checkpoint beside the state of the run."""
         state = dataclasses.asdict(self)
         del state["path"]
         return {
             "config": described(config),
             "inputs": {"data": inputs.data_digest, "weights": inputs.weights_digest},
-            "fingerprint": checkpoint.fingerprint(devices=1),
+            "fingerprint": checkpoint.fingerprint(devices),
             "state": state,
         }
 
@@ -57,7 +61,7 @@ class Restart:
 def described(config: FinetuneConfig) -> dict[str, Any]:
     """What ``config.json`` holds of a run: all but the manner of its start."""
     settings = plain(dataclasses.asdict(config))
-    del settings["resume"]
+    del settings["resume"], settings["hosts"]
     return settings
 
 
@@ -102,13 +106,17 @@ def check_settings(config: FinetuneConfig) -> None:
 
 
 def find_restart(
-    config: FinetuneConfig, inputs: Inputs, say: Callable[[str], None]
+    config: FinetuneConfig,
+    inputs: Inputs,
+    devices: int | str,
+    say: Callable[[str], None],
 ) -> Restart:
     """Finds where a run goes on.
 
     Args:
       config: The run's config.
       inputs: The run's data and weights.
+      devices: How many are used, and how if there are several.
       say: Is told of checkpoints that are not used, and whether the bits of this one
         are to be the same as without interruption.
 
@@ -132,7 +140,7 @@ def find_restart(
     if found is None:
         return Restart()
     path, notes = found
-    now = Restart().notes(config, inputs)
+    now = Restart().notes(config, inputs, devices)
     _check_same(config.workdir, _flat(notes["config"]), _flat(now["config"]))
     _check_same(config.workdir, notes["inputs"], now["inputs"])
     elsewhere = checkpoint.other_fingerprint(notes["fingerprint"], now["fingerprint"])

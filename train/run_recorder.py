@@ -9,7 +9,7 @@ import numpy as np
 from train.config import FinetuneConfig
 from train.evaluation import Evaluation
 from train.nonfinite import NonfiniteSteps
-from train.records import HashedLines
+from train.records import HashedLines, NoLines
 from train.restart import Restart, described
 from train.steps import CURVES, Metrics
 from train.writers import Writer, open_writers
@@ -30,12 +30,19 @@ class RunRecorder:
       config: The run's config.
       total_steps: The run's length.
       begin: Where it goes on.
+      written: Whether to write; all processes of a run judge it, and one writes.
 
     Raises:
       ValueError: If the records are not those of the checkpoint.
     """
 
-    def __init__(self, config: FinetuneConfig, total_steps: int, begin: Restart):
+    def __init__(
+        self,
+        config: FinetuneConfig,
+        total_steps: int,
+        begin: Restart,
+        written: bool = True,
+    ):
         self._norms_every = config.norms_every
         self._epoch_steps = total_steps // config.epochs
         self.diverged_at = begin.diverged_at
@@ -47,12 +54,14 @@ class RunRecorder:
                 name: files.enter_context(
                     HashedLines(config.workdir / name, begin.records.get(name))
                 )
+                if written
+                else NoLines()
                 for name in names
             }
             self._writers: list[Writer] = [
                 files.enter_context(writer)
                 for writer in open_writers(
-                    *(config.writers, config.workdir, ""),
+                    *(config.writers if written else (), config.workdir, ""),
                     *(described(config), begin.step + 1),
                 )
             ]
@@ -106,7 +115,7 @@ class RunRecorder:
         """How far the files are; see ``HashedLines.mark``."""
         return {name: lines.mark() for name, lines in self._lines.items()}
 
-    def _flush(self, lines: HashedLines) -> None:
+    def _flush(self, lines: HashedLines | NoLines) -> None:
         for writer in (lines, *self._writers):
             writer.flush()
 

@@ -18,6 +18,7 @@ from train.optimizer import (
     make_clip,
     make_optimizer,
 )
+from train.sharing import Sharing
 
 
 @dataclasses.dataclass(frozen=True)
@@ -129,7 +130,9 @@ def train_step(
       recipe: What is fixed at compilation.
       run: The run so far.
       batch: See ``packing.packed_batch``, or without ``first_tokens`` a row for each
-        example; examples of weight 0 do not count.
+        example; examples of weight 0 do not count. With a leading axis of parts these
+        are taken one after the other, in the memory of one; the gradient is that of
+        the mean over all examples, whatever the weights of the parts are.
       measured: Whether to measure the components, with a recipe that has statistics. It
         is fixed at compilation: a branch within the step would cost every step copies
         of the parameters.
@@ -145,6 +148,7 @@ def train_step_alone(
     runs: Run,
     batch: dict[str, jax.Array],
     measured: bool = False,
+    sharing: Sharing | None = None,
 ) -> tuple[Run, Metrics]:
     """``train_step`` of runs of which there is one only, in place.
 
@@ -152,27 +156,50 @@ def train_step_alone(
     update keeps it: where it is taken off before and put back behind, XLA's CPU backend
     does not see that the update can write over what it reads, and copies it first: a
     fifth of MiniLM's step of 4 x 48 tokens.
+
+    Args:
+      recipe: See ``train_step``.
+      runs: The run.
+      batch: See ``train_step``.
+      measured: See ``train_step``.
+      sharing: How this device shares the step with others, each of which calls this
+        function with a batch of its own. The gradients of all are summed before the
+        clip.
+
+    Returns:
+      See ``train_step``.
     """
     run = jax.tree.map(lambda leaf: leaf[0], runs)
-    found = _loss_and_grads(recipe, run, batch)
+    found = _loss_and_grads(recipe, run, batch, sharing)
     found = jax.tree.map(lambda leaf: leaf[None], found)
-    update = functools.partial(_update, recipe, measured=measured)
+    update = functools.partial(_update, recipe, measured=measured, sharing=sharing)
     return jax.vmap(update)(runs, *found)
 
 
-def _loss_and_grads(recipe: Recipe, run: Run, batch: dict[str, jax.Array]):
+def _loss_and_grads(
+    recipe: Recipe,
+    run: Run,
+    batch: dict[str, jax.Array],
+    sharing: Sharing | None = None,
+):
     """The mean loss of a batch, and its gradients by the parameters that train."""
     numbers = run.numbers
     key = jax.random.fold_in(run.key, run.step)
     trained, frozen = models.split_params(run.params, recipe.trains)
+    whole = (lambda params: params) if sharing is None else sharing.whole
+    weights = batch["weights"]
+    total = jnp.sum(weights)
+    if sharing is not None:
+        total = jax.lax.psum(total, sharing.axis_name)
+        trained = sharing.own(trained)
 
-    def loss_fn(trained):
-        params = models.merge_params(trained, frozen)
+    def loss_fn(trained, batch, dropout_key):
+        params = models.merge_params(whole(trained), whole(frozen))
         if recipe.mixout:
             # The model draws from the keys that fold_in makes of small numbers.
             mixout_key = jax.random.fold_in(key, 2**31)
             params = cwgnc_jax.mixout(
-                params, run.origin, numbers.mixout_rate, mixout_key
+                params, whole(run.origin), numbers.mixout_rate, mixout_key
             )
         logits = models.apply(
             recipe.model,
@@ -181,33 +208,59 @@ def _loss_and_grads(recipe: Recipe, run: Run, batch: dict[str, jax.Array]):
             batch["attention_mask"],
             batch["token_type_ids"],
             first_tokens=batch.get("first_tokens"),
-            key=key,
+            key=dropout_key,
             dropout_rate=numbers.dropout_rate,
             dtype=jnp.dtype(recipe.dtype),
             remat=recipe.remat,
         ).logits
         losses = example_losses(recipe, logits, batch["labels"])
-        return jnp.sum(losses * batch["weights"]) / jnp.sum(batch["weights"])
+        return jnp.sum(losses * batch["weights"]) / total
 
-    return jax.value_and_grad(loss_fn)(trained)
+    loss_and_grads = jax.value_and_grad(loss_fn)
+    parts = weights.shape[0] if weights.ndim == 2 else 1
+    first = 0 if sharing is None else parts * jax.lax.axis_index(sharing.axis_name)
+    if weights.ndim == 2:
+
+        def add(sums, part):
+            batch, index = part
+            found = loss_and_grads(trained, batch, jax.random.fold_in(key, index))
+            return jax.tree.map(jnp.add, sums, found), None
+
+        nothing = (
+            jnp.zeros_like(weights, shape=()),
+            jax.tree.map(jnp.zeros_like, trained),
+        )
+        found, _ = jax.lax.scan(add, nothing, (batch, first + jnp.arange(parts)))
+    elif sharing is not None:
+        found = loss_and_grads(trained, batch, jax.random.fold_in(key, first))
+    else:
+        found = loss_and_grads(trained, batch, key)
+    return found if sharing is None else sharing.summed(*found)
 
 
 def _update(
-    recipe: Recipe, run: Run, loss: jax.Array, grads: Any, measured: bool
+    recipe: Recipe,
+    run: Run,
+    loss: jax.Array,
+    grads: Any,
+    measured: bool,
+    sharing: Sharing | None = None,
 ) -> tuple[Run, Metrics]:
     """The run one step on, and what the step reports."""
     numbers = run.numbers
+    axis_name = None if sharing is None else sharing.norms_axis
     trained, frozen = models.split_params(run.params, recipe.trains)
-    tx = _optimizer(recipe, numbers, run.origin)
+    tx = _optimizer(recipe, numbers, run.origin, axis_name)
     updates, opt_state = tx.update(grads, run.opt_state, trained)
 
     component_fn = COMPONENT_FNS[recipe.components]
     # The compiler computes these once, together with the clip's own.
-    norms = cwgnc_jax.component_norms(grads, component_fn)
+    norms = cwgnc_jax.component_norms(grads, component_fn, axis_name=axis_name)
     stacked = jnp.stack(list(norms.values()))
     if recipe.clip == "fixed":
         clipped = (stacked + _CLIP_EPS > numbers.max_norm).astype(jnp.float32)
-        sizes = list(cwgnc_jax.component_sizes(grads, component_fn).values())
+        whole = grads if sharing is None else jax.eval_shape(sharing.whole, grads)
+        sizes = list(cwgnc_jax.component_sizes(whole, component_fn).values())
         shares = jnp.asarray([size / sum(sizes) for size in sizes], jnp.float32)
         rates = jnp.mean(clipped), jnp.sum(clipped * shares)
         coefficients = None
@@ -234,7 +287,7 @@ def _update(
         )
     params = models.merge_params(stepped, frozen)
     if measured:
-        clipped, _ = _clip(recipe, numbers).update(grads, run.opt_state[0])
+        clipped, _ = _clip(recipe, numbers, axis_name).update(grads, run.opt_state[0])
         zeros = jax.tree.map(jnp.zeros_like, frozen)
         changes = [models.merge_params(x, zeros) for x in (grads, clipped, updates)]
         statistics = component_statistics(params, run.origin, *changes)
@@ -260,12 +313,17 @@ def eval_step(recipe: Recipe, params: Any, batch: dict[str, jax.Array]) -> jax.A
     ).logits
 
 
-def _optimizer(recipe: Recipe, numbers: Hyperparameters, origin: Any):
+def _optimizer(
+    recipe: Recipe,
+    numbers: Hyperparameters,
+    origin: Any,
+    axis_name: str | None = None,
+):
     if origin is not None:
         origin, _ = models.split_params(origin, recipe.trains)
     return make_optimizer(
         numbers,
-        _clip(recipe, numbers),
+        _clip(recipe, numbers, axis_name),
         recipe.b1,
         recipe.b2,
         prior=origin if recipe.prior_decay else None,
@@ -273,12 +331,13 @@ def _optimizer(recipe: Recipe, numbers: Hyperparameters, origin: Any):
     )
 
 
-def _clip(recipe: Recipe, numbers: Hyperparameters):
+def _clip(recipe: Recipe, numbers: Hyperparameters, axis_name: str | None):
     return make_clip(
         numbers,
         recipe.clip,
         recipe.components,
         zero_nonfinite=recipe.nonfinite == "zero_component",
+        axis_name=axis_name,
     )
 
 

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from cwgnc_jax import models
+from train.batches import TokenArrays
 from train.steps import Recipe
 
 WORDS = "the a dog cat dogs cats sleeps sleep sees see not often . ?".split()
@@ -37,6 +38,16 @@ def a_batch(rows=6, seed=0):
         "labels": rng.integers(0, 2, rows).astype(np.int32),
         "weights": np.ones(rows, np.float32),
     }
+
+
+def tokens_of(model, count, seed=0):
+    """A training set of random tokens, of examples of 3 to 8 tokens."""
+    rng = np.random.default_rng(seed)
+    mask = (np.arange(8) < rng.integers(3, 9, (count, 1))).astype(np.int32)
+    ids = rng.integers(5, model.vocab_size, mask.shape, np.int32)
+    types = rng.integers(0, 2, mask.shape, np.int32)
+    labels = rng.integers(0, 2, count, np.int32)
+    return TokenArrays(ids * mask, mask, types * mask, labels)
 
 
 @pytest.fixture(scope="session")
