@@ -37,8 +37,8 @@ _MODULES = {
     "ffn/lin2": "output",
     "output_layer_norm": "output LayerNorm",
     "pooler/dense": "pooler",
-    "pre_classifier": "pooler",
-    "classifier/dense": "pooler",
+    "pre_classifier": "head dense",
+    "classifier/dense": "head dense",
     "classifier/out_proj": "classifier",
     "classifier": "classifier",
 }
