@@ -67,8 +67,8 @@ def apply(
       input_ids: Token ids, integers of shape (batch, length).
       attention_mask: 1 (or True) for tokens, 0 for padding; shape (batch, length). With
         ``first_tokens`` the tokens of a row's examples have 1, 2, and so on.
-      token_type_ids: Segment ids, integers of shape (batch, length); types of models
-        without segments pass over them.
+      token_type_ids: Segment ids, integers of shape (batch, length); models of one
+        type of them, or of none, pass over them.
       first_tokens: For rows of several examples where each example begins, counted
         through all rows: row * length + column, integers of shape (examples,). Without
         it each row is one example.
