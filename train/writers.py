@@ -9,8 +9,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Protocol, Self
 
+# The extras that install them have the names of the writers.
 _PACKAGES = {"tensorboard": "tensorboardX", "wandb": "wandb"}
-# The extras of pyproject.toml have the names of the writers.
 
 
 class Writer(Protocol):
