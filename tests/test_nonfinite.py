@@ -114,6 +114,46 @@ def test_the_largest_numbers_of_short_dtypes_are_clipped(dtype, nonfinite):
     np.testing.assert_allclose(norm, float(grads["w"][0]), rtol=1e-6)
 
 
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_short_dtypes_have_the_same_policies(dtype, bad):
+    grads = {"bad": jnp.array([bad, 1.0], dtype), "good": jnp.array([3.0, 4.0], dtype)}
+    for nonfinite, expected in (
+        ("propagate", [np.nan, np.nan if np.isnan(bad) else 0]),
+        ("zero", [0, 0]),
+    ):
+        updates, _ = clipped(grads, nonfinite=nonfinite)
+        assert {leaf.dtype for leaf in updates.values()} == {jnp.dtype(dtype)}
+        np.testing.assert_array_equal(np.float32(updates["bad"]), expected)
+        np.testing.assert_allclose(np.float32(updates["good"]), [0.6, 0.8], rtol=2**-8)
+
+
+@pytest.mark.parametrize("nonfinite", ["propagate", "zero"])
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float32])
+def test_a_norm_that_overflows_zeroes_its_component_under_each_policy(dtype, nonfinite):
+    grads = {"loud": jnp.array([1e30, 1e30], dtype), "good": jnp.array([3.0, 4.0])}
+    assert np.isinf(component_norms(grads)["loud"])
+    updates, _ = clipped(grads, nonfinite=nonfinite)
+    np.testing.assert_array_equal(np.float32(updates["loud"]), [0, 0])
+    np.testing.assert_allclose(updates["good"], [0.6, 0.8], rtol=1e-5)
+    # Without a clip, the one policy takes it as it is and the other as lost.
+    updates, _ = clipped(grads, jnp.inf, nonfinite=nonfinite)
+    expected = grads["loud"] if nonfinite == "propagate" else jnp.zeros(2, dtype)
+    np.testing.assert_array_equal(updates["loud"], expected)
+
+
+@pytest.mark.parametrize("nonfinite", ["propagate", "zero"])
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16, jnp.float32])
+def test_denormals_stay_or_are_taken_for_zeros(dtype, nonfinite):
+    least = np.asarray(jnp.finfo(dtype).smallest_subnormal)
+    grads = {"tiny": jnp.asarray(np.full(3, least)), "good": jnp.array([3.0, 4.0])}
+    for max_norm in (1.0, 1e-30, np.inf):
+        updates, _ = clipped(grads, max_norm, nonfinite=nonfinite)
+        assert updates["tiny"].dtype == dtype
+        assert set(np.float64(updates["tiny"])) <= {0.0, np.float64(least)}
+    np.testing.assert_array_equal(updates["good"], grads["good"])
+
+
 def test_an_unknown_policy_is_refused():
     with pytest.raises(ValueError, match="'propagate' or 'zero', got 'skip'"):
         component_clip_by_global_norm(1.0, nonfinite="skip")

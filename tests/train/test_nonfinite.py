@@ -62,6 +62,24 @@ def test_without_the_policy_nan_has_its_way_and_with_zero_it_has_not():
     assert counts and all(count == 1 for count in counts)
 
 
+def test_a_norm_that_overflows_is_skipped_or_zeroed_and_never_spreads():
+    # Gradients of 1e20 are finite numbers, and their squares are not.
+    run = start()
+    head = run.params["classifier"] | {
+        "kernel": 1e20 * run.params["classifier"]["kernel"]
+    }
+    loud = run._replace(params=run.params | {"classifier": head})
+    skipped, metrics = step_of("skip_step")(loud, a_batch())
+    norms = np.array(list(metrics.norms.values()))
+    assert np.isinf(norms).any() and not np.isnan(norms).any()
+    chex.assert_trees_all_equal(skipped.params, loud.params)
+    for policy in ("propagate", "zero_component"):
+        stepped, _ = step_of(policy)(loud, a_batch())
+        assert all(jnp.isfinite(x).all() for x in jax.tree.leaves(stepped.params))
+        before, after = (x.params["classifier"]["bias"] for x in (loud, stepped))
+        assert not jnp.array_equal(before, after)
+
+
 @pytest.mark.parametrize("policy", ["skip_step", "zero_component"])
 def test_a_finite_step_is_the_same_under_every_policy(policy):
     expected, _ = step_of("propagate")(start(), a_batch())
