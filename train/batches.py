@@ -18,12 +18,7 @@ first_tokens, where each example begins."""
 
 
 _TOKENIZED_AT_ONCE = 4096
-_VOCABULARIES = (
-    ("tokenizer.json",),
-    ("vocab.txt",),
-    ("vocab.json", "merges.txt"),
-    ("sentencepiece.bpe.model",),
-)
+_VOCABULARIES = (("tokenizer.json",), ("vocab.txt",), ("vocab.json", "merges.txt"))
 _TOKENIZER_FILES = (
     *itertools.chain.from_iterable(_VOCABULARIES),
     "tokenizer_config.json",

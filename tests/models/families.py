@@ -32,9 +32,6 @@ CONFIGS: dict[str, models.EncoderConfig] = {
     "electra": models.ElectraConfig(
         **_SHAPE, **_RATES, max_position_embeddings=16, embedding_size=16
     ),
-    "electra of one width": models.ElectraConfig(
-        **_SHAPE, **_RATES, max_position_embeddings=16, embedding_size=24
-    ),
     "distilbert": models.DistilBertConfig(
         vocab_size=99,
         dim=24,

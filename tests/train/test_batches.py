@@ -121,7 +121,9 @@ def test_an_empty_or_unknown_text_has_its_special_tokens(tokenizer):
     assert arrays.input_ids[:, :3].tolist() == [[CLS, SEP, PAD], [CLS, UNK, SEP]]
 
 
-@pytest.mark.parametrize("name", ["config.json", "vocab.json", "merges.txt"])
+@pytest.mark.parametrize(
+    "name", ["config.json", "vocab.json", "sentencepiece.bpe.model"]
+)
 def test_a_model_without_a_tokenizer_is_reported(tmp_path, name):
     # transformers would make up a tokenizer that knows no words from this file.
     (tmp_path / name).write_text('{"model_type": "bert"}')

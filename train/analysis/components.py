@@ -49,8 +49,8 @@ _MODULES = {
     "head/dense": "pooler",
     "head/norm": "pooler LayerNorm",
     "pooler/dense": "pooler",
-    "pre_classifier": "pooler",
-    "classifier/dense": "pooler",
+    "pre_classifier": "head dense",
+    "classifier/dense": "head dense",
     "classifier/out_proj": "classifier",
     "classifier": "classifier",
 }

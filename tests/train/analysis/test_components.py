@@ -152,7 +152,7 @@ def test_components_of_other_encoders_are_known_too():
         (1, "key bias"),
         (2, "output LayerNorm scale"),
         (0, "projection kernel"),
-        (3, "pooler kernel"),
+        (3, "head dense kernel"),
         (3, "classifier bias"),
     ]
     assert [part.is_key_bias for part in parts] == [False, True, *[False] * 4]
