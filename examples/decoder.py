@@ -113,7 +113,7 @@ def train(blocks: int, steps: int) -> tuple[list[float], cwgnc_jax.ClipReport]:
 
 def main() -> None:
     """Prints how the loss falls and which components were clipped at the end."""
-    losses, report = train(blocks=4, steps=100)
+    losses, report = train(blocks=4, steps=20)
     print(f"loss {losses[0]:.2f} -> {losses[-1]:.2f} in {len(losses)} steps")
     for name, coefficient in report.coefficient.items():
         print(f"{float(coefficient):.3f}  {float(report.norm[name]):.3f}  {name}")

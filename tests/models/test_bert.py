@@ -9,6 +9,7 @@ from flax import traverse_util
 
 from cwgnc_jax import models
 from cwgnc_jax.models import attention, bert, layers
+from cwgnc_jax.models.batch import read_tokens
 from cwgnc_jax.models.parameters import parameter_shapes
 
 # Without jit every operation is compiled on its own, which takes longer.
@@ -94,6 +95,12 @@ def test_a_boolean_mask_and_the_lack_of_a_jit_change_nothing(config, params, bat
     output = models.apply(config, params, input_ids, mask, token_type_ids)
     chex.assert_trees_all_close(output, apply(config, params, *batch), atol=2e-5)
     assert len(output.hidden_states) == config.num_hidden_layers
+
+
+def test_token_types_that_are_left_out_are_zero(config, batch):
+    tokens = read_tokens(config, *batch[:2], None, None)
+    expected = read_tokens(config, *batch[:2], np.zeros((2, 9), np.int32), None)
+    chex.assert_trees_all_equal(tokens, expected)
 
 
 def test_dropout_rate_zero_is_no_dropout(config, params, batch):

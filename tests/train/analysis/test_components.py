@@ -42,7 +42,7 @@ def test_components_of_modern_bert_know_theirs_as_well():
     assert [part.depth for part in parts] == [23, 0, 23, 22]
     assert parts[3].kind == "attn/Wqkv/kernel"
     assert [part.label for part in parts] == [
-        "pooler kernel",
+        "head dense kernel",
         "words",
         "last LayerNorm scale",
         "query, key and value kernel",
