@@ -68,14 +68,17 @@ def weights(tmp_path_factory):
     )
 
 
-def start(weights, layout):
-    # At a tiny eps Adam makes whole steps of the key biases' rounding errors.
-    optimizer = OptimizerConfig(learning_rate=1e-3, eps=1e-3, weight_decay=0.1)
-    numbers = hyperparameters(optimizer, RegularizationConfig(dropout=0.0), STEPS)
-    return parallel.init_runs(RECIPE, weights, [(1, 1)], [numbers], layout)
+# At a tiny eps Adam makes whole steps of the key biases' rounding errors.
+OPTIMIZER = OptimizerConfig(learning_rate=1e-3, eps=1e-3, weight_decay=0.1)
 
 
-def program_of(layout, batch=BATCH, accumulate=1, steps=range(STEPS)):
+def start(weights, layout, recipe=RECIPE, optimizer=OPTIMIZER, mixout=0.0):
+    regularization = RegularizationConfig(dropout=0.0, mixout=mixout)
+    numbers = hyperparameters(optimizer, regularization, STEPS)
+    return parallel.init_runs(recipe, weights, [(1, 1)], [numbers], layout)
+
+
+def program_of(layout, batch=BATCH, accumulate=1, steps=range(STEPS), recipe=RECIPE):
     """A program of some steps, and what it takes besides the run."""
     parts = accumulate * layout.data_devices
     how = make_packing(ARRAYS, "packed", batch, 8, parts=parts)
@@ -83,7 +86,7 @@ def program_of(layout, batch=BATCH, accumulate=1, steps=range(STEPS)):
     shape = how.shapes[-1]
     plans = [how.plan(1, step, shape) for step in steps]
     return (
-        compile_shared_steps(RECIPE, layout, shape),
+        compile_shared_steps(recipe, layout, shape),
         place_training_set(layout, training_set(ARRAYS)),
         place_shared_plans(layout, plans),
     )
@@ -117,6 +120,27 @@ def test_parts_and_devices_without_examples_change_nothing(
     expected = finish(weights, ONE_RUN, batch=batch)
     found = finish(weights, layout_of(name), batch=batch, accumulate=accumulate)
     chex.assert_trees_all_close(found, expected, rtol=1e-4, atol=3e-6)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["jit on 4", "split over 4"])
+def test_decays_mixout_and_skipped_steps_are_those_of_one_device(name, weights):
+    recipe = dataclasses.replace(
+        RECIPE,
+        **{"mixout": True, "prior_decay": True, "layer_decay": True},
+        **{"nonfinite": "skip_step", "components": "by_layer", "remat": True},
+    )
+    optimizer = dataclasses.replace(OPTIMIZER, prior_decay=0.1, layer_decay=0.9)
+
+    def made(layout):
+        program, *inputs = program_of(layout, recipe=recipe, accumulate=1)
+        run = start(weights, layout, recipe, optimizer, mixout=0.3)
+        run, metrics = program(run, *inputs)
+        return on_host(run.params), *jax.device_get((metrics.loss, metrics.norms))
+
+    chex.assert_trees_all_close(
+        made(layout_of(name)), made(ONE_RUN), rtol=1e-4, atol=3e-6
+    )
 
 
 def collectives(program, run, inputs):
