@@ -25,7 +25,7 @@ from train.data_parallel import (
 from train.evaluation import evaluation_packing, predict_logits
 from train.optimizer import hyperparameters
 from train.packing import make_packing, training_set
-from train.parallel import ONE_RUN, place_training_set
+from train.parallel import ONE_RUN, Layout, device_mesh, place_training_set
 
 pytestmark = pytest.mark.usefixtures("compilation_cache")
 # Large enough that the kernels are split, the largest axis of each differing.
@@ -141,6 +141,21 @@ def test_decays_mixout_and_skipped_steps_are_those_of_one_device(name, weights):
     chex.assert_trees_all_close(
         made(layout_of(name)), made(ONE_RUN), rtol=1e-4, atol=3e-6
     )
+
+
+@pytest.mark.slow
+def test_devices_of_a_study_share_batches_of_any_size(weights, alone):
+    layout = Layout(1, 1, device_mesh(jax.devices(), 8))
+    how = make_packing(ARRAYS, "packed", BATCH, 8, multiple=8)
+    assert how.plan(1, 0, how.shapes[-1]).weights.shape == (16,)
+    plans = [how.plan(1, step, how.shapes[-1]) for step in range(STEPS)]
+    run, metrics = parallel.compile_train_steps(RECIPE, layout, how.shapes[-1])(
+        start(weights, layout),
+        place_training_set(layout, training_set(ARRAYS)),
+        parallel.place_plans(layout, [plans]),
+    )
+    found = on_host(run.params), *jax.device_get((metrics.loss, metrics.norms))
+    chex.assert_trees_all_close(found, alone, rtol=1e-4, atol=3e-6)
 
 
 def collectives(program, run, inputs):
