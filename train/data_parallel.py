@@ -11,6 +11,8 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import NamedSharding, PartitionSpec
 
+from train import hosts
+from train.config import DevicesConfig
 from train.packing import Plan, Shape, TrainingSet, packed_batch
 from train.parallel import (
     ONE_RUN,
@@ -82,6 +84,36 @@ class SharedLayout(Layout):
             return None
         even = [i for i, size in enumerate(shape) if size % self.data_devices == 0]
         return max(even, key=lambda i: shape[i], default=None)
+
+
+def choose_layout(config: DevicesConfig, examples: int) -> Layout:
+    """Decides which devices share the batches of one run.
+
+    Args:
+      config: What was asked for.
+      examples: The most that devices share at a time.
+
+    Returns:
+      The layout.
+
+    Raises:
+      ValueError: If there are not so many devices, or they cannot do what is asked for.
+    """
+    devices = jax.devices()
+    if not hosts.alone():
+        if config.devices is not None:
+            raise ValueError(
+                f"--devices {config.devices}: several processes use all of their "
+                f"devices; drop --devices"
+            )
+    elif config.devices is not None:
+        if config.devices > len(devices):
+            raise ValueError(f"--devices {config.devices}: there are {len(devices)}")
+        devices = devices[: config.devices]
+    else:
+        # Those of a CPU share its cores.
+        devices = devices[: 1 if jax.default_backend() == "cpu" else examples]
+    return shared_layout(devices, config.strategy, config.shard_params)
 
 
 def shared_layout(

@@ -26,6 +26,8 @@ def join(config: HostsConfig) -> None:
     """
     if config.coordinator is None:
         return
+    # It would take SIGTERM, which is agreed on with the steps that are under way.
+    jax.config.update("jax_enable_preemption_service", False)
     try:
         if config.coordinator == "auto":
             jax.distributed.initialize()

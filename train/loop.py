@@ -79,7 +79,9 @@ def prepare(config: FinetuneConfig) -> Prepared:
     check_finetune(config)
     check_clip(config.optimizer)
     check_writers(config.writers)
-    layout = _layout(config)
+    layout = data_parallel.choose_layout(
+        config.devices, config.batch_size // config.accumulate
+    )
     if config.resume:
         check_settings(config)
     else:
@@ -109,7 +111,7 @@ def prepare(config: FinetuneConfig) -> Prepared:
     )
     restart = Restart()
     if config.resume:
-        restart = find_restart(config, inputs, layout.description, _say)
+        restart = find_restart(config, inputs, _say, layout.description)
     return Prepared(
         *(config, inputs, recipe, packing, config.epochs * steps, layout, restart)
     )
@@ -339,7 +341,8 @@ def _train(prepared: Prepared, run: Run, interruption: Interruption) -> _Trained
             # A signal may come when all is done that this step asks for.
             scored = end in scored_at and metrics
             value = score(end, run) if scored else None
-            signum, due = agreed(interruption.signum, int(checkpoints.due()))
+            due = hosts.is_first() and checkpoints.due()
+            signum, due = agreed(interruption.signum, int(due))
             best = config.keep_best and scored
             if end > saved and (best or signum or due):
                 saved = end
@@ -369,28 +372,6 @@ def _train(prepared: Prepared, run: Run, interruption: Interruption) -> _Trained
 
 def _checkpoints(config: FinetuneConfig) -> Path:
     return config.workdir / "checkpoint"
-
-
-def _layout(config: FinetuneConfig) -> Layout:
-    """How the run lies on the devices there are."""
-    devices, wanted = jax.devices(), config.devices.devices
-    if not hosts.alone():
-        if wanted is not None:
-            raise ValueError(
-                f"--devices {wanted}: several processes use all of their devices; "
-                f"drop --devices"
-            )
-    elif wanted is not None:
-        if wanted > len(devices):
-            raise ValueError(f"--devices {wanted}: there are {len(devices)}")
-        devices = devices[:wanted]
-    elif jax.default_backend() == "cpu":
-        devices = devices[:1]
-    else:
-        devices = devices[: config.batch_size // config.accumulate]
-    return data_parallel.shared_layout(
-        devices, config.devices.strategy, config.devices.shard_params
-    )
 
 
 def _say(line: str) -> None:

@@ -60,6 +60,8 @@ class Packing:
     """The one that held all batches of those drawn to choose the shapes."""
     parts: int = 1
     """Into how many parts a batch is split, each in rows of its own."""
+    multiple: int = 1
+    """What the numbers of rows and of examples of a part are divisible by."""
 
     def shape(self, seeds: Sequence[int], steps: Sequence[int]) -> Shape:
         """The shape of the steps of one program.
@@ -100,7 +102,7 @@ class Packing:
         )
 
     def _plan(self, examples: np.ndarray, shape: Shape) -> Plan:
-        size = -(-self.batch_size // self.parts)
+        size = rounded(-(-self.batch_size // self.parts), self.multiple)
         # What fills up lies behind the last row, that is nowhere.
         plan = Plan(
             np.zeros(size, np.int32),
@@ -144,7 +146,8 @@ def make_packing(
       padding: How examples lie in rows.
       batch_size: Examples a batch.
       max_length: The length of rows for ``max_length``.
-      multiple: What the number of rows must be divisible by.
+      multiple: What the numbers of rows and of examples must be divisible by; what is
+        missing is filled up with examples of weight 0.
       parts: Into how many parts a batch is split, each in rows of its own.
 
     Returns:
@@ -154,7 +157,7 @@ def make_packing(
     whole = rounded(-(-batch_size // parts), multiple)
     if padding == "max_length":
         shape = (whole, max_length)
-        return Packing(padding, lengths, batch_size, (shape,), shape, parts)
+        return Packing(padding, lengths, batch_size, (shape,), shape, parts, multiple)
     drawn = [
         lengths[part]
         for step in range(_SAMPLED_BATCHES)
@@ -175,7 +178,9 @@ def make_packing(
     row_for_each = whole, usual[1] if padding == "packed" else longest
     if usual != row_for_each:
         shapes.append(row_for_each)
-    return Packing(padding, lengths, batch_size, tuple(shapes), usual, parts)
+    return Packing(
+        *(padding, lengths, batch_size, tuple(shapes), usual, parts, multiple)
+    )
 
 
 def _packed_shapes(

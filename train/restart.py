@@ -45,7 +45,7 @@ class Restart:
     records: dict[str, Any] = dataclasses.field(default_factory=dict)
 
     def notes(
-        self, config: FinetuneConfig, inputs: Inputs, devices: int | str
+        self, config: FinetuneConfig, inputs: Inputs, devices: int | str = 1
     ) -> dict[str, Any]:
         """What is written into a checkpoint beside the state of the run."""
         state = dataclasses.asdict(self)
@@ -108,17 +108,17 @@ def check_settings(config: FinetuneConfig) -> None:
 def find_restart(
     config: FinetuneConfig,
     inputs: Inputs,
-    devices: int | str,
     say: Callable[[str], None],
+    devices: int | str = 1,
 ) -> Restart:
     """Finds where a run goes on.
 
     Args:
       config: The run's config.
       inputs: The run's data and weights.
-      devices: How many are used, and how if there are several.
       say: Is told of checkpoints that are not used, and whether the bits of this one
         are to be the same as without interruption.
+      devices: How many are used, and how if there are several.
 
     Returns:
       The newest whole checkpoint, with records as they were at its time; the start if

@@ -45,7 +45,9 @@ def finish(accumulate, padding, dropout=0.0):
     return jax.device_get((run.params, metrics.loss, metrics.norms))
 
 
-@pytest.mark.parametrize("padding", ["packed", "longest"])
+@pytest.mark.parametrize(
+    "padding", ["packed", pytest.param("longest", marks=pytest.mark.slow)]
+)
 def test_parts_of_unequal_weight_make_the_run_of_whole_batches(padding):
     # Of the four examples of a last batch two parts have none.
     expected, found = finish(1, padding), finish(6, padding)
@@ -55,6 +57,7 @@ def test_parts_of_unequal_weight_make_the_run_of_whole_batches(padding):
     assert max(jax.tree.leaves(moved)) > 1e-2
 
 
+@pytest.mark.slow
 def test_every_part_has_dropout_of_its_own():
     # Four parts of the same three examples would have the same loss.
     one, parts = finish(1, "packed", 0.5)[1], finish(4, "packed", 0.5)[1]
@@ -75,6 +78,7 @@ def test_the_examples_of_a_part_are_in_its_own_rows():
     assert sorted(seen) == list(range(40))
 
 
+@pytest.mark.slow
 def test_parts_need_the_memory_of_one():
     def temporaries(accumulate):
         arrays = tokens_of(MODEL, 512)
@@ -92,6 +96,7 @@ def test_parts_need_the_memory_of_one():
     assert temporaries(16) < temporaries(1) / 4
 
 
+@pytest.mark.slow
 def test_finetune_in_parts_records_the_losses_of_whole_batches(
     tiny_model, tiny_data, tmp_path
 ):

@@ -25,7 +25,7 @@ from train.data_parallel import (
 from train.evaluation import evaluation_packing, predict_logits
 from train.optimizer import hyperparameters
 from train.packing import make_packing, training_set
-from train.parallel import ONE_RUN, place_training_set
+from train.parallel import ONE_RUN, Layout, device_mesh, place_training_set
 
 pytestmark = pytest.mark.usefixtures("compilation_cache")
 # Large enough that the kernels are split, the largest axis of each differing.
@@ -68,14 +68,17 @@ def weights(tmp_path_factory):
     )
 
 
-def start(weights, layout):
-    # At a tiny eps Adam makes whole steps of the key biases' rounding errors.
-    optimizer = OptimizerConfig(learning_rate=1e-3, eps=1e-3, weight_decay=0.1)
-    numbers = hyperparameters(optimizer, RegularizationConfig(dropout=0.0), STEPS)
-    return parallel.init_runs(RECIPE, weights, [(1, 1)], [numbers], layout)
+# At a tiny eps Adam makes whole steps of the key biases' rounding errors.
+OPTIMIZER = OptimizerConfig(learning_rate=1e-3, eps=1e-3, weight_decay=0.1)
 
 
-def program_of(layout, batch=BATCH, accumulate=1, steps=range(STEPS)):
+def start(weights, layout, recipe=RECIPE, optimizer=OPTIMIZER, mixout=0.0):
+    regularization = RegularizationConfig(dropout=0.0, mixout=mixout)
+    numbers = hyperparameters(optimizer, regularization, STEPS)
+    return parallel.init_runs(recipe, weights, [(1, 1)], [numbers], layout)
+
+
+def program_of(layout, batch=BATCH, accumulate=1, steps=range(STEPS), recipe=RECIPE):
     """A program of some steps, and what it takes besides the run."""
     parts = accumulate * layout.data_devices
     how = make_packing(ARRAYS, "packed", batch, 8, parts=parts)
@@ -83,7 +86,7 @@ def program_of(layout, batch=BATCH, accumulate=1, steps=range(STEPS)):
     shape = how.shapes[-1]
     plans = [how.plan(1, step, shape) for step in steps]
     return (
-        compile_shared_steps(RECIPE, layout, shape),
+        compile_shared_steps(recipe, layout, shape),
         place_training_set(layout, training_set(ARRAYS)),
         place_shared_plans(layout, plans),
     )
@@ -119,6 +122,42 @@ def test_parts_and_devices_without_examples_change_nothing(
     chex.assert_trees_all_close(found, expected, rtol=1e-4, atol=3e-6)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["jit on 4", "split over 4"])
+def test_decays_mixout_and_skipped_steps_are_those_of_one_device(name, weights):
+    recipe = dataclasses.replace(
+        RECIPE,
+        **{"mixout": True, "prior_decay": True, "layer_decay": True},
+        **{"nonfinite": "skip_step", "components": "by_layer", "remat": True},
+    )
+    optimizer = dataclasses.replace(OPTIMIZER, prior_decay=0.1, layer_decay=0.9)
+
+    def made(layout):
+        program, *inputs = program_of(layout, recipe=recipe, accumulate=1)
+        run = start(weights, layout, recipe, optimizer, mixout=0.3)
+        run, metrics = program(run, *inputs)
+        return on_host(run.params), *jax.device_get((metrics.loss, metrics.norms))
+
+    chex.assert_trees_all_close(
+        made(layout_of(name)), made(ONE_RUN), rtol=1e-4, atol=3e-6
+    )
+
+
+@pytest.mark.slow
+def test_devices_of_a_study_share_batches_of_any_size(weights, alone):
+    layout = Layout(1, 1, device_mesh(jax.devices(), 8))
+    how = make_packing(ARRAYS, "packed", BATCH, 8, multiple=8)
+    assert how.plan(1, 0, how.shapes[-1]).weights.shape == (16,)
+    plans = [how.plan(1, step, how.shapes[-1]) for step in range(STEPS)]
+    run, metrics = parallel.compile_train_steps(RECIPE, layout, how.shapes[-1])(
+        start(weights, layout),
+        place_training_set(layout, training_set(ARRAYS)),
+        parallel.place_plans(layout, [plans]),
+    )
+    found = on_host(run.params), *jax.device_get((metrics.loss, metrics.norms))
+    chex.assert_trees_all_close(found, alone, rtol=1e-4, atol=3e-6)
+
+
 def collectives(program, run, inputs):
     """How many there are of each in the compiled program, and lines with them."""
     lines = program.lower(run, *inputs).compile().as_text().splitlines()
@@ -136,13 +175,26 @@ def test_devices_sum_their_gradients_once_and_exchange_nothing_else(weights):
     lowered = program.lower(run, *inputs).as_text()
     # Each parameter's gradient, the loss, and the weight of all examples, as the
     # program says it; the compiler may join them.
-    leaves = len(jax.tree.leaves(run.params))
-    assert lowered.count("stablehlo.all_reduce") == leaves + 2
-    found = collectives(program, run, inputs)
-    assert 1 <= len(found["all-reduce"]) <= leaves + 2
-    assert not found["all-gather"] + found["reduce-scatter"] + found["all-to-all"]
+    assert lowered.count("stablehlo.all_reduce") == len(jax.tree.leaves(run.params)) + 2
+    for other in ("all_gather", "reduce_scatter", "all_to_all", "collective_permute"):
+        assert f"stablehlo.{other}" not in lowered
 
 
+def test_no_norm_of_split_parameters_is_summed_alone(weights):
+    layout = layout_of("split over 8")
+    program, *inputs = program_of(layout, steps=range(1))
+    run = start(weights, layout)
+    lowered = program.lower(run, *inputs).as_text()
+    leaves = jax.tree.leaves(run.params)
+    whole = sum(leaf.is_fully_replicated for leaf in leaves)
+    # The gradients of what is whole, the loss, the weight of all examples, and twice
+    # the norms of all components: for the clip and for the records.
+    assert lowered.count("stablehlo.all_reduce") == whole + 4
+    assert lowered.count("stablehlo.all_gather") == len(leaves) - whole
+    assert lowered.count("stablehlo.reduce_scatter") == len(leaves) - whole
+
+
+@pytest.mark.slow
 def test_the_clip_of_split_parameters_takes_one_collective_for_all(weights):
     layout = layout_of("split over 8")
     program, *inputs = program_of(layout, steps=range(1))
@@ -191,8 +243,9 @@ def test_a_checkpoint_of_split_parameters_goes_on_on_other_devices(
     name, weights, tmp_path
 ):
     layout = layout_of("split over 8")
-    program, *inputs = program_of(layout, steps=range(2))
-    run, _ = program(start(weights, layout), *inputs)
+    run = start(weights, layout)
+    state = jax.tree.map(lambda x: x + 2, (run.params, run.opt_state, run.step))
+    run = run._replace(params=state[0], opt_state=state[1], step=state[2])
     before = on_host(run.params)
     moments = jax.device_get(run.opt_state)
     with checkpoint.Checkpoints(tmp_path / "c") as checkpoints:
@@ -223,6 +276,7 @@ def test_logits_of_any_number_of_examples_are_those_of_one_device(name, weights)
     assert np.ptp(expected, axis=1).min() > 1e-2
 
 
+@pytest.mark.slow
 def test_each_device_has_dropout_of_its_own(weights):
     def losses(layout):
         run = start(weights, layout)
@@ -271,6 +325,7 @@ def results_of(workdir):
     return [json.loads(line)["loss"] for line in lines], results["scores"]
 
 
+@pytest.mark.slow
 def test_finetune_on_several_devices_is_finetune_on_one(finetune, tmp_path):
     assert finetune("one") == 0
     assert finetune("three", "--devices", "3") == 0

@@ -68,15 +68,6 @@ def prepare_study(
     mesh = parallel.device_mesh(devices[: config.devices], config.data_devices)
     if config.runs_per_program != "auto":
         parallel.Layout(config.runs_per_program, 1, mesh)
-    for flag, rows in (
-        ("--batch-size", config.batch_size),
-        ("--eval-batch-size", config.eval_batch_size),
-    ):
-        if rows % config.data_devices:
-            raise ValueError(
-                f"{flag} {rows} cannot be split evenly over --data-devices "
-                f"{config.data_devices}"
-            )
     load_checkpoint = functools.cache(
         lambda num_labels: models.load_pretrained(
             config.model,
