@@ -57,7 +57,7 @@ class BertConfig(BertLikeConfig):
 class _Bert(nnx.Module):
     def __init__(self, config, dtype, rngs):
         self.embeddings = layers.Embeddings(config, config.hidden_size, dtype, rngs)
-        self.encoder = layers.Encoder(config, dtype, rngs)
+        self.encoder = layers.Stack(config, dtype, rngs)
         self.pooler = layers.Dense(config, config.hidden_size, dtype, rngs)
 
 

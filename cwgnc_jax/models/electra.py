@@ -58,7 +58,7 @@ class _Electra(nnx.Module):
             if narrow == width
             else nnx.Linear(narrow, width, dtype=dtype, rngs=rngs)
         )
-        self.encoder = layers.Encoder(config, dtype, rngs)
+        self.encoder = layers.Stack(config, dtype, rngs)
 
     def embed(self, tokens, noise):
         x = self.embeddings(tokens)

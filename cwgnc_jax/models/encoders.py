@@ -50,7 +50,7 @@ class Encoder:
     """What stands between the layers and the head; not every checkpoint has it."""
 
 
-# What it was pretrained with: a pooler that its classifier has no use for, and a head.
+# Published ones have a pooler, which the classifier passes over.
 _ROBERTA = Encoder(
     config=RobertaConfig,
     module=RobertaForSequenceClassification,

@@ -109,7 +109,7 @@ class _Layer(nnx.Module):
         return self.output(gelu(self.intermediate.dense(x)), x, noise.at(2))
 
 
-class Encoder(nnx.Module):
+class Stack(nnx.Module):
     """A stack of BERT's layers."""
 
     def __init__(self, config, dtype, rngs):

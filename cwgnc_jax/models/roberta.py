@@ -91,7 +91,7 @@ class _Roberta(nnx.Module):
         self.embeddings = layers.Embeddings(
             config, config.hidden_size, dtype, rngs, config.first_position
         )
-        self.encoder = layers.Encoder(config, dtype, rngs)
+        self.encoder = layers.Stack(config, dtype, rngs)
 
 
 class RobertaForSequenceClassification(nnx.Module):
