@@ -42,7 +42,7 @@ _MODULES = {
     "attn_norm": "attention LayerNorm",
     "attn/Wqkv": "query, key and value",
     "attn/Wo": "attention output",
-    "mlp_norm": "output LayerNorm",
+    "mlp_norm": "feed-forward LayerNorm",
     "mlp/Wi": "intermediate",
     "mlp/Wo": "output",
     "model/final_norm": "last LayerNorm",
