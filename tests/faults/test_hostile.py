@@ -77,6 +77,15 @@ def test_no_name_out_of_a_file_moves_the_cursor(inputs, capsys):
     assert r"\x1b[2J\ud800x.safetensors" in line
 
 
+def test_a_token_that_the_model_has_no_embedding_for_is_refused(inputs, capsys):
+    vocabulary = (inputs.good / "model/vocab.txt").read_bytes()
+    words = b"\n".join(b"word%d" % i for i in range(90))
+    content = vocabulary.replace(b"\nthe\n", b"\n" + words + b"\nthe\n")
+    of = Hostile("tokenizers", {"model/vocab.txt": content})
+    line = refused(capsys, finetune(inputs.write(of), of))
+    assert "the tokenizer gives the token" in line and "model has 19 of them" in line
+
+
 @pytest.mark.parametrize(
     "labels",
     [

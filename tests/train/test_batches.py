@@ -1,3 +1,5 @@
+import copy
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -31,6 +33,31 @@ def arrays_of(count):
     # Row i is full of i, so that a batch shows which rows it took.
     ids = np.arange(count, dtype=np.int32)[:, None] * np.ones((1, LENGTH), np.int32)
     return TokenArrays(ids, np.ones_like(ids), np.zeros_like(ids), ids[:, 0])
+
+
+def test_tokens_beyond_the_models_are_refused(tokenizer):
+    tokens = batches.encode(tokenizer, (["a"], ["d"]), 8)
+    batches.check_tokens(tokens, len(WORDS), 2)
+    with pytest.raises(ValueError, match="the token 8, and the model has 8 of them"):
+        batches.check_tokens(tokens, 8, 2)
+    with pytest.raises(ValueError, match="token type 1, and the model has 1 of them"):
+        batches.check_tokens(tokens, 9, 1)
+
+
+def test_a_tokenizer_that_fails_is_named(tokenizer):
+    class Failing:
+        def num_special_tokens_to_add(self, pair):
+            return 2
+
+        def __call__(self, *texts, **options):
+            raise Exception("no [UNK]\nand more")
+
+    with pytest.raises(ValueError, match=r"tokenizer fails: no \[UNK\]; see that its"):
+        batches.encode(Failing(), (["a"],), 8)
+    without = copy.deepcopy(tokenizer)
+    without.pad_token = None
+    with pytest.raises(ValueError, match="tokenizer names no token that fills up"):
+        batches.encode(without, (["a"],), 8)
 
 
 def visited(batch):

@@ -134,15 +134,12 @@ def test_a_stopped_run_goes_on_to_the_same_bits(
 def test_a_signal_in_the_last_evaluation_costs_nothing_but_it(
     flags, unbroken, tmp_path, monkeypatch, capsys, signum, batch
 ):
-    real = loop.evaluate
+    real, calls = loop.evaluate, []
 
     def evaluate(step_fn, *rest):
-        calls = 0
-
         def counted(*arguments):
-            nonlocal calls
-            calls += 1
-            if calls == batch:
+            calls.append(1)
+            if len(calls) == batch:
                 os.kill(os.getpid(), signum)
             return step_fn(*arguments)
 
@@ -152,6 +149,7 @@ def test_a_signal_in_the_last_evaluation_costs_nothing_but_it(
     with monkeypatch.context() as patch:
         patch.setattr(loop, "evaluate", evaluate)
         assert main(flags("--resume")) == 128 + signum
+    assert len(calls) == batch
     assert "the same command with --resume goes on" in capsys.readouterr().err
     [path] = (tmp_path / "run" / "checkpoint").iterdir()
     assert path.name == "00000012" and damage(path) is None
