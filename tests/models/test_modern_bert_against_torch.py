@@ -45,11 +45,10 @@ WITH_BIASES = {
 def random_model(architecture, directory, **entries):
     """Writes a model of transformers in which no parameter is 0 or 1."""
     config = transformers.ModernBertConfig(**SMALL | entries)
+    torch.manual_seed(0)
     model = architecture(config)
-    generator = torch.Generator().manual_seed(0)
     for parameter in model.parameters():
-        noise = torch.randn(parameter.shape, generator=generator)
-        parameter.data += 0.2 * noise
+        parameter.data += 0.2 * torch.randn(parameter.shape)
     model.save_pretrained(directory)
     return model
 
