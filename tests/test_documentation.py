@@ -3,6 +3,7 @@
 import re
 from pathlib import Path
 
+import jax
 import pytest
 
 import cwgnc_jax
@@ -24,8 +25,9 @@ def blocks_of(page):
 )
 def test_the_python_of_a_page_runs_block_after_block(page):
     names = {}
-    for block in blocks_of(page):
-        exec(compile(block, page.name, "exec"), names)
+    with jax.numpy_rank_promotion("allow"):  # as users have it; Keras promotes
+        for block in blocks_of(page):
+            exec(compile(block, page.name, "exec"), names)
 
 
 def test_the_python_of_the_readme_runs_and_prints_what_it_says(capsys):
