@@ -310,6 +310,23 @@ def test_norms_come_in_natural_order_out_of_jit():
     assert list(jax.jit(component_norms)(grads)) == expected
 
 
+def test_the_clip_reads_each_gradient_once_more_and_writes_no_copy_of_it():
+    grads = {f"layer/{i}": jnp.ones((500, 200)) for i in range(8)}
+    size = sum(leaf.nbytes for leaf in grads.values())
+
+    def compiled(*clip):
+        tx = optax.chain(*clip, optax.scale_by_adam())
+        update = jax.jit(tx.update, donate_argnums=(0, 1))
+        return update.lower(grads, tx.init(grads)).compile()
+
+    program = compiled(component_clip_by_global_norm(0.05))
+    accessed, without = (
+        x.cost_analysis()["bytes accessed"] for x in (program, compiled())
+    )
+    assert 0.9 * size < accessed - without < 1.1 * size
+    assert program.memory_analysis().temp_size_in_bytes < 0.01 * size
+
+
 def test_update_compiles_once_for_all_thresholds():
     @jax.jit
     @chex.assert_max_traces(n=1)
