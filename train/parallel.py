@@ -140,7 +140,12 @@ def init_runs(
     keys = [_two_keys(seed)[1] for _, seed in seeds]
     if part:
         keys = [jax.random.fold_in(key, part) for key in keys]
-    return _start(recipe, layout, same, list(zip(parts, keys, numbers, strict=True)))
+    runs = _start(recipe, layout, same, list(zip(parts, keys, numbers, strict=True)))
+    if layout.mesh is None:
+        # Bound to its device, as what a checkpoint gives back is: else JAX compiles the
+        # steps of a run that goes on anew.
+        return jax.device_put(runs, jax.devices()[0])
+    return runs
 
 
 # Programs that do little are few: each is read from the disk before the first step.

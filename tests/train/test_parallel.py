@@ -12,6 +12,7 @@ import pytest
 from cwgnc_jax import models
 from tests.train.conftest import MODEL, RECIPE, a_batch
 from train import parallel
+from train.checkpoint import Checkpoints, latest, restore_runs
 from train.config import OptimizerConfig, RegularizationConfig
 from train.optimizer import hyperparameters
 from train.packing import Plan, TrainingSet
@@ -237,3 +238,26 @@ def test_a_run_alone_is_updated_in_place(checkpoint):
     # The gradients once, what the tokens need, and a copy of parameters that are still
     # read while they are written; a copy of the moments would be two more.
     assert program.memory_analysis().temp_size_in_bytes < 1.5 * size
+
+
+@pytest.mark.parametrize(
+    "layout", [ONE_RUN, Layout(2, mesh=device_mesh(jax.devices()[:2]))], ids=str
+)
+def test_runs_that_go_on_take_the_program_of_fresh_ones(
+    layout, checkpoint, tmp_path, caplog
+):
+    which = range(layout.runs)
+    steps = parallel.compile_train_steps(RECIPE, layout, (ROWS, LENGTH))
+    runs = start(checkpoint, which, layout)
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(0, runs, {})
+    path, _ = latest(tmp_path, print)
+    restored = restore_runs(path, start(checkpoint, which, layout))
+    examples = parallel.place_training_set(layout, training_set())
+    plans = parallel.place_plans(layout, [[plan_of(run, 0)] for run in which])
+    runs, _ = steps(runs, examples, plans)
+    steps(runs, examples, plans)
+    with jax.log_compiles():
+        restored, _ = steps(restored, examples, plans)
+        steps(restored, examples, plans)
+    assert not [x for x in caplog.messages if "Finished XLA compilation" in x]
