@@ -8,6 +8,7 @@ one that was never killed: parameters, moments, keys and records, by their sha25
 
 import argparse
 import collections
+import concurrent.futures
 import hashlib
 import json
 import multiprocessing
@@ -192,8 +193,19 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--count", type=int, default=1000)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument(
+        "--processes", type=int, default=1, help="runs that are killed side by side"
+    )
     arguments = parser.parse_args()
-    moments, wrong = count_kills(arguments.count, arguments.seed)
+    moments, wrong = collections.Counter(), []
+    seeds = [arguments.seed + i for i in range(arguments.processes)]
+    counts = [len(range(i, arguments.count, len(seeds))) for i in range(len(seeds))]
+    with concurrent.futures.ProcessPoolExecutor(
+        len(seeds), multiprocessing.get_context("spawn")
+    ) as pool:
+        for some, lines in pool.map(count_kills, counts, seeds):
+            moments += some
+            wrong += lines
     for moment, number in sorted(moments.items()):
         print(f"{moment:44}{number:6}")
     print(*wrong, sep="\n")
