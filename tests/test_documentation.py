@@ -1,13 +1,18 @@
 """The Python of README and documentation runs, and every public name is in them."""
 
 import re
+import shlex
 from pathlib import Path
 
 import jax
 import pytest
+import tyro
 
 import cwgnc_jax
 from cwgnc_jax import models
+from train import config
+from train.experiments.paper import ReproduceConfig
+from train.experiments.plan import StabilityConfig
 
 ROOT = Path(__file__).parent.parent
 PAGES = sorted((ROOT / "docs").rglob("*.md"))
@@ -55,3 +60,34 @@ def test_every_command_is_in_the_documentation():
     page = (ROOT / "docs/reference/commands.md").read_text()
     assert len(commands) > 7
     assert re.findall(r"^\| `(\w+)` \|", page, re.M) == commands
+
+
+CONFIGS = {
+    "finetune": config.FinetuneConfig,
+    "predict": config.PredictConfig,
+    "components": config.ComponentsConfig,
+    "stability": StabilityConfig,
+    "report": config.ReportConfig,
+    "racing": config.RacingConfig,
+    "unfreeze": config.UnfreezeConfig,
+    "reproduce": ReproduceConfig,
+}
+
+
+def commands_of(page):
+    """The command lines of ``python -m train`` in a page, as far as they are whole."""
+    for block in re.findall(r"^```sh\n(.*?)^```", page.read_text(), re.S | re.M):
+        for line in block.replace("\\\n", " ").splitlines():
+            _, called, rest = line.partition("python -m train ")
+            if called and "..." not in rest:
+                yield shlex.split(re.split(r" && |\"$", rest)[0], comments=True)
+
+
+@pytest.mark.parametrize(
+    "page",
+    [page for page in (ROOT / "README.md", *PAGES) if list(commands_of(page))],
+    ids=lambda page: page.name,
+)
+def test_the_commands_of_a_page_are_taken_by_the_command_line(page):
+    for name, *arguments in commands_of(page):
+        tyro.cli(CONFIGS[name], args=arguments)
