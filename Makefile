@@ -34,7 +34,7 @@ slow: $(VENV)/test.stamp
 benchmarks: $(VENV)/test.stamp $(KERAS)/stamp $(FLAX)/stamp
 	test -d "$(GLUE)" || { echo "say where GLUE is: make benchmarks GLUE=DIR"; exit 1; }
 	$(BIN)/python -m examples.fetch_minilm quickstart/minilm
-	$(BIN)/python -m benchmarks.clip --rounds 5 --json $(RESULTS)/clip.json
+	$(BIN)/python -m benchmarks.clip --rounds 11 --json $(RESULTS)/clip.json
 	$(BIN)/python -m benchmarks.train_step --sizes minilm --rounds 3 --tasks cola rte mrpc \
 	  --data-dir $(GLUE) --tokenizer quickstart/minilm \
 	  --keras $(KERAS)/bin/python --flax $(FLAX)/bin/python \
