@@ -168,7 +168,7 @@ class Models:
         outside = {"outside.safetensors": self._weights}
         outside |= {f"elsewhere/{file}": shards[f"model/{file}"] for file in (one, two)}
         for path in (
-            *("../outside.safetensors", "/tmp/outside.safetensors", "..", ".", ""),
+            *("../outside.safetensors", "/outside.safetensors", "..", ".", ""),
             *("./" + one, "../model/" + one, "x/../" + one, "..\\outside.safetensors"),
             *(
                 "C:\\outside.safetensors",

@@ -25,6 +25,12 @@ def params(config):
 
 
 @pytest.fixture
+def directory(tmp_path, config, params):
+    """A saved classifier of three labels."""
+    return models.save_pretrained(tmp_path / "model", config, params)
+
+
+@pytest.fixture
 def batch():
     """Two sequences of unequal length, the first of two segments."""
     rng = np.random.default_rng(0)
