@@ -282,7 +282,7 @@ def test_each_device_has_dropout_of_its_own(weights):
         run = start(weights, layout)
         numbers = run.numbers._replace(dropout_rate=run.numbers.dropout_rate + 0.5)
         program, *inputs = program_of(layout, steps=range(1))
-        return program(run._replace(numbers=numbers), *inputs)[1].loss
+        return np.asarray(program(run._replace(numbers=numbers), *inputs)[1].loss)
 
     one, eight = losses(ONE_RUN), losses(layout_of("jit on 8"))
     assert np.abs(one - eight).min() > 1e-6
