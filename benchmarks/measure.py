@@ -124,10 +124,15 @@ def _processor() -> str:
 
 
 def _commit() -> str:
-    done = subprocess.run(
-        ["git", "describe", "--always", "--dirty"],
-        cwd=Path(__file__).parent,
-        capture_output=True,
-        text=True,
-    )
-    return done.stdout.strip() or "unknown"
+    """Says -dirty for changes of anything but the results that benchmarks write."""
+
+    def git(*command: str) -> str:
+        folder = Path(__file__).parent
+        done = subprocess.run(
+            ["git", *command], cwd=folder, capture_output=True, text=True
+        )
+        return done.stdout.strip()
+
+    changed = git("status", "--porcelain", "-uno", "--", ":/", ":(exclude)results")
+    name = git("describe", "--always") or "unknown"
+    return f"{name}-dirty" if changed else name
