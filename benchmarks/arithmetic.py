@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import torch
 
 from benchmarks.sides import MATMUL
+from benchmarks.torch_device import DEVICE, wait
 from cwgnc_jax import models
 
 _DTYPES = {"float32": "float32", "tf32": "float32", "bfloat16": "bfloat16"}
@@ -92,13 +93,11 @@ def _products(precision: str, size: int):
     product = jax.jit(jnp.matmul)
     yield lambda: product(ours, ours).block_until_ready()
 
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    theirs = torch.ones((size, size), dtype=getattr(torch, dtype), device=device)
+    theirs = torch.ones((size, size), dtype=getattr(torch, dtype), device=DEVICE)
 
     def torch_product():
         theirs @ theirs
-        if device == "cuda":
-            torch.cuda.synchronize()
+        wait()
 
     yield torch_product
 

@@ -18,10 +18,8 @@ if __name__ == "__main__":
 import argparse
 import concurrent.futures
 import functools
-import itertools
 import multiprocessing
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -29,13 +27,20 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-import torch
-from jax.typing import ArrayLike
 
 import cwgnc_jax
+from benchmarks.clip_sides import (
+    OURS,
+    PARTITION,
+    Alone,
+    Copy,
+    Program,
+    check_equal,
+    clips,
+    gradients_of,
+    torch_sides,
+)
 from benchmarks.measure import in_turn, machine, median_ratio, provenance, publish
-from benchmarks.torch_step import clip_foreach
-from benchmarks.torch_version import clip_each_parameter, clip_with_records
 from benchmarks.training import (
     BASE,
     LARGE,
@@ -52,128 +57,16 @@ CONFIGS = {
     "base": BASE,
     "large": LARGE,
 }
-OURS = "component_clip_by_global_norm"
 NORMS = f"{OURS}, and its norms"
 NO_CLIP = "no clip"
 READ = "one read of the gradients"
-PARTITION = "optax.partition of clips"
-RECORDS = "torch, clip_grad_norm_ in a loop with its records"
+COPY = "a copy of the gradients"
+NEEDED = {COPY: 2, NO_CLIP: 7}
+CLIPPED_NEEDS = 8
+"""How often the bytes of the gradients have to be read or written: parameters and both
+moments twice, the gradients once, and behind a clip once more for their norms."""
 STEP_TEXTS, STEP_LENGTH = 16, 16
 """A step of few tokens, in which the clip has a larger share than in most."""
-
-
-def gradients_of(config: models.BertConfig) -> dict[str, Any]:
-    """Random gradients; about half of the components are above the threshold."""
-    rng = np.random.default_rng(0)
-    shapes = jax.eval_shape(lambda: models.init_params(config, jax.random.key(0)))
-
-    def draw(leaf):
-        norm = MAX_NORM * rng.lognormal()
-        values = rng.standard_normal(leaf.shape, np.float32)
-        return jnp.asarray(values * np.float32(norm / np.linalg.norm(values)))
-
-    return jax.tree.map(draw, shapes)
-
-
-def clips(
-    grads: Any, max_norm: ArrayLike = MAX_NORM
-) -> dict[str, optax.GradientTransformation]:
-    """What JAX's users could put in front of Adam."""
-    names = list(cwgnc_jax.component_sizes(grads))
-    paths = jax.tree_util.tree_map_with_path(
-        lambda path, _: jax.tree_util.keystr(path, simple=True, separator="/"), grads
-    )
-    each = {name: optax.clip_by_global_norm(max_norm) for name in names}
-    return {
-        OURS: cwgnc_jax.component_clip_by_global_norm(max_norm),
-        PARTITION: optax.partition(each, paths),
-        "optax.clip_by_block_rms": optax.clip_by_block_rms(max_norm),
-        "optax.clip_by_global_norm": optax.clip_by_global_norm(max_norm),
-    }
-
-
-def falling() -> Iterator[float]:
-    """Thresholds for clips in place, so that each finds as much to clip as the first.
-
-    Where a norm is not above the threshold, what XLA makes of optax's clips writes
-    nothing.
-    """
-    return (MAX_NORM * 0.999**number for number in itertools.count())
-
-
-class Program:
-    """A compiled function, with what it took to make it and what it holds and moves.
-
-    Args:
-      function: It may write what it returns over its first argument.
-      arguments: To compile it for.
-    """
-
-    def __init__(self, function: Callable[..., Any], *arguments: Any):
-        start = time.perf_counter()
-        traced = jax.jit(function, donate_argnums=0).trace(*arguments)
-        traced_at = time.perf_counter()
-        lowered = traced.lower()
-        lowered_at = time.perf_counter()
-        self.call = lowered.compile()
-        memory = self.call.memory_analysis()
-        self.facts = {
-            "trace": traced_at - start,
-            "compile": time.perf_counter() - lowered_at,
-            "reused_bytes": memory.alias_size_in_bytes,
-            "temporary_bytes": memory.temp_size_in_bytes,
-            "accessed_bytes": self.call.cost_analysis().get("bytes accessed"),
-        }
-
-
-class Alone:
-    """A clip on its own, which works in place on gradients of its own."""
-
-    def __init__(self, name: str, grads: Any):
-        def clip(grads, max_norm):
-            tx = clips(grads, max_norm)[name]
-            return tx.update(grads, tx.init(grads))[0]
-
-        self.program = Program(clip, grads, jnp.float32(MAX_NORM))
-        self.grads, self.thresholds = jax.tree.map(jnp.copy, grads), falling()
-
-    def __call__(self) -> Any:
-        """Clips once."""
-        self.grads = self.program.call(self.grads, np.float32(next(self.thresholds)))
-        return self.grads
-
-
-def torch_sides(grads: Any) -> tuple[dict[str, Callable[[], Any]], list[Any]]:
-    """The torch version's loop, with its records and without, and the foreach form."""
-    leaves = [torch.from_numpy(np.array(leaf)) for leaf in jax.tree.leaves(grads)]
-    parameters = [torch.nn.Parameter(torch.zeros_like(leaf)) for leaf in leaves]
-    for parameter, leaf in zip(parameters, leaves, strict=True):
-        parameter.grad = leaf
-    named = [(str(number), p) for number, p in enumerate(parameters)]
-    grads_of = [parameter.grad for parameter in parameters]
-    sides = {
-        "torch, clip_grad_norm_ in a loop": functools.partial(
-            clip_each_parameter, parameters
-        ),
-        RECORDS: functools.partial(clip_with_records, named),
-        "torch, foreach": functools.partial(clip_foreach, grads_of),
-    }
-
-    def over(clip, thresholds):
-        return lambda: clip(next(thresholds))
-
-    return {name: over(clip, falling()) for name, clip in sides.items()}, parameters
-
-
-def check_equal(grads: Any, ours: Any, partition: Any, parameters: list[Any]) -> None:
-    """Raises if the component-wise sides differ."""
-    clip_each_parameter(parameters, MAX_NORM)
-    sides = map(jax.tree.leaves, (grads, ours, partition))
-    for before, one, other, parameter in zip(*sides, parameters, strict=True):
-        np.testing.assert_allclose(one, parameter.grad.numpy(), rtol=1e-4, atol=1e-9)
-        # Optax has no eps: a norm of the threshold is off by 1e-6 over it.
-        np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-9)
-        parameter.grad.copy_(torch.from_numpy(np.array(before)))
 
 
 def measure_alone(size: str, rounds: int) -> list[dict[str, Any]]:
@@ -215,7 +108,13 @@ def measure_update(size: str, rounds: int) -> list[dict[str, Any]]:
     found = clips(grads)
     updates = {NO_CLIP: update_of(None), NORMS: update_of(found[OURS], with_norms=True)}
     updates |= {name: update_of(tx) for name, tx in found.items()}
-    return _in_turn_on(jax.tree.map(jnp.zeros_like, grads), updates, grads, rounds)
+    params = jax.tree.map(jnp.zeros_like, grads)
+    rows = _in_turn_on(params, updates, grads, rounds, {COPY: Copy(grads)})
+    [copy] = [row["seconds"] for row in rows if row["side"] == COPY]
+    for row in rows:
+        needed = NEEDED.get(row["side"], CLIPPED_NEEDS)
+        row["share_of_copy"] = needed / NEEDED[COPY] * copy / row["seconds"]
+    return rows
 
 
 def measure_step(size: str, rounds: int) -> list[dict[str, Any]]:
@@ -238,11 +137,11 @@ def measure_step(size: str, rounds: int) -> list[dict[str, Any]]:
         NORMS: step_of(update_of(clip, with_norms=True)),
     }
     params = models.init_params(config, jax.random.key(0))
-    return _in_turn_on(params, steps, jax.random.key(1), rounds)
+    return _in_turn_on(params, steps, jax.random.key(1), rounds, {})
 
 
-def _in_turn_on(params: Any, functions: Any, argument: Any, rounds: int):
-    """Times functions that all train the same parameters, in place."""
+def _in_turn_on(params: Any, functions: Any, argument: Any, rounds: int, others: Any):
+    """Times functions that all train the same parameters, in place, and others."""
     kept = params, cwgnc_jax.scale_by_adam().init(params)
     programs = {
         name: Program(function, kept, argument) for name, function in functions.items()
@@ -256,7 +155,8 @@ def _in_turn_on(params: Any, functions: Any, argument: Any, rounds: int):
     sides = {
         name: functools.partial(call, program) for name, program in programs.items()
     }
-    return _rows(in_turn(sides, rounds), NO_CLIP, programs)
+    programs |= {name: other.program for name, other in others.items()}
+    return _rows(in_turn(sides | others, rounds), NO_CLIP, programs)
 
 
 def _rows(timed: Any, reference: str, programs: Any) -> list[dict[str, Any]]:
@@ -339,12 +239,13 @@ def page(result: dict[str, Any]) -> str:
         f"Everything works in place. {provenance(result)}",
     ]
     for size in result["sizes"]:
-        floor = next(x["seconds"] for x in size["alone"] if x["side"] == READ)
+        [floor] = [x["seconds"] for x in size["alone"] if x["side"] == READ]
+        [copy] = [x["seconds"] for x in size["update"] if x["side"] == COPY]
         lines += [
             "",
             f"## BERT-{size['size']}: {size['components']} components, "
             f"{size['bytes'] / 2**20:.0f} MiB, read once in {1000 * floor:.0f} ms "
-            f"({size['bytes'] / floor / 1e9:.0f} GB/s)",
+            f"({size['bytes'] / floor / 1e9:.0f} GB/s), copied in {1000 * copy:.0f} ms",
             "",
             "| alone | ms | × ours | × the read | temporary | trace | compile |",
             "|---|---:|---:|---:|---:|---:|---:|",
@@ -356,15 +257,17 @@ def page(result: dict[str, Any]) -> str:
         ]
         lines += [
             "",
-            "| update of all parameters by Adam | ms | more than without | gradients "
-            "read and written, times | temporary | trace | compile |",
-            "|---|---:|---:|---:|---:|---:|---:|",
+            "| update of all parameters by Adam | ms | more than without | of the "
+            "copy's bandwidth | gradients read and written, times | temporary | "
+            "trace | compile |",
+            "|---|---:|---:|---:|---:|---:|---:|---:|",
         ]
         lines += [
             f"| {row['side']} | {1000 * row['seconds']:.0f} | "
-            f"{row['more_milliseconds']:.1f} ms | "
+            f"{row['more_milliseconds']:.1f} ms | {row['share_of_copy']:.2f} | "
             f"{row['accessed_bytes'] / size['bytes']:.1f} | {_facts(row)} |"
             for row in size["update"]
+            if row["side"] != COPY
         ]
         lines += [
             "",
@@ -379,7 +282,9 @@ def page(result: dict[str, Any]) -> str:
         "",
         "Temporary is what a program needs besides the arrays that it works on, as "
         "the compiler states it; a second copy of the gradients would be as large as "
-        "they are. "
+        "they are. Of the copy's bandwidth is the share that an update reaches if it "
+        f"moves no more than it has to: {CLIPPED_NEEDS} times the gradients with a "
+        f"clip, {NEEDED[NO_CLIP]} without. "
         "In torch the clip runs on its own before the optimizer, and adds to a step "
         "what it takes alone. `optax.clip_by_block_rms` and "
         "`optax.clip_by_global_norm` compute something else.",

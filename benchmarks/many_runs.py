@@ -20,6 +20,7 @@ import torch
 import transformers
 
 from benchmarks.measure import in_turn, machine, median_ratio, publish
+from benchmarks.torch_device import DEVICE
 from benchmarks.torch_version import clip_each_parameter, logits_of, make_optimizer
 from benchmarks.training import (
     LEARNING_RATE,
@@ -39,9 +40,7 @@ from train.parallel import Layout
 class Torch:
     """The torch version's run, ready to step."""
 
-    def __init__(
-        self, directory: Path, texts: TokenArrays, dropout: float | None, device: str
-    ):
+    def __init__(self, directory: Path, texts: TokenArrays, dropout: float | None):
         changes = {}
         if dropout is not None:
             changes = dict.fromkeys(
@@ -49,13 +48,13 @@ class Torch:
             )
         self.model = transformers.BertForSequenceClassification.from_pretrained(
             directory, **changes
-        ).to(device)
+        ).to(DEVICE)
         self.model.train()
         self.optimizer = make_optimizer(
             self.model, LEARNING_RATE, eps=1e-8, weight_decay=0.0, correct_bias=True
         )
         self.batch = {
-            name: torch.from_numpy(array).to(device)
+            name: torch.from_numpy(array).to(DEVICE)
             for name, array in dataclasses.asdict(texts).items()
         }
 
@@ -99,15 +98,14 @@ def measure(
         checkpoint = models.load_pretrained(
             directory, num_labels=2, key=jax.random.key(0)
         )
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-        check_equal(checkpoint, directory, rows, length, device)
+        check_equal(checkpoint, directory, rows, length)
         rows_of = [
             measure_layout(checkpoint, name, layout, rows, length, rounds)
             for name, layout in layouts(counts, jax.default_backend()).items()
         ]
         texts = random_texts(source.config, rows, length)
         alone = Steps(checkpoint, recipe_of(checkpoint.config), texts)
-        theirs = Torch(directory, texts, None, device)
+        theirs = Torch(directory, texts, None)
         timed = in_turn({"jax": alone.step, "torch": theirs.step}, rounds)
     return {
         "benchmark": "many_runs",
@@ -128,11 +126,11 @@ def measure(
     }
 
 
-def check_equal(checkpoint, directory, rows, length, device) -> None:
+def check_equal(checkpoint, directory, rows, length) -> None:
     """Raises if the sides do not compute the same losses without dropout."""
     texts = random_texts(checkpoint.config, rows, length)
     ours = Steps(checkpoint, recipe_of(checkpoint.config), texts, dropout=0.0)
-    theirs = Torch(directory, texts, 0.0, device)
+    theirs = Torch(directory, texts, 0.0)
     for _ in range(3):
         np.testing.assert_allclose(ours.step()[0], theirs.step(), rtol=1e-3)
 

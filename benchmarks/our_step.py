@@ -8,7 +8,7 @@ import jax
 import numpy as np
 
 from benchmarks.sides import MATMUL, Losses, Ways, serve
-from benchmarks.training import BATCH, LENGTH, SEED, Work, recipe_of, start
+from benchmarks.training import LENGTH, SEED, Work, recipe_of, start
 from cwgnc_jax import models
 from train import parallel
 from train.packing import Padding, make_packing, training_set
@@ -33,7 +33,7 @@ def make(
     )
 
     def over(work: Work, padding: Padding) -> Callable[[], Losses]:
-        packing = make_packing(work.examples, padding, BATCH, LENGTH)
+        packing = make_packing(work.examples, padding, work.batch, LENGTH)
         examples = parallel.place_training_set(ONE_RUN, training_set(work.examples))
         programs, first, count = [], 0, len(work.steps)
         while first < count:

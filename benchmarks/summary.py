@@ -7,139 +7,31 @@ README.md from them.
 """
 
 import argparse
-import dataclasses
 import json
-import statistics
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from benchmarks.claims import ON_A_GPU, ON_TWO_CORES
 from benchmarks.measure import where
-from benchmarks.training import NAMES
 
 RESULTS = Path(__file__).parent / "results"
 TITLES = {
     "train_step": "A training step",
     "train_step_base": "A training step of BERT-base",
     "train_step_large": "A training step of BERT-large",
+    "train_step_float32": "A training step in float32",
+    "train_step_tf32": "A training step in tf32",
+    "train_step_bfloat16": "A training step in bfloat16",
+    "train_step_batch_64": "A training step of BERT-large of 64 examples",
     "clip": "The clip",
     "finetune": "From the command to the score",
+    "bert_large": "BERT-large from the command to the result",
     "startup": "Before the first step",
     "memory": "The memory of a training step",
     "many_runs": "Many runs in one program",
     "step_variants": "What a step costs that is frozen in part, or measured",
-}
-
-
-@dataclasses.dataclass(frozen=True)
-class Claim:
-    """A ratio or a time that was asked for, on two cores.
-
-    Attributes:
-      benchmark: Whose file holds the figure.
-      text: What it is.
-      asked: The bound.
-      at_least: Whether it is a lower one.
-      measured: The figure.
-      unit: Behind figure and bound.
-    """
-
-    benchmark: str
-    text: str
-    asked: float
-    at_least: bool
-    measured: float
-    unit: str = "×"
-
-    @property
-    def met(self) -> bool:
-        """Whether the figure is within the bound."""
-        if self.at_least:
-            return self.measured >= self.asked
-        return self.measured <= self.asked
-
-
-def claims_of_clip(result: Mapping[str, Any]) -> Iterator[Claim]:
-    """What the clip costs, on its own and in a step."""
-    for size in result["sizes"]:
-        name = f"BERT-{size['size']}"
-        [step] = [row for row in size["step"] if row["side"].endswith("norms")]
-        text = f"{name}: a whole step, with the clip and its norms, of one without"
-        yield Claim("clip", text, 1.03, False, step["ratio"])
-        [loop] = [row for row in size["alone"] if row["side"].endswith("records")]
-        text = f"{name}: the clip alone is faster than torch's loop with records"
-        yield Claim("clip", text, 5.0, True, loop["ratio"])
-
-
-_OF_TASKS = {
-    ("cola", "torch, as the paper"): 6.0,
-    ("cola", "torch, well written"): 2.0,
-    ("rte", "torch, as the paper"): 1.8,
-    ("rte", "torch, well written"): 1.3,
-}
-
-
-def claims_of_steps(benchmark: str) -> Callable[[Mapping[str, Any]], Iterator[Claim]]:
-    """Claims of the training step, from the file of this name."""
-
-    def claims(result):
-        for size in result["sizes"]:
-            for work in size["work"]:
-                for row in work["sides"]:
-                    side = row["side"]
-                    equal = side.startswith("torch") and row["epoch_seconds"] is None
-                    asked = 1.0 if equal else _OF_TASKS.get((work["work"], side))
-                    if asked:
-                        text = (
-                            f"{NAMES[size['size']]}, {work['work']}: faster than {side}"
-                        )
-                        yield Claim(benchmark, text, asked, True, row["times_ours"])
-
-    return claims
-
-
-def claims_of_startup(result: Mapping[str, Any]) -> Iterator[Claim]:
-    """How soon a command begins."""
-    help_ = statistics.median(result["help"])
-    warm = statistics.median(row["first_step"] for row in result["warm"])
-    yield Claim("startup", "`--help`", 0.3, False, help_, "s")
-    text = "the first step is taken, with warm caches"
-    yield Claim("startup", text, 5.0, False, warm, "s")
-    for row in result["compilation"]:
-        if row["size"] == "large":
-            seconds = row["trace"] + row["compile"]
-            text = "BERT-large's step is traced and compiled"
-            yield Claim("startup", text, 60.0, False, seconds, "s")
-
-
-def claims_of_many_runs(result: Mapping[str, Any]) -> Iterator[Claim]:
-    """What runs together cost against the same one after the other."""
-    best: dict[int, Any] = {}
-    for row in result["together"]:
-        if row["runs"] not in best or row["cost"] < best[row["runs"]]["cost"]:
-            best[row["runs"]] = row
-    for runs, row in best.items():
-        if runs > 1:
-            text = f"{row['layout']}, of the same one after the other"
-            yield Claim("many_runs", text, 1.15, False, row["cost"])
-
-
-def claims_of_variants(result: Mapping[str, Any]) -> Iterator[Claim]:
-    """What measuring the components costs."""
-    cost = 100 * result["measuring_every_20"]
-    text = "measuring every component each 20 steps, of the training time"
-    yield Claim("step_variants", text, 2.0, False, cost, "%")
-
-
-CLAIMS = {
-    "train_step": claims_of_steps("train_step"),
-    "train_step_base": claims_of_steps("train_step_base"),
-    "train_step_large": claims_of_steps("train_step_large"),
-    "clip": claims_of_clip,
-    "startup": claims_of_startup,
-    "many_runs": claims_of_many_runs,
-    "step_variants": claims_of_variants,
 }
 
 
@@ -150,16 +42,19 @@ def page(results: Mapping[str, Mapping[str, Any]], reasons: str) -> str:
       results: What each benchmark's file holds, by its name.
       reasons: What holds back the claims that are not met.
     """
+    on_cpu = all(found["machine"]["device"] == "cpu" for found in results.values())
+    claims, asked_on = (ON_TWO_CORES, "two cores") if on_cpu else (ON_A_GPU, "a GPU")
     lines = [
         "# Benchmarks",
         "",
-        "What was asked on two cores, and what was measured there. × is how many times "
-        "as long the other side takes, or, where it says so, a share of its time.",
+        f"What was asked on {asked_on}, and what was measured there. × is how many "
+        "times as long the other side takes, or, where it says so, a share of its "
+        "time.",
         "",
         "| claim | asked | measured | |",
         "|---|---:|---:|---|",
     ]
-    for name, claims_of in CLAIMS.items():
+    for name, claims_of in claims.items():
         for claim in claims_of(results[name]) if name in results else ():
             bound = "≥" if claim.at_least else "≤"
             measured = f"{claim.measured:.3g} {claim.unit}"

@@ -13,6 +13,7 @@ import torch
 import transformers
 
 from benchmarks.sides import Losses, Ways, serve
+from benchmarks.torch_device import DEVICE
 from benchmarks.torch_version import clip_with_records, logits_of, make_optimizer
 from benchmarks.training import LEARNING_RATE, LENGTH, MAX_NORM, TOTAL_STEPS, Work
 from train.batches import TokenArrays
@@ -33,21 +34,19 @@ class TorchStep:
     attention: str
 
     def __init__(self, directory: Path, precision: str, dropout: bool = True):
-        self.device = "cuda" if torch.cuda.is_available() else "cpu"
         self.precision = precision
         model = transformers.BertForSequenceClassification.from_pretrained(
             directory, attn_implementation=self.attention
         )
-        self.model = model.to(self.device).train(dropout)
+        self.model = model.to(DEVICE).train(dropout)
 
     def loss(self, forward: Any, batch: Batch) -> torch.Tensor:
         """The mean loss of a batch."""
         batch = {
-            name: tensor.to(self.device, non_blocking=True)
-            for name, tensor in batch.items()
+            name: tensor.to(DEVICE, non_blocking=True) for name, tensor in batch.items()
         }
         half = self.precision == "bfloat16"
-        cast = torch.autocast(self.device, torch.bfloat16)
+        cast = torch.autocast(DEVICE, torch.bfloat16)
         with cast if half else contextlib.nullcontext():
             logits = logits_of(forward, batch)
         return torch.nn.functional.cross_entropy(logits.float(), batch["labels"])

@@ -4,8 +4,9 @@
         --epochs 3 --learning-rate 1e-4 --seed 1 --json FILE
 
 It reads the same examples in the same order as ``python -m train finetune`` and scores
-them with the same metrics; model, dropout, optimizer and clip are torch's. As the
-paper's code it pads to --max-length and measures every parameter in every step.
+them with the same metrics; model, dropout, optimizer and clip are torch's, on a GPU if
+torch sees one. As the paper's code it pads to --max-length and measures every parameter
+in every step.
 """
 
 import argparse
@@ -21,6 +22,7 @@ import torch
 import transformers
 from torch.utils.data import DataLoader, TensorDataset
 
+from benchmarks.torch_device import DEVICE, wait
 from train import batches, tasks
 from train.config import DataConfig
 from train.examples import load_examples
@@ -145,9 +147,10 @@ def finetune(
     schedule = transformers.get_linear_schedule_with_warmup(
         optimizer, warmup_steps, total_steps or steps
     )
+    device = next(model.parameters()).device
     losses = []
     for step in range(steps):
-        batch = {k: torch.from_numpy(v) for k, v in batch_of(step).items()}
+        batch = {k: torch.from_numpy(v).to(device) for k, v in batch_of(step).items()}
         logits = logits_of(model, batch)
         each = torch.nn.functional.cross_entropy(
             logits, batch["labels"].long(), reduction="none"
@@ -178,8 +181,11 @@ def evaluate(model: torch.nn.Module, arrays: batches.TokenArrays) -> np.ndarray:
     model.eval()
     names = ("input_ids", "attention_mask", "token_type_ids")
     tokens = [torch.from_numpy(getattr(arrays, name)) for name in names]
-    loader = DataLoader(TensorDataset(*tokens), batch_size=64)
-    parts = [logits_of(model, dict(zip(names, batch, strict=True))) for batch in loader]
+    device = next(model.parameters()).device
+    parts = []
+    for tensors in DataLoader(TensorDataset(*tokens), batch_size=64):
+        placed = (tensor.to(device) for tensor in tensors)
+        parts.append(logits_of(model, dict(zip(names, placed, strict=True))).cpu())
     return torch.cat(parts).numpy()
 
 
@@ -213,7 +219,8 @@ def main() -> None:
     torch.manual_seed(args.seed)
     model = transformers.BertForSequenceClassification.from_pretrained(
         args.model, num_labels=task.num_labels, attn_implementation="eager"
-    ).train()
+    )
+    model = model.to(DEVICE).train()
     train = sets.pop("train")
     per_epoch = batches.steps_per_epoch(len(train.input_ids), args.batch_size)
     load_before = os.getloadavg()[0]
@@ -234,6 +241,7 @@ def main() -> None:
         max_norm=args.max_norm,
         report=report,
     )
+    wait()
     trained = time.monotonic()
     scores = {
         name: tasks.score(task, evaluate(model, arrays).argmax(-1), arrays.labels)

@@ -1,7 +1,7 @@
 """A whole training step against torch, as the paper writes it and well, and peers.
 
     python -m benchmarks.train_step [--sizes minilm base large] [--tasks cola rte mrpc
-        --data-dir GLUE_DIR --tokenizer DIR] [--precision float32]
+        --data-dir GLUE_DIR --tokenizer DIR] [--precision float32] [--batch-size 16]
         [--keras PYTHON] [--flax PYTHON] [--json FILE]
 
 A step is forward, backward, clip, Adam, decay and schedule, in the shapes of MiniLM,
@@ -9,9 +9,9 @@ BERT-base and BERT-large with random weights. Each side takes the same examples:
 of 128 tokens without padding, and batches from all over an epoch of a real task, which
 each side lays out in its own way. Sides are processes of their own, as they are to
 their users, and take their steps in turn, after their losses without dropout were
-compared. PYTHON is the interpreter of a peer's environment; the peers go in rounds of
-their own, since all at once would not fit into the memory. --quick takes less than two
-minutes on two cores. With --json a page is written beside the file.
+compared. That is this project and one other at a time: three of BERT-large do not fit
+into 24 GiB. PYTHON is the interpreter of a peer's environment. --quick takes less than
+two minutes on two cores. With --json a page is written beside the file.
 """
 
 if __name__ == "__main__":
@@ -21,7 +21,6 @@ if __name__ == "__main__":
     use_huge_pages()
 
 import argparse
-import contextlib
 import dataclasses
 import functools
 import statistics
@@ -53,10 +52,8 @@ Maker = Callable[..., Side]
 """Starts a side with ``dropout`` and ``learning_rate``."""
 
 
-def makers_of(
-    folder: Path, args: argparse.Namespace
-) -> tuple[Maker, list[list[Maker]]]:
-    """Our side and the groups of others that it goes in turn with."""
+def makers_of(folder: Path, args: argparse.Namespace) -> tuple[Maker, list[Maker]]:
+    """Our side, and the others, the torch version first."""
 
     def maker(module, python=None, **setting) -> Maker:
         where = {"python": python} if python else {}
@@ -64,16 +61,14 @@ def makers_of(
             Side, module, folder, precision=args.precision, **where, **setting
         )
 
-    theirs = [
+    others = [
         maker("torch_step", side=PAPER),
         maker("torch_step", side=WELL, compiled=not args.quick),
     ]
-    peers = [
-        maker(module, python)
-        for module, python in (("keras_step", args.keras), ("flax_step", args.flax))
-        if python
-    ]
-    return maker("our_step"), [theirs, *([peers] if peers else [])]
+    for module, python in (("keras_step", args.keras), ("flax_step", args.flax)):
+        if python:
+            others.append(maker(module, python))
+    return maker("our_step"), others
 
 
 def check_equal(
@@ -131,7 +126,7 @@ def measure_work(
                 "seconds_per_step": seconds,
                 "spread": timed[name]["spread"],
                 "processor_seconds": timed[name]["processor_seconds"] / len(lengths),
-                "examples_per_second": BATCH / seconds,
+                "examples_per_second": work.batch / seconds,
                 "tokens_per_second": statistics.mean(tokens) / seconds,
                 "share_of_peak": flops / seconds / peak,
                 "times_ours": median_ratio(timed, name, OURS),
@@ -146,27 +141,24 @@ def measure_work(
 def measure_size(size: str, args: argparse.Namespace, peak: float) -> dict[str, Any]:
     """Measures one size of BERT on all work."""
     config = SIZES[size]
-    works = [equal_shapes(config, args.steps)] + [
-        real_work(task, args.data_dir, args.tokenizer, args.steps)
+    works = [equal_shapes(config, args.steps, args.batch_size)] + [
+        real_work(task, args.data_dir, args.tokenizer, args.steps, args.batch_size)
         for task in args.tasks
     ]
     rows: dict[str, list[dict[str, Any]]] = {work.name: [] for work in works}
     versions: dict[str, dict[str, str]] = {}
     with tempfile.TemporaryDirectory() as folder:
         complete_checkpoint(Path(folder), config)
-        ours, groups = makers_of(Path(folder), args)
-        others = [make for group in groups for make in group]
+        ours, others = makers_of(Path(folder), args)
         rtol = 2e-2 if args.precision == "bfloat16" else 1e-3
         check_equal(ours, others, works, rtol)
-        for group in groups:
-            with contextlib.ExitStack() as stack:
-                sides = [
-                    stack.enter_context(make(dropout=True, learning_rate=LEARNING_RATE))
-                    for make in (ours, *group)
-                ]
-                versions |= {side.module: side.versions for side in sides}
+        training = {"dropout": True, "learning_rate": LEARNING_RATE}
+        for other in others:
+            with ours(**training) as our_side, other(**training) as other_side:
+                pair = our_side, other_side
+                versions |= {side.module: side.versions for side in pair}
                 for work in works:
-                    of_work = measure_work(config, sides, work, args.rounds, peak)
+                    of_work = measure_work(config, pair, work, args.rounds, peak)
                     known = {row["side"] for row in rows[work.name]}
                     rows[work.name] += [x for x in of_work if x["side"] not in known]
     return {
@@ -192,7 +184,7 @@ def page(result: dict[str, Any]) -> str:
     lines = [
         "# A training step",
         "",
-        f"Batch {BATCH}, {result['precision']}, dropout on, clip 0.05. "
+        f"Batch {result['batch']}, {result['precision']}, dropout on, clip 0.05. "
         f"A big square product runs at {result['matmul_rate'] / 1e9:.0f} GFLOP/s, the "
         f"peak below. {provenance(result)}",
     ]
@@ -237,6 +229,7 @@ def main() -> None:
     )
     for peer in ("keras", "flax"):
         parser.add_argument(f"--{peer}", type=Path, metavar="PYTHON")
+    parser.add_argument("--batch-size", type=int, default=BATCH)
     parser.add_argument("--steps", type=int, default=4)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--quick", action="store_true")
@@ -250,6 +243,7 @@ def main() -> None:
     result = {
         "benchmark": "train_step",
         "precision": args.precision,
+        "batch": args.batch_size,
         "rounds": args.rounds,
         "machine": machine(),
         "matmul_rate": peak,

@@ -52,11 +52,12 @@ SEED = 0
 
 @dataclasses.dataclass(frozen=True)
 class Work:
-    """Steps of a training set that all sides take, each a batch of 16 examples."""
+    """Steps of a training set that all sides take, each of a batch of its examples."""
 
     name: str
     examples: TokenArrays
     steps: tuple[int, ...]
+    batch: int = BATCH
 
     @property
     def padded(self) -> bool:
@@ -66,12 +67,14 @@ class Work:
     @property
     def steps_per_epoch(self) -> int:
         """Batches of an epoch, the last partial one included."""
-        return batches.steps_per_epoch(len(self.examples), BATCH)
+        return batches.steps_per_epoch(len(self.examples), self.batch)
 
     def rows(self) -> np.ndarray:
-        """Which examples each step takes, integers of shape (steps, 16)."""
+        """Which examples each step takes, integers of shape (steps, batch)."""
         count = len(self.examples)
-        rows = [batches.examples_of(count, SEED, step, BATCH) for step in self.steps]
+        rows = [
+            batches.examples_of(count, SEED, step, self.batch) for step in self.steps
+        ]
         return np.stack(rows)
 
     def batches(self) -> list[TokenArrays]:
@@ -82,7 +85,8 @@ class Work:
     def of(cls, arrays: Mapping[str, np.ndarray]) -> "Work":
         """From the arrays that a side in a process of its own is given."""
         examples = TokenArrays(*(arrays[name] for name in ARRAYS))
-        return cls("", examples, tuple(arrays["steps"].tolist()))
+        batch = arrays["rows"].shape[1]
+        return cls("", examples, tuple(arrays["steps"].tolist()), batch)
 
 
 class Steps:
@@ -209,20 +213,22 @@ def random_texts(config: models.BertConfig, count: int, length: int) -> TokenArr
     )
 
 
-def equal_shapes(config: models.BertConfig, steps: int) -> Work:
+def equal_shapes(config: models.BertConfig, steps: int, batch: int = BATCH) -> Work:
     """Steps of random tokens, all texts of the greatest length."""
-    texts = random_texts(config, steps * BATCH, LENGTH)
-    return Work(f"{BATCH} × {LENGTH}, no padding", texts, tuple(range(steps)))
+    texts = random_texts(config, steps * batch, LENGTH)
+    return Work(f"{batch} × {LENGTH}, no padding", texts, tuple(range(steps)), batch)
 
 
-def real_work(task: str, data_dir: Path, tokenizer: Path, steps: int) -> Work:
+def real_work(
+    task: str, data_dir: Path, tokenizer: Path, steps: int, batch: int
+) -> Work:
     """Steps from all over an epoch of a task, without its last, partial batch."""
     _, examples = load_examples(DataConfig(task=task, data_dir=data_dir))
     tokens = batches.tokenize(
         batches.load_tokenizer(tokenizer), examples["train"], LENGTH
     )
-    chosen = np.linspace(0, len(tokens) // BATCH - 1, steps).round().astype(int)
-    return Work(task, tokens, tuple(chosen.tolist()))
+    chosen = np.linspace(0, len(tokens) // batch - 1, steps).round().astype(int)
+    return Work(task, tokens, tuple(chosen.tolist()), batch)
 
 
 def setting(result: Mapping[str, Any]) -> str:

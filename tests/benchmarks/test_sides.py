@@ -29,7 +29,7 @@ def uneven() -> Work:
 @pytest.mark.slow
 def test_all_sides_have_the_same_losses(tmp_path):
     complete_checkpoint(tmp_path, CONFIG)
-    ours, [others] = makers_of(tmp_path, Arguments)
+    ours, others = makers_of(tmp_path, Arguments)
     works = [equal_shapes(CONFIG, 3), uneven()]
     check_equal(ours, others, works, rtol=1e-4)
     with others[1](dropout=False, learning_rate=0.0) as side:
@@ -43,7 +43,7 @@ def test_another_model_is_noticed(tmp_path):
     params = models.init_params(CONFIG, jax.random.key(7))
     models.save_pretrained(tmp_path / "theirs", CONFIG, params)
     ours, _ = makers_of(tmp_path / "ours", Arguments)
-    _, [[theirs, _]] = makers_of(tmp_path / "theirs", Arguments)
+    _, [theirs, _] = makers_of(tmp_path / "theirs", Arguments)
     with pytest.raises(AssertionError, match=PAPER):
         check_equal(ours, [theirs], [uneven()], rtol=1e-3)
 
