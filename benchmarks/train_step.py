@@ -9,9 +9,9 @@ BERT-base and BERT-large with random weights. Each side takes the same examples:
 of 128 tokens without padding, and batches from all over an epoch of a real task, which
 each side lays out in its own way. Sides are processes of their own, as they are to
 their users, and take their steps in turn, after their losses without dropout were
-compared. That is this project and one other at a time: three of BERT-large do not fit
-into 24 GiB. PYTHON is the interpreter of a peer's environment. --quick takes less than
-two minutes on two cores. With --json a page is written beside the file.
+compared. That is this project and one other at a time: more would not fit into the
+memory. PYTHON is the interpreter of a peer's environment. --quick takes less than two
+minutes on two cores. With --json a page is written beside the file.
 """
 
 if __name__ == "__main__":
@@ -237,7 +237,7 @@ def main() -> None:
     args = parser.parse_args()
     args.tasks = args.tasks or []
     if args.quick:
-        args.sizes, args.steps, args.rounds = ["minilm"], 2, 3
+        args.sizes, args.batch_size, args.steps, args.rounds = ["minilm"], 4, 1, 3
     set_precision(args.precision)
     peak = matmul_rate(args.precision)
     result = {
