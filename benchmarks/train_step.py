@@ -186,7 +186,8 @@ def page(result: dict[str, Any]) -> str:
         "",
         f"Batch {result['batch']}, {result['precision']}, dropout on, clip 0.05. "
         f"A big square product runs at {result['matmul_rate'] / 1e9:.0f} GFLOP/s, the "
-        f"peak below. {provenance(result)}",
+        "peak below. × ours is the median of the ratios in the rounds that a side "
+        f"shared with this project. {provenance(result)}",
     ]
     for size in result["sizes"]:
         for module in sorted({"keras_step", "flax_step"} & size["versions"].keys()):
