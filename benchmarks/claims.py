@@ -68,19 +68,23 @@ def claims_of_steps(benchmark: str) -> Callable[[Result], Iterator[Claim]]:
     """Claims of the training step, from the file of this name."""
 
     def claims(result):
-        for size in result["sizes"]:
-            for work in size["work"]:
-                for row in work["sides"]:
-                    side = row["side"]
-                    equal = side.startswith("torch") and row["epoch_seconds"] is None
-                    asked = 1.0 if equal else _OF_TASKS.get((work["work"], side))
-                    if asked:
-                        text = (
-                            f"{NAMES[size['size']]}, {work['work']}: faster than {side}"
-                        )
-                        yield Claim(benchmark, text, asked, True, row["times_ours"])
+        for size, work in _works(result):
+            for row in work["sides"]:
+                side = row["side"]
+                equal = side.startswith("torch") and row["epoch_seconds"] is None
+                asked = 1.0 if equal else _OF_TASKS.get((work["work"], side))
+                if asked:
+                    text = f"{NAMES[size]}, {work['work']}: faster than {side}"
+                    yield Claim(benchmark, text, asked, True, row["times_ours"])
 
     return claims
+
+
+def _works(result: Result) -> Iterator[tuple[str, Result]]:
+    """Each work of each size, with the size."""
+    for size in result["sizes"]:
+        for work in size["work"]:
+            yield size["size"], work
 
 
 def claims_of_startup(result: Result) -> Iterator[Claim]:
@@ -132,20 +136,18 @@ def claims_of_steps_on_gpu(benchmark: str) -> Callable[[Result], Iterator[Claim]
     """Claims of the training step on a GPU, from the file of this name."""
 
     def claims(result):
-        for size in result["sizes"]:
-            for work in size["work"]:
-                name = f"{NAMES[size['size']]}, {work['work']}, {result['precision']}"
-                rows = {row["side"]: row for row in work["sides"]}
-                theirs = [side for side in rows if side.startswith(WELL)]
-                best = min(theirs, key=lambda side: rows[side]["times_ours"])
-                equal = rows[PAPER]["epoch_seconds"] is None
-                bounds = {PAPER: 1.0, best: 1.0} if equal else {PAPER: 12.0, best: 1.5}
-                for side, bound in bounds.items():
-                    text = f"{name}: faster than {side}"
-                    times = rows[side]["times_ours"]
-                    yield Claim(benchmark, text, bound, True, times)
-                if equal and size["size"] == "large" and result["precision"] == HALF:
-                    yield from _claims_of_large(benchmark, name, result, rows[OURS])
+        for size, work in _works(result):
+            name = f"{NAMES[size]}, {work['work']}, {result['precision']}"
+            rows = {row["side"]: row for row in work["sides"]}
+            theirs = [side for side in rows if side.startswith(WELL)]
+            best = min(theirs, key=lambda side: rows[side]["times_ours"])
+            equal = rows[PAPER]["epoch_seconds"] is None
+            bounds = {PAPER: 1.0, best: 1.0} if equal else {PAPER: 12.0, best: 1.5}
+            for side, bound in bounds.items():
+                text = f"{name}: faster than {side}"
+                yield Claim(benchmark, text, bound, True, rows[side]["times_ours"])
+            if equal and size == "large" and result["precision"] == HALF:
+                yield from _claims_of_large(benchmark, name, result, rows[OURS])
 
     return claims
 

@@ -143,7 +143,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
     if args.quick:
-        args.tasks, args.epochs, args.train_examples = ["cola"], 1, 256
+        args.tasks, args.epochs, args.train_examples = ["rte"], 1, 64
     result = {
         "benchmark": "finetune",
         "model": args.model.name,

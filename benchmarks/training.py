@@ -38,7 +38,12 @@ LARGE = models.BertConfig(
     intermediate_size=4096,
 )
 SIZES = {"minilm": MINILM, "base": BASE, "large": LARGE}
-NAMES = {"minilm": "MiniLM", "base": "BERT-base", "large": "BERT-large"}
+NAMES = {
+    "minilm": "MiniLM",
+    "base": "BERT-base",
+    "large": "BERT-large",
+    "quick": "MiniLM of two layers",
+}
 
 MAX_NORM = 0.05
 LEARNING_RATE = 1e-4

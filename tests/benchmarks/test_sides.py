@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pytest
 
-from benchmarks.sides import Side
+from benchmarks.sides import ARRAYS, Side
 from benchmarks.torch_step import PAPER, WELL
 from benchmarks.train_step import check_equal, makers_of
 from benchmarks.training import Work, complete_checkpoint, equal_shapes
@@ -46,6 +46,15 @@ def test_another_model_is_noticed(tmp_path):
     _, [theirs, _] = makers_of(tmp_path / "theirs", Arguments)
     with pytest.raises(AssertionError, match=PAPER):
         check_equal(ours, [theirs], [uneven()], rtol=1e-3)
+
+
+def test_a_side_learns_the_batch_size_from_its_arrays():
+    work = equal_shapes(CONFIG, 2, batch=4)
+    assert work.rows().shape == (2, 4) and "4 ×" in work.name
+    arrays = {name: getattr(work.examples, name) for name in ARRAYS}
+    told = Work.of(arrays | {"steps": np.asarray(work.steps), "rows": work.rows()})
+    assert told.batch == 4
+    np.testing.assert_array_equal(told.rows(), work.rows())
 
 
 def test_a_side_that_ends_is_named(tmp_path):
