@@ -45,7 +45,7 @@ benchmarks: $(VENV)/test.stamp $(KERAS)/stamp $(FLAX)/stamp
 	$(BIN)/python -m benchmarks.train_step --sizes base --steps 1 --rounds 3 \
 	  --keras $(KERAS)/bin/python --flax $(FLAX)/bin/python \
 	  --json $(RESULTS)/train_step_base.json
-	$(BIN)/python -m benchmarks.train_step --sizes large --batch-size 8 --steps 1 --rounds 3 \
+	$(BIN)/python -m benchmarks.train_step --sizes large --batch-size 8 --steps 1 --rounds 7 \
 	  --json $(RESULTS)/train_step_large.json
 	$(BIN)/python -m benchmarks.finetune --model quickstart/minilm \
 	  --data-dir $(GLUE) --epochs 1 --train-examples 512 \
