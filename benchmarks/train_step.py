@@ -199,8 +199,8 @@ def page(result: dict[str, Any]) -> str:
         for work in size["work"]:
             lines += ["", f"## {NAMES[size['size']]}, {work['work']}", ""]
             lines += [
-                f"{work['steps']} steps, {work['tokens_per_example']:.1f} tokens an "
-                "example.",
+                f"Steps a round: {work['steps']}; tokens an example: "
+                f"{work['tokens_per_example']:.1f}.",
                 "",
                 "| side | s/step | examples/s | tokens/s | × ours | of the peak | "
                 "epoch | spread |",
