@@ -47,7 +47,7 @@ class Claim:
 def claims_of_clip(result: Result) -> Iterator[Claim]:
     """What the clip costs, on its own and in a step."""
     for size in result["sizes"]:
-        name = f"BERT-{size['size']}"
+        name = NAMES[size["size"]]
         [step] = [row for row in size["step"] if row["side"] == NORMS]
         text = f"{name}: a whole step, with the clip and its norms, of one without"
         yield Claim("clip", text, 1.03, False, step["ratio"])
@@ -123,7 +123,7 @@ def claims_of_variants(result: Result) -> Iterator[Claim]:
 def claims_of_clip_on_gpu(result: Result) -> Iterator[Claim]:
     """What the clip costs in a step, and how fast it runs with Adam."""
     for size in result["sizes"]:
-        name = f"BERT-{size['size']}"
+        name = NAMES[size["size"]]
         [step] = [row for row in size["step"] if row["side"] == NORMS]
         text = f"{name}: a whole step, with the clip and its norms, of one without"
         yield Claim("clip", text, 1.01, False, step["ratio"])
