@@ -42,16 +42,21 @@ from benchmarks.clip_sides import (
 )
 from benchmarks.measure import in_turn, machine, median_ratio, provenance, publish
 from benchmarks.training import (
-    CONFIGS,
+    BASE,
+    LARGE,
     LEARNING_RATE,
     MAX_NORM,
-    NAMES,
     loss_of,
     random_texts,
     recipe_of,
 )
 from cwgnc_jax import models
 
+CONFIGS = {
+    "quick": models.BertConfig(num_hidden_layers=2),
+    "base": BASE,
+    "large": LARGE,
+}
 NORMS = f"{OURS}, and its norms"
 NO_CLIP = "no clip"
 READ = "one read of the gradients"
@@ -238,7 +243,7 @@ def page(result: dict[str, Any]) -> str:
         [copy] = [x["seconds"] for x in size["update"] if x["side"] == COPY]
         lines += [
             "",
-            f"## {NAMES[size['size']]}: {size['components']} components, "
+            f"## BERT-{size['size']}: {size['components']} components, "
             f"{size['bytes'] / 2**20:.0f} MiB, read once in {1000 * floor:.0f} ms "
             f"({size['bytes'] / floor / 1e9:.0f} GB/s), copied in {1000 * copy:.0f} ms",
             "",

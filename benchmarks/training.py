@@ -38,8 +38,6 @@ LARGE = models.BertConfig(
     intermediate_size=4096,
 )
 SIZES = {"minilm": MINILM, "base": BASE, "large": LARGE}
-CONFIGS = SIZES | {"quick": dataclasses.replace(MINILM, num_hidden_layers=2)}
-"""With the one that is small enough for --quick."""
 NAMES = {
     "minilm": "MiniLM",
     "base": "BERT-base",
