@@ -4,6 +4,7 @@ import importlib.metadata
 import json
 import os
 import platform
+import random
 import statistics
 import subprocess
 import time
@@ -22,6 +23,7 @@ def in_turn(
 ) -> dict[str, dict[str, Any]]:
     """Times functions in turn, so that a slower minute of the machine hits them all.
 
+    The order is drawn anew in every round, so that no side always follows the same one.
     Each is called once before, untimed, and warmed up in every round: what a process
     gave back while others were at work, a virtual machine takes from it for good, and
     it is slow to come back. What a function returns is waited for.
@@ -40,8 +42,10 @@ def in_turn(
         jax.block_until_ready(side())
     seconds: dict[str, list[float]] = {name: [] for name in sides}
     busy: dict[str, list[float]] = {name: [] for name in sides}
+    orders = random.Random(0)
     for _ in range(rounds):
-        for name, side in sides.items():
+        for name in orders.sample(list(sides), len(sides)):
+            side = sides[name]
             jax.block_until_ready(warm_ups[name]())
             start, began = time.perf_counter(), _processor_seconds()
             jax.block_until_ready(side())
