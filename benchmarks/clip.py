@@ -289,11 +289,13 @@ def page(result: dict[str, Any]) -> str:
         ]
         lines += [
             "",
-            f"| whole step, {STEP_TEXTS} × {STEP_LENGTH} tokens | ms | × no clip |",
-            "|---|---:|---:|",
+            f"| whole step, {STEP_TEXTS} × {STEP_LENGTH} tokens, "
+            f"{STEP_ROUNDS * result['rounds']} rounds | ms | × no clip | spread |",
+            "|---|---:|---:|---:|",
         ]
         lines += [
-            f"| {row['side']} | {1000 * row['seconds']:.0f} | {row['ratio']:.3f} |"
+            f"| {row['side']} | {1000 * row['seconds']:.0f} | {row['ratio']:.3f} | "
+            f"{row['spread']:.2f} |"
             for row in size["step"]
         ]
     lines += [
@@ -304,7 +306,8 @@ def page(result: dict[str, Any]) -> str:
         f"moves no more than it has to: {CLIPPED_NEEDS} times the gradients with a "
         f"clip, {NEEDED[NO_CLIP]} without. "
         "In torch the clip runs on its own before the optimizer, and adds to a step "
-        "what it takes alone. `optax.clip_by_block_rms` and "
+        "what it takes alone. By what a step without a clip differs from itself, "
+        "once more, its rounds cannot tell steps apart. `optax.clip_by_block_rms` and "
         "`optax.clip_by_global_norm` compute something else.",
     ]
     return "\n".join(lines) + "\n"

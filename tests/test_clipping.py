@@ -128,6 +128,15 @@ def test_norm_is_accumulated_in_float32_and_leaves_keep_their_dtype(dtype):
     assert component_norms(clipped)["w"] == pytest.approx(1e-4, rel=2e-2)
 
 
+def test_norms_of_large_leaves_are_exact_to_float32():
+    # On a CPU torch's are not: pytorch/pytorch#68326.
+    shape = (30522, 1024)
+    leaf = np.random.default_rng(0).standard_normal(shape, np.float32)
+    exact = np.linalg.norm(leaf.astype(np.float64))
+    for norms in (component_norms, jax.jit(component_norms)):
+        np.testing.assert_allclose(norms({"embedding": leaf})["embedding"], exact, 3e-7)
+
+
 def test_complex_leaves_are_clipped_by_their_modulus():
     clipped = clip({"w": jnp.array([3.0 + 4.0j])}, 1.0, eps=0)
     chex.assert_trees_all_close(clipped, {"w": jnp.array([0.6 + 0.8j])})
