@@ -42,21 +42,17 @@ from benchmarks.clip_sides import (
 )
 from benchmarks.measure import in_turn, machine, median_ratio, provenance, publish
 from benchmarks.training import (
-    BASE,
-    LARGE,
+    CONFIGS,
     LEARNING_RATE,
     MAX_NORM,
+    NAMES,
+    SIZES,
     loss_of,
     random_texts,
     recipe_of,
 )
 from cwgnc_jax import models
 
-CONFIGS = {
-    "quick": models.BertConfig(num_hidden_layers=2),
-    "base": BASE,
-    "large": LARGE,
-}
 NORMS = f"{OURS}, and its norms"
 NO_CLIP, AGAIN = "no clip", "no clip, once more"
 READ = "one read of the gradients"
@@ -230,9 +226,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument(
-        "--sizes", nargs="+", choices=CONFIGS, default=["base", "large"]
-    )
+    parser.add_argument("--sizes", nargs="+", choices=SIZES, default=["base", "large"])
     parser.add_argument("--rounds", type=int, default=11)
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--json", type=Path)
@@ -261,7 +255,7 @@ def page(result: dict[str, Any]) -> str:
         [copy] = [x["seconds"] for x in size["update"] if x["side"] == COPY]
         lines += [
             "",
-            f"## BERT-{size['size']}: {size['components']} components, "
+            f"## {NAMES[size['size']]}: {size['components']} components, "
             f"{size['bytes'] / 2**20:.0f} MiB, read once in {1000 * floor:.0f} ms "
             f"({size['bytes'] / floor / 1e9:.0f} GB/s), copied in {1000 * copy:.0f} ms",
             "",

@@ -20,7 +20,8 @@ import numpy as np
 
 from benchmarks.measure import in_turn, machine, median_ratio, publish
 from benchmarks.training import (
-    MINILM,
+    CONFIGS,
+    NAMES,
     Steps,
     loss_of,
     random_texts,
@@ -42,12 +43,14 @@ def forward(checkpoint, recipe: Recipe, texts: TokenArrays) -> Any:
     return lambda: jax.device_get(loss(checkpoint.params, key))
 
 
-def measure(model: str | None, rows: int, length: int, rounds: int) -> dict[str, Any]:
+def measure(
+    model: str | None, size: str, rows: int, length: int, rounds: int
+) -> dict[str, Any]:
     """Measures all variants and returns what the JSON file holds."""
     with tempfile.TemporaryDirectory() as folder:
         if model is None:
-            params = models.init_params(MINILM, jax.random.key(0))
-            models.save_pretrained(folder, MINILM, params)
+            params = models.init_params(CONFIGS[size], jax.random.key(0))
+            models.save_pretrained(folder, CONFIGS[size], params)
         checkpoint = models.load_pretrained(
             model or folder, num_labels=2, key=jax.random.key(0)
         )
@@ -70,7 +73,7 @@ def measure(model: str | None, rows: int, length: int, rounds: int) -> dict[str,
     shares = {name: median_ratio(timed, name, "full") for name in timed}
     return {
         "benchmark": "step_variants",
-        "model": Path(model).name if model else "MiniLM's shape, random",
+        "model": Path(model).name if model else f"{NAMES[size]} with random weights",
         "parameters": sum(leaf.size for leaf in jax.tree.leaves(checkpoint.params)),
         "layers": layers,
         "batch": rows,
@@ -130,9 +133,10 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
+    size = "quick" if args.quick else "minilm"
     if args.quick:
         args.batch_size, args.length, args.rounds = 8, 16, 5
-    result = measure(args.model, args.batch_size, args.length, args.rounds)
+    result = measure(args.model, size, args.batch_size, args.length, args.rounds)
     publish(result, page(result), args.json)
 
 

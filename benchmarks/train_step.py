@@ -37,8 +37,8 @@ from benchmarks.sides import Side
 from benchmarks.torch_step import PAPER, WELL
 from benchmarks.training import (
     BATCH,
+    CONFIGS,
     LEARNING_RATE,
-    MINILM,
     NAMES,
     SIZES,
     Work,
@@ -49,7 +49,6 @@ from benchmarks.training import (
 from cwgnc_jax import models
 
 OURS = "this project"
-CONFIGS = SIZES | {"quick": dataclasses.replace(MINILM, num_hidden_layers=2)}
 Maker = Callable[..., Side]
 """Starts a side with ``dropout`` and ``learning_rate``."""
 

@@ -38,6 +38,8 @@ LARGE = models.BertConfig(
     intermediate_size=4096,
 )
 SIZES = {"minilm": MINILM, "base": BASE, "large": LARGE}
+CONFIGS = SIZES | {"quick": dataclasses.replace(MINILM, num_hidden_layers=2)}
+"""The sizes, and what ``--quick`` takes in their place."""
 NAMES = {
     "minilm": "MiniLM",
     "base": "BERT-base",
