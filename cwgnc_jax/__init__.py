@@ -13,7 +13,7 @@ from cwgnc_jax._components import (
     by_parameter,
     by_rules,
 )
-from cwgnc_jax._depth import DepthFn, encoder_depth
+from cwgnc_jax._depth import DepthFn, encoder_depth, thawed
 from cwgnc_jax._explain import ComponentRow, ComponentTable, explain
 from cwgnc_jax._layer_decay import scale_by_layer_decay
 from cwgnc_jax._mixout import mixout
@@ -22,6 +22,7 @@ from cwgnc_jax._outliers import autoclip, zclip
 from cwgnc_jax._prior_decay import add_decayed_weights_towards
 from cwgnc_jax._report import ClipReport, clip_report
 from cwgnc_jax._thresholds import per_element, relative_to_params
+from cwgnc_jax._tree_paths import flatten_with_paths
 from cwgnc_jax._unfreezing import gradual_unfreezing
 
 __version__ = "0.1.0"
@@ -49,6 +50,7 @@ __all__ = (
     "decay_mask",
     "encoder_depth",
     "explain",
+    "flatten_with_paths",
     "gradual_unfreezing",
     "mixout",
     "olmo_clip",
@@ -56,5 +58,6 @@ __all__ = (
     "relative_to_params",
     "scale_by_adam",
     "scale_by_layer_decay",
+    "thawed",
     "zclip",
 )

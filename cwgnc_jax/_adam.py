@@ -1,4 +1,4 @@
-"""Adam as BERT was fine-tuned with it."""
+"""Adam with the eps and the bias correction with which BERT was fine-tuned."""
 
 import math
 
@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import optax
 from jax.typing import ArrayLike
 
-from cwgnc_jax._checks import is_known
+from cwgnc_jax._checks import check_nonnegative, check_share
 
 
 def scale_by_adam(
@@ -27,23 +27,26 @@ def scale_by_adam(
       c_t = \frac{\sqrt{1 - b_2^t}}{1 - b_1^t}
       \text{ with bias correction, else } 1.
 
-    :func:`optax.scale_by_adam` divides by :math:`\sqrt{\hat v_t} + \text{eps}` with the
-    corrected :math:`\hat v_t` instead, where eps weighs less. The difference counts
-    after a clip: in the first step the ratio of this to optax's is .997, .970 and .767
-    for gradients of 1e-4, 1e-5 and 1e-6 at the default eps.
+    :func:`optax.scale_by_adam` instead divides by :math:`\sqrt{\hat v_t} + \text{eps}`
+    with the corrected :math:`\hat v_t`, where eps has less weight. The difference
+    matters after a clip, which makes gradients small: with the default eps, the first
+    update for gradients of 1e-4, 1e-5 and 1e-6 is .997, .970 and .767 times that of
+    optax.
 
     Args:
       b1: Decay of the first moment, in [0, 1).
       b2: Decay of the second moment, in [0, 1).
       eps: Added to the root of the uncorrected second moment.
-      bias_correction: Off is the BERT Adam of Devlin et al. (2019). May be a traced
-        boolean, so that runs with and without it share a program.
+      bias_correction: Whether to correct the moments' bias; without it this is the
+        BERT Adam of Devlin et al. (2019). May be a traced boolean, so that runs with
+        and without it can share a program.
 
     Returns:
       An :class:`optax.GradientTransformation` with an
       :class:`optax.ScaleByAdamState`.
 
     Raises:
+      TypeError: If an argument is not a number.
       ValueError: If a decay lies outside [0, 1), or eps is negative.
 
     Examples:
@@ -60,11 +63,9 @@ def scale_by_adam(
       <https://arxiv.org/abs/1412.6980>`_, 2015; Mosbach et al., `On the Stability of
       Fine-tuning BERT <https://arxiv.org/abs/2006.04884>`_, 2021
     """
-    for argument, decay in (("b1", b1), ("b2", b2)):
-        if is_known(decay) and not 0 <= decay < 1:
-            raise ValueError(f"{argument} must lie in [0, 1), got {decay}")
-    if is_known(eps) and not eps >= 0:
-        raise ValueError(f"eps must be 0 or positive, got {eps}")
+    check_share("b1", b1)
+    check_share("b2", b2)
+    check_nonnegative("eps", eps)
 
     def init_fn(params):
         return optax.ScaleByAdamState(
@@ -79,7 +80,7 @@ def scale_by_adam(
         nu = jax.tree.map(
             lambda g, v: _average_square(g, v, b2, 1 - b2), updates, state.nu
         )
-        count = optax.safe_increment(state.count)
+        count = jnp.asarray(optax.safe_increment(state.count))
         correction = jnp.where(
             bias_correction,
             jnp.sqrt(_one_minus_power(b2, count)) / _one_minus_power(b1, count),
@@ -91,7 +92,7 @@ def scale_by_adam(
     return optax.GradientTransformation(init_fn, update_fn)
 
 
-# Jitted, so that they are traced once for all parameters of a shape.
+# Jitted, so that each is traced once for all parameters of a shape.
 @jax.jit
 def _average(new, old, decay, rest):
     return rest * new + decay * old
@@ -109,8 +110,8 @@ def _quotient(mean, variance, correction, eps):
 
 
 def _one_minus_power(decay: ArrayLike, count: jax.Array) -> jax.Array:
-    # In float32, 1 - 0.999**1 is off by 1e-5; expm1 of a logarithm taken in double
-    # precision is exact to rounding, as torch's Python floats are.
+    # 1 - 0.999**1 in float32 has an error of 1e-5. With the logarithm in double
+    # precision, expm1 is exact to rounding, like torch's computation in Python floats.
     if isinstance(decay, float):
         log_decay = math.log(decay) if decay > 0 else -math.inf
     else:

@@ -1,11 +1,8 @@
-"""Thresholds that each component learns from an average of its own past norms.
+"""Clips by thresholds that follow an average of each component's past norms."""
 
-A component learns from the norms that remain after the clip, if they are finite and
-greater than zero; any other step leaves its state as it was.
-"""
+from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -15,31 +12,35 @@ from jax.typing import ArrayLike
 from cwgnc_jax._assignment import StackedAxes
 from cwgnc_jax._checks import (
     check_count,
-    check_eps,
     check_interval,
+    check_nonnegative,
     check_positive,
     check_share,
 )
-from cwgnc_jax._clipping import clip_components, clip_factor
+from cwgnc_jax._clipping import ClipOptions, clip_factor
 from cwgnc_jax._components import ComponentFn, by_module_type, by_parameter
+from cwgnc_jax._learned import averaged, learned, learned_clip, multiple, zeros
 from cwgnc_jax._norms import AxisName
+
+if TYPE_CHECKING:
+    from jaxtyping import Float, Int
 
 
 class AdaGCState(NamedTuple):
     """The state of :func:`adagc`."""
 
-    count: jax.Array  # type: ignore
-    """The number of steps taken, an int32 scalar."""
+    count: Int[jax.Array, ""]  # type: ignore[assignment]  # shadows tuple.count
+    """The number of steps taken."""
 
-    average: jax.Array
-    """Float32 ``[components]``; 0 for a component that has learned nothing yet."""
+    average: Float[jax.Array, " components"]
+    """In float32; 0 for a component that has learned nothing yet."""
 
 
 class NormAverageState(NamedTuple):
     """The state of :func:`aggc` and :func:`olmo_clip`."""
 
-    average: jax.Array
-    """Float32 ``[components]``; 0 for a component that has learned nothing yet."""
+    average: Float[jax.Array, " components"]
+    """In float32; 0 for a component that has learned nothing yet."""
 
 
 def adagc(
@@ -56,7 +57,8 @@ def adagc(
 ) -> optax.GradientTransformation:
     r"""Clips each component relative to the average of its past norms (AdaGC).
 
-    With :math:`\gamma` a component's average and :math:`\hat g` its clipped updates,
+    With :math:`\gamma` the average of a component and :math:`\hat g` its clipped
+    updates,
 
     .. math::
       \hat g_t = \min\left(1, \frac{\text{ratio} \cdot \gamma_{t-1}}{\|g_t\|}\right) g_t
@@ -66,14 +68,15 @@ def adagc(
     During the warm-up all components are clipped together by their global norm, and
     :math:`\gamma` is the smallest clipped norm so far.
 
-    A component learns nothing from a norm that is zero, NaN or infinite, and its
-    updates become what the plain clip makes of them. In the warm-up a NaN reaches all
-    components, as with any global clip, and none learns from that step. A component
-    that has learned nothing by its end is clipped from its second norm on.
+    A component learns nothing from a norm that is zero, NaN or infinite; such updates
+    are treated as in :func:`component_clip_by_global_norm`. During the warm-up a NaN
+    spreads to all components, as with any global clip, and none learns from that step.
+    A component that has learned nothing by the end of the warm-up learns from its first
+    norm and is clipped from its second norm on.
 
-    Rule and defaults are the paper's. The authors' published code has 1.04 for
-    ``ratio`` and 0.99 for ``decay``, and adds 1e-6 to a norm that it clips; with
-    ``eps=1e-6`` a component whose norms are far below that is silenced here.
+    Rule and defaults are the paper's. The authors' published code sets ``ratio`` to
+    1.04 and ``decay`` to 0.99, and adds 1e-6 to a norm before it clips. Here
+    ``eps=1e-6`` shrinks a component whose norms are far below 1e-6 to almost nothing.
 
     Args:
       ratio: How far a norm may exceed the average.
@@ -82,17 +85,18 @@ def adagc(
       max_global_norm: The threshold of the global norm during the warm-up.
       warmup_steps: The number of steps with the global clip.
       eps: Added to the norm, as in :func:`component_clip_by_global_norm`.
-      stacked_axes: See :func:`component_clip_by_global_norm`.
-      axis_name: See :func:`component_clip_by_global_norm`.
-      keep_report: See :func:`component_clip_by_global_norm`.
+      stacked_axes, axis_name, keep_report: See
+        :func:`component_clip_by_global_norm`.
 
     Returns:
-      An :class:`optax.GradientTransformation`.
+      An :class:`optax.GradientTransformation` whose state holds the number of steps and
+      the averages.
 
     Raises:
       TypeError: If an argument is of the wrong kind.
-      ValueError: If a number lies outside its range, or as
-        :func:`component_clip_by_global_norm` does from ``init`` on.
+      ValueError: If ``ratio`` or ``max_global_norm`` is not positive, ``decay`` lies
+        outside [0, 1), or ``warmup_steps`` or ``eps`` is negative; from ``init`` on as
+        :func:`component_clip_by_global_norm` does.
 
     Examples:
       >>> import cwgnc_jax
@@ -113,26 +117,26 @@ def adagc(
     check_share("decay", decay)
     check_positive("max_global_norm", max_global_norm)
     check_count("warmup_steps", warmup_steps, 0)
-    check_eps(eps)
+    check_nonnegative("eps", eps)
+
+    def init(components):
+        return AdaGCState(jnp.zeros((), jnp.int32), zeros(components))
 
     def rule(norms, state):
         warming = state.count < warmup_steps
         together = clip_factor(jnp.sqrt(jnp.sum(norms**2)), max_global_norm, eps)
-        apart = clip_factor(norms, _times(ratio, state.average), eps)
+        apart = clip_factor(norms, multiple(ratio, state.average), eps)
         coefficients = jnp.where(warming, together, apart)
         clipped = coefficients * norms
-        smallest = _learned(state.average, clipped, jnp.minimum(state.average, clipped))
-        average = jnp.where(warming, smallest, _averaged(state.average, clipped, decay))
-        return coefficients, AdaGCState(optax.safe_increment(state.count), average)
+        smallest = learned(state.average, clipped, jnp.minimum(state.average, clipped))
+        average = jnp.where(warming, smallest, averaged(state.average, clipped, decay))
+        count = jnp.asarray(optax.safe_increment(state.count))
+        return coefficients, AdaGCState(count, average)
 
-    return clip_by_norms(
-        lambda count: AdaGCState(jnp.zeros((), jnp.int32), _zeros(count)),
-        rule,
-        component_fn,
-        stacked_axes=stacked_axes,
-        axis_name=axis_name,
-        keep_report=keep_report,
+    options = ClipOptions(
+        stacked_axes=stacked_axes, axis_name=axis_name, keep_report=keep_report
     )
+    return learned_clip(init, rule, component_fn, options)
 
 
 def aggc(
@@ -148,44 +152,46 @@ def aggc(
 ) -> optax.GradientTransformation:
     r"""Keeps each component's norm in an interval around its past average (AGGC).
 
-    With :math:`S` the average of a component's scaled norms, one above
-    :math:`\text{high} \cdot S_{t-1}` is reduced to it, one below
+    Let :math:`S` be the average of a component's norms after scaling. A norm above
+    :math:`\text{high} \cdot S_{t-1}` is reduced to it, a norm below
     :math:`\text{low} \cdot S_{t-1}` is raised to it, and then
 
     .. math::
       S_t = \text{decay} \cdot S_{t-1} + (1 - \text{decay}) \|\hat g_t\|
 
-    The first norm that is finite and greater than zero passes as it is and starts the
-    average. That is ours: the authors' code starts it at zero, so that the first norms
-    lie far above the interval. A component learns nothing from a norm that is zero, NaN
-    or infinite, and its updates become what the plain clip makes of them.
+    The first norm that is finite and greater than zero is not scaled and starts the
+    average. In this we differ from the authors' code, where the average starts at zero,
+    so that the first norms lie far above the interval. A component learns nothing from
+    a norm that is zero, NaN or infinite; such updates are treated as in
+    :func:`component_clip_by_global_norm`.
 
-    The interval has no defaults, since the authors' runs do not carry over: with 0.6 or
-    0.7 for ``high`` they hold every factor between 0.9 and 1.1, without which the
-    average would sink to nothing. The paper moves the interval during training: for
-    that schedule ``low`` and ``high`` by ``optax.inject_hyperparams(...,
-    static_args="component_fn")``.
+    The interval has no defaults, since the authors' settings do not carry over: their
+    runs have 0.6 or 0.7 for ``high`` and in addition keep every factor between 0.9 and
+    1.1, without which the average would sink to zero. The paper moves the interval
+    during training; to do so, pass schedules for ``low`` and ``high`` through
+    ``optax.inject_hyperparams(..., static_args="component_fn")``.
 
     Args:
-      low: The interval's lower end as a multiple of the average; 0 raises nothing.
+      low: The interval's lower end as a multiple of the average; with 0 no norm is
+        raised.
       high: Its upper end.
       component_fn: Maps a parameter's "/"-joined path to its component's name; the
-        paper's is by the type of the module.
+        paper groups parameters by the type of their module.
       decay: The average's decay; 0.98 is the default of the authors' code.
-      eps: Added to the norm, as in :func:`component_clip_by_global_norm`; 1e-12 in the
-        authors' code.
-      stacked_axes: See :func:`component_clip_by_global_norm`.
-      axis_name: See :func:`component_clip_by_global_norm`.
-      keep_report: See :func:`component_clip_by_global_norm`; a component that was
+      eps: Added to the norm, as in :func:`component_clip_by_global_norm`; the authors'
+        code has 1e-12.
+      stacked_axes, axis_name, keep_report: See
+        :func:`component_clip_by_global_norm`. In a report a component whose norm was
         raised has a coefficient above 1 and does not count as clipped.
 
     Returns:
-      An :class:`optax.GradientTransformation`.
+      An :class:`optax.GradientTransformation` whose state holds the averages.
 
     Raises:
       TypeError: If an argument is of the wrong kind.
-      ValueError: If a number lies outside its range, or as
-        :func:`component_clip_by_global_norm` does from ``init`` on.
+      ValueError: If ``low`` or ``eps`` is negative, ``high`` is not positive or less
+        than ``low``, or ``decay`` lies outside [0, 1); from ``init`` on as
+        :func:`component_clip_by_global_norm` does.
 
     Examples:
       >>> import cwgnc_jax
@@ -206,25 +212,24 @@ def aggc(
     """
     check_interval(low, high)
     check_share("decay", decay)
-    check_eps(eps)
+    check_nonnegative("eps", eps)
+
+    def init(components):
+        return NormAverageState(zeros(components))
 
     def rule(norms, state):
-        lowered = clip_factor(norms, _times(high, state.average), eps)
+        lowered = clip_factor(norms, multiple(high, state.average), eps)
         floor = low * state.average
         raised = (norms > 0) & (norms < floor)
-        # At most one of the two is not 1, and NaN stays NaN.
+        # At most one of the two factors differs from 1; NaN stays NaN.
         coefficients = lowered * jnp.where(raised, floor / (norms + eps), 1.0)
-        average = _averaged(state.average, coefficients * norms, decay)
+        average = averaged(state.average, coefficients * norms, decay)
         return coefficients, NormAverageState(average)
 
-    return clip_by_norms(
-        lambda count: NormAverageState(_zeros(count)),
-        rule,
-        component_fn,
-        stacked_axes=stacked_axes,
-        axis_name=axis_name,
-        keep_report=keep_report,
+    options = ClipOptions(
+        stacked_axes=stacked_axes, axis_name=axis_name, keep_report=keep_report
     )
+    return learned_clip(init, rule, component_fn, options)
 
 
 def olmo_clip(
@@ -237,7 +242,7 @@ def olmo_clip(
     axis_name: AxisName | None = None,
     keep_report: bool = False,
 ) -> optax.GradientTransformation:
-    r"""Clips each component relative to the average of its norms, as OLMo's trainer.
+    r"""Clips each component relative to the average of its norms (OLMo's trainer).
 
     With :math:`\gamma` the average of a component's clipped norms,
 
@@ -247,33 +252,33 @@ def olmo_clip(
       \qquad
       \gamma_t = \text{decay} \cdot \gamma_{t-1} + (1 - \text{decay}) \|\hat g_t\|
 
-    The first norm that is finite and greater than zero passes as it is and starts the
-    average; in OLMo's trainer the second step's does. A component learns nothing from a
-    norm that is zero, NaN or infinite, and its updates become what the plain clip makes
-    of them. Unlike :func:`adagc` there is no warm-up.
+    The first norm that is finite and greater than zero is not clipped and starts the
+    average; in OLMo's trainer the norm of the second step starts it. A component learns
+    nothing from a norm that is zero, NaN or infinite; such updates are treated as in
+    :func:`component_clip_by_global_norm`. Unlike :func:`adagc` this has no warm-up.
 
-    The rule and eps are those of the trainer's setting ``max_grad_norm_ratio``. It has
-    no default, and none of the published OLMo configurations sets it: they clip by the
-    global norm.
+    The rule and ``eps`` are those of the trainer's setting ``max_grad_norm_ratio``. The
+    setting has no default, and none of the published OLMo configurations uses it: they
+    clip by the global norm.
 
     Args:
       ratio: How far a norm may exceed the average.
       component_fn: Maps a parameter's "/"-joined path to its component's name.
-      decay: The average's decay; OLMo's trainer takes the larger of Adam's two, 0.95 in
-        its published configurations.
-      eps: Added to the norm, as in :func:`component_clip_by_global_norm`. It silences
-        a component whose norms are far below it.
-      stacked_axes: See :func:`component_clip_by_global_norm`.
-      axis_name: See :func:`component_clip_by_global_norm`.
-      keep_report: See :func:`component_clip_by_global_norm`.
+      decay: The average's decay; OLMo's trainer takes the larger of Adam's two decays,
+        which is 0.95 in its published configurations.
+      eps: Added to the norm, as in :func:`component_clip_by_global_norm`. A component
+        whose norms are far below it shrinks to almost nothing.
+      stacked_axes, axis_name, keep_report: See
+        :func:`component_clip_by_global_norm`.
 
     Returns:
-      An :class:`optax.GradientTransformation`.
+      An :class:`optax.GradientTransformation` with the state of :func:`aggc`.
 
     Raises:
       TypeError: If an argument is of the wrong kind.
-      ValueError: If a number lies outside its range, or as
-        :func:`component_clip_by_global_norm` does from ``init`` on.
+      ValueError: If ``ratio`` is not positive, ``decay`` lies outside [0, 1), or
+        ``eps`` is negative; from ``init`` on as :func:`component_clip_by_global_norm`
+        does.
 
     Examples:
       >>> import cwgnc_jax
@@ -301,57 +306,3 @@ def olmo_clip(
         axis_name=axis_name,
         keep_report=keep_report,
     )
-
-
-def clip_by_norms(
-    init: Callable[[int], Any],
-    rule: Callable[[jax.Array, Any], tuple[jax.Array, Any]],
-    component_fn: ComponentFn,
-    **options: Any,
-) -> optax.GradientTransformation:
-    """Scales components by what a rule makes of the vector of all their norms.
-
-    Args:
-      init: From the number of components to the first state.
-      rule: From norms ``[components]`` and a state to coefficients and the next state.
-      component_fn: Maps a path to its component's name.
-      **options: Those of ``clip_components``.
-
-    Returns:
-      The transformation.
-    """
-
-    def on_vector(measured, state):
-        if not measured.norms:
-            return {}, state
-        norms = jnp.stack(list(measured.norms.values()))
-        coefficients, next_state = rule(norms, state)
-        # Hyperparameters of another dtype must not change that of the state.
-        state = jax.tree.map(lambda old, new: new.astype(old.dtype), state, next_state)
-        coefficients = jnp.unstack(coefficients)
-        return dict(zip(measured.norms, coefficients, strict=True)), state
-
-    return clip_components(
-        lambda names: init(len(names)), on_vector, component_fn, **options
-    )
-
-
-def learnable(norms: jax.Array) -> jax.Array:
-    """Which norms teach something: one step must not spoil all that follow."""
-    return jnp.isfinite(norms) & (norms > 0)
-
-
-def _averaged(average: jax.Array, norms: jax.Array, decay: ArrayLike) -> jax.Array:
-    return _learned(average, norms, decay * average + (1 - decay) * norms)
-
-
-def _learned(before: jax.Array, norms: jax.Array, after: jax.Array) -> jax.Array:
-    return jnp.where(learnable(norms), jnp.where(before > 0, after, norms), before)
-
-
-def _times(ratio: ArrayLike, average: jax.Array) -> jax.Array:
-    return jnp.where(average > 0, ratio * average, jnp.inf)
-
-
-def _zeros(count: int) -> jax.Array:
-    return jnp.zeros(count, jnp.float32)

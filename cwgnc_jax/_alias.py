@@ -1,4 +1,4 @@
-"""The optimizer of the paper in one line."""
+"""The paper's optimizer as one function."""
 
 from typing import Any
 
@@ -25,25 +25,26 @@ def cwgnc_adamw(
     bias_correction: ArrayLike = True,
     weight_decay: ArrayLike = 0.0,
 ) -> optax.GradientTransformation:
-    """AdamW behind the component-wise clip, as the paper fine-tunes BERT.
+    """Makes the paper's optimizer for BERT: the component-wise clip, then AdamW.
 
     The chain is :func:`component_clip_by_global_norm`, :func:`scale_by_adam`, decoupled
-    weight decay of all but biases and normalisation layers (see :func:`decay_mask`),
-    and the learning rate.
+    weight decay of all parameters but biases and normalisation layers (see
+    :func:`decay_mask`), and the learning rate.
 
     Args:
       learning_rate: A number, or a schedule of the step.
-      max_norm: The clip's threshold; the paper's is 0.05. ``inf`` for no clip; see
+      max_norm: The clip's threshold, 0.05 in the paper; ``inf`` for no clip. See
         :func:`component_clip_by_global_norm` for schedules and rules.
       component_fn: Maps a path to its component's name; see
         :func:`component_clip_by_global_norm`.
       b1: Decay of Adam's first moment.
       b2: Decay of Adam's second moment.
-      eps: Adam's eps, in the placement of :func:`scale_by_adam`.
-      bias_correction: Adam's bias correction; off is the BERT Adam of Devlin et al.
-      weight_decay: Times the learning rate, the part of a parameter taken away each
-        step. It acts on the parameter before the step; the torch version's acts on
-        the one after it, a difference of the order of the learning rate squared.
+      eps: Adam's eps, placed as in :func:`scale_by_adam`.
+      bias_correction: Whether Adam corrects the bias of its moments; without it this is
+        the BERT Adam of Devlin et al.
+      weight_decay: Each step subtracts this share, times the learning rate, of the
+        parameter before the step. The torch version subtracts it of the parameter after
+        the step; the difference is of the order of the learning rate squared.
 
     Returns:
       An :class:`optax.GradientTransformation`; its ``update`` needs ``params``.
@@ -77,22 +78,23 @@ def cwgnc_adamw(
     return optax.chain(
         component_clip_by_global_norm(max_norm, component_fn),
         scale_by_adam(b1, b2, eps, bias_correction=bias_correction),
-        optax.add_decayed_weights(weight_decay, decay_mask),  # type: ignore
+        # An ArrayLike may be complex, which no argument here may be.
+        optax.add_decayed_weights(weight_decay, decay_mask),  # type: ignore[arg-type]
         optax.scale_by_learning_rate(learning_rate),
     )
 
 
 def decay_mask(params: Any) -> Any:
-    """Marks the parameters that weight decay acts on.
+    """Marks the parameters on which weight decay acts.
 
-    These are the arrays of two dimensions or more whose name is neither ``bias`` nor
-    ``scale``: the kernels and embeddings, and neither biases nor normalisation layers.
+    These are the arrays of two or more dimensions whose name is neither ``bias`` nor
+    ``scale``: kernels and embeddings, but not biases and normalisation layers.
 
     Args:
       params: A parameter tree.
 
     Returns:
-      The tree with True in the place of each decayed parameter and False elsewhere.
+      A tree with True for each parameter that decays and False for the others.
 
     Examples:
       >>> import cwgnc_jax

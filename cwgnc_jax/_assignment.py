@@ -1,4 +1,4 @@
-"""Which part of which leaf belongs to which component."""
+"""The assignment of leaves, and of the layers in them, to components."""
 
 import itertools
 import math
@@ -21,11 +21,11 @@ from cwgnc_jax._rules import FirstMatch
 from cwgnc_jax._tree_paths import flatten_with_paths
 
 StackedAxes = Mapping[str, int]
-"""Maps a pattern of a module's path to the axis that counts the layers below it."""
+"""Maps a pattern for a module's path to the axis of its leaves that counts layers."""
 
 
 class Part(NamedTuple):
-    """A leaf, and the component of each of its layers if it holds several."""
+    """A leaf and its component, or if it holds several layers, one for each layer."""
 
     path: str
     leaf: Any
@@ -42,17 +42,17 @@ def component_sizes(
     """Counts the elements of each component.
 
     Args:
-      tree: Parameters or updates; the leaves need only a shape, so the result of
-        ``jax.eval_shape`` serves too.
+      tree: Parameters or updates. The leaves need only a shape, so the result of
+        ``jax.eval_shape`` works too.
       component_fn: Maps a path to its component's name.
-      stacked_axes: Where leaves hold several layers; see
+      stacked_axes: For leaves that hold several layers; see
         :func:`component_clip_by_global_norm`.
 
     Returns:
-      Component name to number of elements, layer 10 after layer 2.
+      The number of elements of each component by name, with layer 10 after layer 2.
 
     Raises:
-      TypeError: If ``component_fn`` is no function from a string to a string.
+      TypeError: If ``component_fn`` is not a function from a string to a string.
       ValueError: If rules leave a parameter without a component.
 
     Examples:
@@ -70,7 +70,7 @@ def component_sizes(
 def sizes_of(
     parts: list[Part], shards: Callable[[Any], int] = lambda leaf: 1
 ) -> OrderedDict[str, int]:
-    """Counts each component's elements; a leaf may be one of several shards."""
+    """Counts the elements of each component; a leaf may be one of several shards."""
     sizes = OrderedDict.fromkeys(component_names(parts), 0)
     for part in parts:
         elements = math.prod(jnp.shape(part.leaf)) * shards(part.leaf)
@@ -80,7 +80,7 @@ def sizes_of(
 
 
 def component_names(parts: list[Part]) -> list[str]:
-    """The components, layer 10 after layer 2."""
+    """Lists the components, with layer 10 after layer 2."""
     return ordered(name for part in parts for name in part.names)
 
 
@@ -91,13 +91,13 @@ def assign(
     *,
     check: bool = False,
 ) -> tuple[list[Part], Any]:
-    """Names the component of every leaf, or of each layer in it.
+    """Names the component of each leaf, or of each layer in it.
 
     Args:
       tree: Parameters or updates.
       component_fn: Maps a path to its component's name.
-      stacked_axes: Where leaves hold several layers.
-      check: Whether a rule that decides about nothing is an error.
+      stacked_axes: For leaves that hold several layers.
+      check: Whether a rule without effect is an error.
 
     Returns:
       The leaves in JAX's order with their components, and the tree's structure.
@@ -126,7 +126,7 @@ class _Stacks:
             for pattern, axis in stacked_axes.items()
         ):
             raise TypeError(
-                f"stacked_axes must map patterns of modules' paths to axes, such as "
+                f"stacked_axes must map patterns for modules' paths to axes, such as "
                 f'{{"decoder/layers": 0}}, got {stacked_axes!r}'
             )
         rules = list(stacked_axes.items())
@@ -136,7 +136,7 @@ class _Stacks:
         )
 
     def find(self, path: str, leaf: Any) -> tuple[list[str], int | None]:
-        """The paths of the layers that a leaf holds, and the axis that counts them."""
+        """Finds the paths of the layers in a leaf, and the axis that counts them."""
         prefix = self._stack(path)
         if prefix is None:
             return [path], None
@@ -145,14 +145,14 @@ class _Stacks:
         if not -len(shape) <= axis < len(shape):
             raise ValueError(
                 f"stacked_axes says that axis {axis} of {path!r} counts the layers, "
-                f"but its shape is {shape}. Match only the module whose parameters are "
-                f"all stacked on that axis."
+                f"but its shape is {shape}. Match only modules all of whose parameters "
+                f"are stacked on that axis."
             )
         rest = path[len(prefix) :]
         return [f"{prefix}/{i}{rest}" for i in range(shape[axis])], axis % len(shape)
 
     def check_all_used(self, paths: list[str]) -> None:
-        """Raises if a rule stacks no module."""
+        """Raises if a rule has no effect."""
         prefixes = [prefix for path in paths for prefix in _prefixes(path)]
         stacks = [prefix for path in paths if (prefix := self._stack(path))]
         self._patterns.check_all_used(list(dict.fromkeys(prefixes)), stacks)
@@ -168,19 +168,19 @@ def _prefixes(path: str) -> list[str]:
 def scaled(
     part: Part, coefficients: Mapping[str, ArrayLike | None], zeroing: bool = False
 ) -> Any:
-    """Multiplies the leaf by its components' coefficients; it keeps its dtype.
+    """Multiplies a leaf by the coefficients of its components and keeps its dtype.
 
-    When ``zeroing``, a coefficient of zero makes zeros of NaN and infinity too.
+    With ``zeroing`` a coefficient of 0 also turns NaN and infinity into 0.
     """
     factors = [coefficients[name] for name in part.names]
     if all(factor is None for factor in factors):
         return part.leaf
+    ones: list[Any] = [1.0 if factor is None else factor for factor in factors]
     if part.axis is None:
-        factor = factors[0]
+        factor = ones[0]
     else:
         shape = [1] * jnp.ndim(part.leaf)
         shape[part.axis] = -1
-        ones = [1.0 if factor is None else factor for factor in factors]
         factor = jnp.stack(ones).reshape(shape)
     product = part.leaf * factor
     if zeroing:

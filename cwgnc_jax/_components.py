@@ -1,4 +1,4 @@
-"""From a parameter's path to its component: the set of leaves that share one norm."""
+"""Component functions, which say which leaves share one norm."""
 
 import re
 from collections.abc import Callable, Iterable, Sequence
@@ -34,7 +34,7 @@ def by_parameter(path: str) -> str:
 
 
 def by_module(path: str) -> str:
-    """Joins the parameters of one module: a kernel with its bias.
+    """Joins the parameters of one module, such as a kernel and its bias.
 
     Args:
       path: A parameter's path.
@@ -53,9 +53,9 @@ def by_module(path: str) -> str:
 def by_layer(path: str) -> str:
     """Joins the parameters of one layer.
 
-    A layer is everything below the first name that is a number or ends in an
-    underscore and a number (``layer/3``, ``h_3``, ``Block_3``). What lies outside the
-    numbered layers is grouped by the first two names of its module, which for BERT are
+    A layer is everything below the first name that is a number or ends in an underscore
+    and a number (``layer/3``, ``h_3``, ``Block_3``). Parameters outside the numbered
+    layers are grouped by the first two names of their module; for BERT these groups are
     ``bert/embeddings``, ``bert/pooler`` and ``classifier``.
 
     Args:
@@ -80,16 +80,16 @@ def by_layer(path: str) -> str:
 
 
 def by_module_type(path: str) -> str:
-    """Joins the modules of one kind of all layers: all query projections, say.
+    """Joins modules of the same type across all layers, such as all query projections.
 
-    This is :func:`by_module` without the number of the layer, as :func:`by_layer` finds
-    it.
+    This is :func:`by_module` without the number of the layer, which is found as in
+    :func:`by_layer`.
 
     Args:
       path: A parameter's path.
 
     Returns:
-      The path of the module without the layer's number.
+      The path of the module without the number of the layer.
 
     Examples:
       >>> import cwgnc_jax
@@ -110,7 +110,7 @@ def by_module_type(path: str) -> str:
 
 
 def _layer_depth(names: list[str]) -> int:
-    """How many names lead to the layer, with its own; 0 if there is none."""
+    """Counts the names up to and including the layer's; 0 if there is no layer."""
     for depth, name in enumerate(names[:-1], start=1):
         if re.fullmatch(r"(.*_)?[0-9]+", name):
             return depth
@@ -120,20 +120,20 @@ def _layer_depth(names: list[str]) -> int:
 def by_rules(rules: Sequence[tuple[str, str]]) -> ComponentFn:
     r"""Names components by regular expressions; the first that matches wins.
 
-    A rule must match the whole path. Its name may refer to the groups of its pattern
+    A pattern must match the whole path. The name may refer to groups of the pattern
     (``\1``), as in :meth:`re.Match.expand`. The rules must cover every parameter, and
-    each must match at least one: both are checked when the optimizer is initialised.
+    each must match at least one; both are checked when the optimizer is initialised.
 
     Args:
       rules: Pairs of a pattern and the name of the component.
 
     Returns:
-      A function from path to component.
+      A function from a path to the name of its component.
 
     Raises:
-      TypeError: If the rules are not pairs of strings.
-      ValueError: If there is no rule, or a pattern is no regular expression, or a name
-        refers to a group that its pattern lacks.
+      TypeError: If a rule is not a pair of strings.
+      ValueError: If there are no rules, a pattern is not a valid regular expression, or
+        a name refers to a group that its pattern lacks.
 
     Examples:
       >>> import cwgnc_jax
@@ -166,13 +166,13 @@ class _Rules:
         return self.cover([path])[0]
 
     def cover(self, paths: Iterable[str]) -> list[str]:
-        """Names the component of each path; raises if a path is left without."""
+        """Names the component of each path; raises if a path has none."""
         return [
             match.expand(self._names[i]) for i, match in self._patterns.cover(paths)
         ]
 
     def check_all_used(self, paths: Sequence[str]) -> None:
-        """Raises if a rule is the first match of none of the paths."""
+        """Raises if a rule is the first match of no path."""
         self._patterns.check_all_used(paths)
 
 
@@ -183,21 +183,23 @@ def _check_rule(rule: Any) -> None:
         and all(isinstance(part, str) for part in rule)
     ):
         raise TypeError(
-            f"A rule must be a pair of strings (pattern, name), got {rule!r}"
+            f"a rule must be a pair of strings (pattern, name), got {rule!r}"
         )
     pattern, name = rule
     compiled(pattern)
     try:
-        # The alternative matches the empty string and leaves every group unset.
-        re.compile(f"(?:{pattern})|").fullmatch("").expand(name)  # type: ignore
+        # The empty alternative matches the empty string and leaves every group unset.
+        match = re.compile(f"(?:{pattern})|").fullmatch("")
+        assert match is not None
+        match.expand(name)
     except (re.error, IndexError) as error:
         raise ValueError(
-            f"The name {name!r} refers to a group that {pattern!r} lacks: {error}"
+            f"the name {name!r} refers to a group that {pattern!r} lacks: {error}"
         ) from error
 
 
 def label_paths(paths: list[str], component_fn: ComponentFn) -> list[str]:
-    """Names the component of every path."""
+    """Names the component of each path."""
     if isinstance(component_fn, _Rules):
         return component_fn.cover(paths)
     names = [component_fn(path) for path in paths]
@@ -211,13 +213,13 @@ def label_paths(paths: list[str], component_fn: ComponentFn) -> list[str]:
 
 
 def check_all_used(paths: list[str], component_fn: ComponentFn) -> None:
-    """Raises if a rule of :func:`by_rules` decides about none of the paths."""
+    """Raises if a rule of :func:`by_rules` is the first match of no path."""
     if isinstance(component_fn, _Rules) and paths:
         component_fn.check_all_used(paths)
 
 
 def check_component_fn(component_fn: Any) -> None:
-    """Raises if this is no function at all."""
+    """Raises unless this is a function."""
     if not callable(component_fn):
         raise TypeError(
             f"component_fn must be a function from a parameter's path to its "
@@ -227,5 +229,5 @@ def check_component_fn(component_fn: Any) -> None:
 
 
 def ordered(names: Iterable[str]) -> list[str]:
-    """Each name once, layer 10 after layer 2."""
+    """Sorts the names, each once, with layer 10 after layer 2."""
     return sorted(set(names), key=natural_key)

@@ -1,4 +1,4 @@
-"""What a component function makes of a model, before anything is trained."""
+"""A table of the components of a model."""
 
 from typing import Any, NamedTuple
 
@@ -16,22 +16,22 @@ class ComponentRow(NamedTuple):
     """The number of its elements."""
 
     paths: tuple[str, ...]
-    """The paths of its leaves; a leaf that holds several layers is in several rows."""
+    """The paths of its leaves; one that holds several layers may be in several rows."""
 
     shapes: tuple[tuple[int, ...], ...]
-    """The shape of each leaf, or of each leaf's layer."""
+    """The shape of each leaf, or of one layer in it."""
 
 
 class ComponentTable(tuple[ComponentRow, ...]):
-    """The rows of all components; ``str`` and ``print`` give them as a plain table."""
+    """The rows of all components, which print as a plain table."""
 
     def __str__(self) -> str:
         lines = [("component", "size", "parameter", "shape")]
         for row in self:
-            head = (row.name, f"{row.size:,}")
+            name, size = row.name, f"{row.size:,}"
             for path, shape in zip(row.paths, row.shapes, strict=True):
-                lines.append((*head, path, str(shape)))
-                head = ("", "")
+                lines.append((name, size, path, str(shape)))
+                name = size = ""
         total = sum(row.size for row in self)
         lines.append((f"{len(self)} in all", f"{total:,}", "", ""))
         widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
@@ -55,18 +55,19 @@ def explain(
     """Lists the components of a model with their leaves, shapes and sizes.
 
     Args:
-      params: A parameter tree; the leaves need only a shape, so the result of
-        ``jax.eval_shape`` serves too.
+      params: A parameter tree. The leaves need only a shape, so the result of
+        ``jax.eval_shape`` works too.
       component_fn: Maps a path to its component's name.
-      stacked_axes: Where leaves hold several layers; see
+      stacked_axes: For leaves that hold several layers; see
         :func:`component_clip_by_global_norm`.
 
     Returns:
-      A row for each component, layer 10 after layer 2: data, and a table when printed.
+      A row for each component, with layer 10 after layer 2. It prints as a table.
 
     Raises:
-      TypeError: If ``component_fn`` is no function from a string to a string.
-      ValueError: If rules leave a parameter without a component or match none.
+      TypeError: If ``component_fn`` is not a function from a string to a string.
+      ValueError: If rules leave a parameter without a component, or a rule matches no
+        parameter.
 
     Examples:
       >>> import cwgnc_jax

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import optax
 from jax.typing import ArrayLike
 
+from cwgnc_jax._checks import check_factor
 from cwgnc_jax._depth import DepthFn, check_depth_fn, encoder_depth, rank_leaves
 
 
@@ -17,14 +18,14 @@ def scale_by_layer_decay(
 
     .. math:: \text{decay}^k
 
-    so that of an encoder with L layers the heads keep their learning rate, layer i
-    (from 0) gets :math:`\text{decay}^{L - i}` and the embeddings
-    :math:`\text{decay}^{L + 1}` of it. Put it behind Adam, which undoes constant
-    factors before it.
+    In an encoder with L layers the heads keep their learning rate; that of layer i,
+    counted from 0, is multiplied by :math:`\text{decay}^{L - i}` and that of the
+    embeddings by :math:`\text{decay}^{L + 1}`. Put it after Adam, which would cancel
+    constant factors.
 
     Args:
-      decay: The factor from one depth to the next lower one, in (0, 1]; a number or
-        a scalar array, which may be traced.
+      decay: The factor from one depth to the next lower one, in (0, 1]: a number, or a
+        scalar array, which may be traced.
       depth_fn: Maps a parameter's "/"-joined path to its depth, a number that rises
         from input to output; parameters of equal depth share a factor.
 
@@ -32,8 +33,8 @@ def scale_by_layer_decay(
       An :class:`optax.GradientTransformation` without state.
 
     Raises:
-      TypeError: If ``depth_fn`` is no function, or, from ``init`` on, returns no
-        number.
+      TypeError: If ``decay`` is not a number or ``depth_fn`` not a function; from
+        ``init`` on if ``depth_fn`` does not return a number.
       ValueError: If ``decay`` lies outside (0, 1].
 
     Examples:
@@ -51,8 +52,7 @@ def scale_by_layer_decay(
       Zhang et al., `Revisiting Few-sample BERT Fine-tuning
       <https://arxiv.org/abs/2006.05987>`_, 2021
     """
-    if not isinstance(decay, jax.core.Tracer) and not 0 < decay <= 1:
-        raise ValueError(f"decay must lie in (0, 1], got {decay}")
+    check_factor("decay", decay)
     check_depth_fn(depth_fn)
 
     def init_fn(params):

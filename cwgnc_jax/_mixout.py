@@ -1,4 +1,4 @@
-"""Mixout: dropout towards the pretrained weights instead of zero."""
+"""Mixout, which is dropout towards the pretrained weights."""
 
 import zlib
 from typing import Any
@@ -7,36 +7,38 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
+from cwgnc_jax._checks import check_share
 from cwgnc_jax._tree_paths import flatten_with_paths
 
 
 def mixout(params: Any, pretrained: Any, rate: ArrayLike, key: jax.Array) -> Any:
-    r"""Replaces a random part of the kernels by pretrained ones for one forward pass.
+    r"""Replaces random rows of the kernels by pretrained ones for one forward pass.
 
-    Every kernel :math:`W` (a matrix whose name is ``kernel``, of shape (in, out)) with
-    its pretrained counterpart :math:`W_0` becomes
+    Each kernel :math:`W`, a matrix of shape (in, out) whose name is ``kernel``, is
+    mixed with its pretrained counterpart :math:`W_0`:
 
     .. math::
       \frac{n W + (1 - n) W_0 - p W_0}{1 - p}, \quad n \sim \mathrm{Bernoulli}(1 - p)
 
-    with one :math:`n` for each input, shared by all outputs. Its expectation is
-    :math:`W`. Other parameters stay as they are, and the model's dropout should be off.
+    with one :math:`n` for each input, shared by all outputs. The expectation is
+    :math:`W`. Other parameters are not changed. Turn the model's dropout off.
 
     The gradient is that of the authors' code: a kernel receives :math:`n` times the
-    gradient of the mixed one, without the :math:`1/(1 - p)` of the formula.
+    gradient of the mixed kernel, without the :math:`1/(1 - p)` of the formula.
 
     Args:
       params: The parameters.
       pretrained: A tree like ``params``.
-      rate: The probability p in [0, 1) of the pretrained weights, a number or a scalar
-        array, which may be traced.
-      key: A random key, a new one each step.
+      rate: The probability p of the pretrained weights, in [0, 1): a number, or a
+        scalar array, which may be traced.
+      key: A random key; use a new one in each step.
 
     Returns:
       The mixed parameters, to be passed to the model in place of ``params``.
 
     Raises:
-      ValueError: If ``rate`` is a number outside [0, 1), or the trees differ.
+      TypeError: If ``rate`` is not a number.
+      ValueError: If ``rate`` lies outside [0, 1), or the trees differ in structure.
 
     Examples:
       >>> import cwgnc_jax
@@ -54,22 +56,24 @@ def mixout(params: Any, pretrained: Any, rate: ArrayLike, key: jax.Array) -> Any
       Lee et al., `Mixout: Effective Regularization to Finetune Large-scale Pretrained
       Language Models <https://arxiv.org/abs/1909.11299>`_, 2020
     """
-    if not isinstance(rate, jax.core.Tracer) and not 0 <= rate < 1:
-        raise ValueError(f"rate must lie in [0, 1), got {rate}")
+    check_share("rate", rate)
     paths, leaves, treedef = flatten_with_paths(params)
     targets, target_treedef = jax.tree.flatten(pretrained)
     if target_treedef != treedef:
-        raise ValueError("pretrained must be a tree like params")
+        raise ValueError(
+            f"pretrained must be a tree like params: expected the structure {treedef}, "
+            f"got {target_treedef}"
+        )
 
     def mix(path, weight, target):
         if path.rpartition("/")[2] != "kernel" or jnp.ndim(weight) != 2:
             return weight
-        # A path keeps its draws whatever other parameters there are.
+        # The draws of a path do not depend on which other parameters there are.
         own_key = jax.random.fold_in(key, zlib.crc32(path.encode()))
         kept = jax.random.bernoulli(own_key, 1 - rate, (weight.shape[0], 1))
         kept = kept.astype(weight.dtype)
         mixed = (kept * weight + (1 - kept - rate) * target) / (1 - rate)
-        # The value is the formula's, the gradient that of the second term, which is 0.
+        # The second term is 0 and gives the gradient; the first gives the value.
         passed = kept * weight
         return jax.lax.stop_gradient(mixed) + (passed - jax.lax.stop_gradient(passed))
 

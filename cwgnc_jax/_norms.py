@@ -1,14 +1,15 @@
-"""The norms of components, also of ones that are spread over devices."""
+"""The norms of components, on one device or sharded over several."""
+
+from __future__ import annotations
 
 import functools
 import math
 from collections import OrderedDict
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
-from jax.typing import ArrayLike
 
 from cwgnc_jax._assignment import (
     Part,
@@ -18,8 +19,11 @@ from cwgnc_jax._assignment import (
 )
 from cwgnc_jax._components import ComponentFn, by_parameter, check_component_fn
 
+if TYPE_CHECKING:
+    from jaxtyping import Float, Num
+
 AxisName = str | Sequence[str]
-"""One or several mesh axes over which leaves are sharded; none is ``()``."""
+"""The mesh axis or axes over which leaves are sharded; ``()`` for none."""
 
 
 def component_norms(
@@ -28,29 +32,28 @@ def component_norms(
     *,
     stacked_axes: StackedAxes | None = None,
     axis_name: AxisName | None = None,
-) -> OrderedDict[str, jax.Array]:
+) -> OrderedDict[str, Float[jax.Array, ""]]:
     r"""Computes the norm of each component.
 
     The norm of a component with leaves :math:`g_1, \dots, g_n` is
-    :math:`\sqrt{\sum_i \|g_i\|_2^2}`, accumulated in float32 whatever the dtype of the
-    leaves.
+    :math:`\sqrt{\sum_i \|g_i\|_2^2}`, accumulated in float32 for leaves of any dtype.
 
     Args:
       updates: Gradients, updates or parameters: any tree of arrays.
       component_fn: Maps a parameter's "/"-joined path to its component's name.
-      stacked_axes: Where leaves hold several layers; see
+      stacked_axes: For leaves that hold several layers; see
         :func:`component_clip_by_global_norm`.
       axis_name: The mesh axes over which leaves are sharded inside ``jax.shard_map``;
         see :func:`component_clip_by_global_norm`.
 
     Returns:
-      Component name to norm, a float32 scalar; layer 10 comes after layer 2, inside
-      ``jax.jit`` and out of it.
+      The norm of each component by name, in float32. Layer 10 comes after layer 2, also
+      in what ``jax.jit`` returns.
 
     Raises:
-      TypeError: If ``component_fn`` is no function from a string to a string.
+      TypeError: If ``component_fn`` is not a function from a string to a string.
       ValueError: If rules leave a parameter without a component, or a leaf is sharded
-        inside ``jax.shard_map`` and there is no ``axis_name``.
+        inside ``jax.shard_map`` and ``axis_name`` is None.
 
     Examples:
       >>> import cwgnc_jax
@@ -60,7 +63,7 @@ def component_norms(
       >>> {name: float(norm) for name, norm in norms.items()}
       {'dense': 5.0}
 
-      Inside a chain, as seen by the clip (``optax.snapshot`` keeps the last value):
+      In a chain, where ``optax.snapshot`` keeps the norms that reach the clip:
 
       >>> import optax
       >>> tx = optax.chain(
@@ -80,8 +83,8 @@ def component_norms(
 
 def norms_of(
     trees: list[list[Part]], axis_name: AxisName | None
-) -> list[OrderedDict[str, jax.Array]]:
-    """The norms of several trees' components, by one collective at most."""
+) -> list[OrderedDict[str, Float[jax.Array, ""]]]:
+    """Computes the components' norms of several trees with at most one collective."""
     squares = [_squares(parts, axis_name) for parts in trees]
     flat = [square for tree in squares for square in tree.values()]
     if axis_name and flat:
@@ -93,9 +96,9 @@ def norms_of(
 
 
 def shards(leaf: Any, axis_name: AxisName | None) -> int:
-    """Into how many shards the devices of these axes cut the leaf."""
+    """Counts the shards of a leaf over the devices of these axes."""
     axes = _axes(axis_name)
-    # Without check_vma there are no types to tell by, and all count as sharded.
+    # Without check_vma the types say nothing, and every leaf counts as sharded.
     if axes and _varying(jax.lax.axis_index(axes)):
         axes = tuple(axis for axis in axes if axis in _varying(leaf))
     return math.prod(jax.lax.axis_size(axis) for axis in axes)
@@ -103,13 +106,13 @@ def shards(leaf: Any, axis_name: AxisName | None) -> int:
 
 def _squares(
     parts: list[Part], axis_name: AxisName | None
-) -> OrderedDict[str, jax.Array]:
+) -> OrderedDict[str, Float[jax.Array, ""]]:
     squares = OrderedDict.fromkeys(component_names(parts), jnp.zeros((), jnp.float32))
     for part in parts:
         _check_whole(part, axis_name)
         square = _squared_norm(part.leaf, part.axis)
         if axis_name:
-            # The sum over the axis counts a copy on every device.
+            # The sum over the axes counts each copy of a replicated leaf.
             devices = math.prod(map(jax.lax.axis_size, _axes(axis_name)))
             square = square / (devices // shards(part.leaf, axis_name))
         layers = [square] if part.axis is None else jnp.unstack(square)
@@ -120,12 +123,14 @@ def _squares(
 
 # Jitted, so that it is traced once for all leaves of a shape.
 @functools.partial(jax.jit, static_argnums=1)
-def _squared_norm(leaf: ArrayLike, axis: int | None) -> jax.Array:
+def _squared_norm(
+    leaf: Num[jax.Array, ...], axis: int | None
+) -> Float[jax.Array, "*layers"]:
     reduced = None if axis is None else [i for i in range(leaf.ndim) if i != axis]
     pieces = [leaf.real, leaf.imag] if jnp.iscomplexobj(leaf) else [leaf]
-    return sum(
-        jnp.sum(jnp.square(piece.astype(jnp.float32)), reduced) for piece in pieces
-    )  # type: ignore
+    return jnp.asarray(
+        sum(jnp.sum(jnp.square(piece.astype(jnp.float32)), reduced) for piece in pieces)
+    )
 
 
 def _check_whole(part: Part, axis_name: AxisName | None) -> None:
@@ -133,7 +138,7 @@ def _check_whole(part: Part, axis_name: AxisName | None) -> None:
         axes = varying[0] if len(varying) == 1 else tuple(varying)
         raise ValueError(
             f"{part.path!r} is sharded over the mesh axis {axes!r} inside "
-            f"jax.shard_map, where a device knows only its shard's norm. Pass "
+            f"jax.shard_map, where each device sees only the norm of its shard. Pass "
             f"axis_name={axes!r} to sum over the axis, or axis_name=() if each device "
             f"holds components of its own."
         )
@@ -144,6 +149,6 @@ def _axes(axis_name: AxisName | None) -> tuple[str, ...]:
 
 
 def _varying(leaf: Any) -> frozenset[str]:
-    """The manual mesh axes over which a leaf varies, as far as check_vma tells."""
+    """Reads from a leaf's type the manual mesh axes over which it varies."""
     manual = getattr(jax.typeof(leaf), "manual_axis_type", None)
     return getattr(manual, "varying", frozenset())

@@ -1,47 +1,52 @@
-"""Thresholds that tell a component's outliers from the spread of its past norms."""
+"""Clips by thresholds that tell outliers from the spread of past norms."""
 
-from typing import NamedTuple
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 from jax.typing import ArrayLike
 
-from cwgnc_jax._adaptive import clip_by_norms, learnable
 from cwgnc_jax._assignment import StackedAxes
 from cwgnc_jax._checks import (
     check_count,
-    check_eps,
+    check_nonnegative,
     check_percentile,
     check_positive,
     check_share,
 )
-from cwgnc_jax._clipping import clip_factor
+from cwgnc_jax._clipping import ClipOptions, clip_factor
 from cwgnc_jax._components import ComponentFn, by_parameter
+from cwgnc_jax._learned import learnable, learned_clip, zeros
 from cwgnc_jax._norms import AxisName
+
+if TYPE_CHECKING:
+    from jaxtyping import Float, Int
 
 
 class AutoClipState(NamedTuple):
     """The state of :func:`autoclip`."""
 
-    count: jax.Array  # type: ignore
-    """The number of steps taken, an int32 scalar."""
+    count: Int[jax.Array, ""]  # type: ignore[assignment]  # shadows tuple.count
+    """The number of steps taken."""
 
-    history: jax.Array
-    """Float32 ``[components, history_length]``, a ring; 0 where nothing was learned."""
+    history: Float[jax.Array, "components history_length"]
+    """Past norms in float32, the oldest overwritten first; 0 where none was learned."""
 
 
 class ZClipState(NamedTuple):
     """The state of :func:`zclip`."""
 
-    learned: jax.Array
-    """Int32 ``[components]``: how many norms each has learned from."""
+    learned: Int[jax.Array, " components"]
+    """How many norms each component has learned from."""
 
-    mean: jax.Array
-    """Float32 ``[components]``."""
+    mean: Float[jax.Array, " components"]
+    """The average of a component's norms, in float32."""
 
-    variance: jax.Array
-    """Float32 ``[components]``."""
+    variance: Float[jax.Array, " components"]
+    """The average of their squared distances from the mean, in float32."""
 
 
 def autoclip(
@@ -56,36 +61,39 @@ def autoclip(
 ) -> optax.GradientTransformation:
     r"""Clips each component to a percentile of its past norms (AutoClip).
 
-    The threshold is the percentile, linearly interpolated, of the component's last
-    norms before the clip, the present one included:
+    The threshold is a percentile, linearly interpolated, of the component's most recent
+    norms before the clip, including the current one:
 
     .. math::
       c_t = \text{percentile}\left(\|g_{t - \text{history\_length} + 1}\|, \dots,
       \|g_t\|\right)
 
     and the component is scaled by :math:`\min(1, c_t / (\|g_t\| + \text{eps}))`. The
-    paper's history is that of the global norm, which is ``component_fn=lambda path:
-    "all"``, and grows for ever; here its length is fixed and it stays on the device.
+    paper keeps the history of the global norm, which is ``component_fn=lambda path:
+    "all"``, and lets it grow without end; here it has a fixed length and stays on the
+    device.
 
-    A norm that is zero, NaN or infinite leaves a gap in the history and changes no
-    percentile; the updates become what the plain clip makes of them.
+    A norm that is zero, NaN or infinite leaves a gap in the history and does not count
+    in the percentile; such updates are treated as in
+    :func:`component_clip_by_global_norm`.
 
     Args:
       percentile: From 0 to 100.
       component_fn: Maps a parameter's "/"-joined path to its component's name.
-      history_length: How many steps are remembered: an int, no array.
+      history_length: How many steps are remembered: an int, not an array.
       eps: Added to the norm, as in :func:`component_clip_by_global_norm`.
-      stacked_axes: See :func:`component_clip_by_global_norm`.
-      axis_name: See :func:`component_clip_by_global_norm`.
-      keep_report: See :func:`component_clip_by_global_norm`.
+      stacked_axes, axis_name, keep_report: See
+        :func:`component_clip_by_global_norm`.
 
     Returns:
-      An :class:`optax.GradientTransformation`.
+      An :class:`optax.GradientTransformation` whose state holds the history.
 
     Raises:
-      TypeError: If an argument is of the wrong kind.
-      ValueError: If a number lies outside its range, or as
-        :func:`component_clip_by_global_norm` does from ``init`` on.
+      TypeError: If ``history_length`` is not an int, or another argument is of the
+        wrong kind.
+      ValueError: If ``percentile`` lies outside [0, 100], ``history_length`` is less
+        than 1, or ``eps`` is negative; from ``init`` on as
+        :func:`component_clip_by_global_norm` does.
 
     Examples:
       >>> import cwgnc_jax
@@ -103,10 +111,10 @@ def autoclip(
     """
     check_percentile(percentile)
     check_count("history_length", history_length, 1, static=True)
-    check_eps(eps)
+    check_nonnegative("eps", eps)
 
-    def init(count):
-        history = jnp.zeros((count, history_length), jnp.float32)
+    def init(components):
+        history = jnp.zeros((components, history_length), jnp.float32)
         return AutoClipState(jnp.zeros((), jnp.int32), history)
 
     def rule(norms, state):
@@ -115,17 +123,13 @@ def autoclip(
         known = jnp.where(history > 0, history, jnp.nan)
         thresholds = jnp.nanpercentile(known, percentile, axis=1)
         thresholds = jnp.where(jnp.isnan(thresholds), jnp.inf, thresholds)
-        state = AutoClipState(optax.safe_increment(state.count), history)
-        return clip_factor(norms, thresholds, eps), state
+        count = jnp.asarray(optax.safe_increment(state.count))
+        return clip_factor(norms, thresholds, eps), AutoClipState(count, history)
 
-    return clip_by_norms(
-        init,
-        rule,
-        component_fn,
-        stacked_axes=stacked_axes,
-        axis_name=axis_name,
-        keep_report=keep_report,
+    options = ClipOptions(
+        stacked_axes=stacked_axes, axis_name=axis_name, keep_report=keep_report
     )
+    return learned_clip(init, rule, component_fn, options)
 
 
 def zclip(
@@ -139,45 +143,47 @@ def zclip(
     axis_name: AxisName | None = None,
     keep_report: bool = False,
 ) -> optax.GradientTransformation:
-    r"""Clips each component where its norm is an outlier of its past (ZClip).
+    r"""Clips each component whose norm is an outlier among its past norms (ZClip).
 
     With :math:`\mu` and :math:`\sigma` the mean and standard deviation of a
-    component's norms, :math:`z_t = (\|g_t\| - \mu) / (\sigma + \text{eps})`. Where it
-    exceeds the threshold, the norm is reduced to
+    component's norms, :math:`z_t = (\|g_t\| - \mu) / (\sigma + \text{eps})`. Where
+    :math:`z_t` exceeds the threshold, the norm is reduced to
 
     .. math::
       \mu + \frac{\text{z\_threshold}^2}{z_t} \, \sigma
 
-    the further out, the nearer to the mean. The first ``warmup_steps`` norms are not
-    clipped; their mean and variance start the averages. Then, with :math:`\hat n` the
-    norm after the clip, :math:`\mu \leftarrow \text{decay} \cdot \mu + (1 -
-    \text{decay}) \hat n` and, with the new mean, :math:`\sigma^2 \leftarrow
-    \text{decay} \cdot \sigma^2 + (1 - \text{decay}) (\hat n - \mu)^2`.
+    so an outlier that lies further out ends nearer to the mean. The first
+    ``warmup_steps`` norms are not clipped; their mean and variance start the averages.
+    After that, with :math:`\hat n` the norm after the clip, :math:`\mu \leftarrow
+    \text{decay} \cdot \mu + (1 - \text{decay}) \hat n` and, with the new mean,
+    :math:`\sigma^2 \leftarrow \text{decay} \cdot \sigma^2 + (1 - \text{decay})
+    (\hat n - \mu)^2`.
 
     Rule, defaults and eps are the authors'. They measure the global norm, which is
-    ``component_fn=lambda path: "all"``, and their code clips it to 1 besides; put
-    :func:`component_clip_by_global_norm` behind this for that. A component learns
-    nothing from a norm that is zero, NaN or infinite, which does not count as a step of
-    its warm-up either, and its updates become what the plain clip makes of them.
+    ``component_fn=lambda path: "all"``, and their code also clips it to 1; to do so,
+    add :func:`component_clip_by_global_norm` after this. A component learns nothing
+    from a norm that is zero, NaN or infinite, which does not count as a step of its
+    warm-up; such updates are treated as in :func:`component_clip_by_global_norm`.
 
     Args:
       z_threshold: The largest number of standard deviations above the mean.
       component_fn: Maps a parameter's "/"-joined path to its component's name.
       decay: The averages' decay.
-      warmup_steps: The number of norms to start from, at least 1.
+      warmup_steps: The number of norms that start the averages, at least 1.
       eps: Added to the standard deviation, and to the norm as in
         :func:`component_clip_by_global_norm`.
-      stacked_axes: See :func:`component_clip_by_global_norm`.
-      axis_name: See :func:`component_clip_by_global_norm`.
-      keep_report: See :func:`component_clip_by_global_norm`.
+      stacked_axes, axis_name, keep_report: See
+        :func:`component_clip_by_global_norm`.
 
     Returns:
-      An :class:`optax.GradientTransformation`.
+      An :class:`optax.GradientTransformation` whose state holds the mean and variance
+      of each component's norms.
 
     Raises:
       TypeError: If an argument is of the wrong kind.
-      ValueError: If a number lies outside its range, or as
-        :func:`component_clip_by_global_norm` does from ``init`` on.
+      ValueError: If ``z_threshold`` is not positive, ``decay`` lies outside [0, 1),
+        ``warmup_steps`` is less than 1, or ``eps`` is negative; from ``init`` on as
+        :func:`component_clip_by_global_norm` does.
 
     Examples:
       >>> import cwgnc_jax
@@ -197,47 +203,43 @@ def zclip(
     check_positive("z_threshold", z_threshold)
     check_share("decay", decay)
     check_count("warmup_steps", warmup_steps, 1)
-    check_eps(eps)
+    check_nonnegative("eps", eps)
 
-    def init(count):
-        # Arrays of their own each, or they could not be donated together.
+    def init(components):
+        # Separate arrays for mean and variance: one array cannot be donated twice.
         return ZClipState(
-            jnp.zeros(count, jnp.int32),
-            jnp.zeros(count, jnp.float32),
-            jnp.zeros(count, jnp.float32),
+            learned=jnp.zeros(components, jnp.int32),
+            mean=zeros(components),
+            variance=zeros(components),
         )
 
     def rule(norms, state):
         learned, mean, variance = state
         deviation = jnp.sqrt(variance)
         z = (norms - mean) / (deviation + eps)
-        # Not z > z_threshold, so that NaN counts as an outlier and stays NaN.
+        # Unlike z > z_threshold this marks NaN as an outlier, so that it stays NaN.
         outlier = (learned >= warmup_steps) & ~(z <= z_threshold)
         reduced = mean + z_threshold**2 * deviation / jnp.where(outlier, z, 1.0)
         thresholds = jnp.where(outlier, reduced, jnp.inf)
         coefficients = clip_factor(norms, thresholds, eps)
 
         kept = jnp.minimum(norms, thresholds)
-        # The plain mean of the warm-up is an average whose decay is n / (n + 1).
+        # The plain mean of the warm-up is an average with a decay of n / (n + 1).
         share = jnp.where(learned < warmup_steps, 1 / (learned + 1), 1 - decay)
         next_mean = mean + share * (kept - mean)
-        # What a mean of squares needs where the average above takes the new mean.
+        # The plain variance needs the old mean here (Welford), the average the new one.
         other = jnp.where(learned < warmup_steps, mean, next_mean)
         next_variance = variance + share * (
             (kept - next_mean) * (kept - other) - variance
         )
         learns = learnable(norms)
         return coefficients, ZClipState(
-            learned + learns,
-            jnp.where(learns, next_mean, mean),
-            jnp.where(learns, next_variance, variance),
+            learned=learned + learns,
+            mean=jnp.where(learns, next_mean, mean),
+            variance=jnp.where(learns, next_variance, variance),
         )
 
-    return clip_by_norms(
-        init,
-        rule,
-        component_fn,
-        stacked_axes=stacked_axes,
-        axis_name=axis_name,
-        keep_report=keep_report,
+    options = ClipOptions(
+        stacked_axes=stacked_axes, axis_name=axis_name, keep_report=keep_report
     )
+    return learned_clip(init, rule, component_fn, options)

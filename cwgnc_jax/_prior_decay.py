@@ -1,4 +1,4 @@
-"""Weight decay towards the pretrained weights instead of zero."""
+"""Weight decay towards the pretrained weights."""
 
 from collections.abc import Callable
 from typing import Any
@@ -8,34 +8,37 @@ import jax.numpy as jnp
 import optax
 from jax.typing import ArrayLike
 
+from cwgnc_jax._checks import check_nonnegative
+
 
 def add_decayed_weights_towards(
     pretrained: Any,
     rate: ArrayLike,
     mask: Any | Callable[[Any], Any] | None = None,
 ) -> optax.GradientTransformation:
-    r"""Adds to each update the way back to the pretrained weights.
+    r"""Adds to each update a multiple of the distance from the pretrained weights.
 
     .. math:: u_i + \text{rate} \, (w_i - w_i^{\text{pretrained}})
 
-    With a learning rate behind it this is decoupled weight decay whose rest point is
-    the pretrained model; with zeros for ``pretrained`` it is
-    :func:`optax.add_decayed_weights`.
+    Followed by a learning rate, this is decoupled weight decay that pulls the
+    parameters towards the pretrained model instead of zero. With zeros for
+    ``pretrained`` it is :func:`optax.add_decayed_weights`.
 
     Args:
-      pretrained: A tree like the parameters. Under ``jax.jit`` pass it in as an
-        argument rather than as a constant of the program.
-      rate: The share, a number of at least 0 or a scalar array, which may be traced.
-      mask: A tree of booleans like the parameters, or a function that makes it from
-        them, such as :func:`decay_mask`; False spares a parameter.
+      pretrained: A tree like the parameters. Under ``jax.jit`` pass it as an argument,
+        so that it does not become a constant of the program.
+      rate: A number of at least 0, or a scalar array, which may be traced.
+      mask: A tree of booleans like the parameters, or a function that makes one from
+        them, such as :func:`decay_mask`; False exempts a parameter.
 
     Returns:
       An :class:`optax.GradientTransformation` without state, whose ``update`` needs
       ``params``.
 
     Raises:
-      ValueError: If ``rate`` is negative; from ``init`` on if the parameters are not
-        laid out as the pretrained ones.
+      TypeError: If ``rate`` is not a number.
+      ValueError: If ``rate`` is negative; from ``init`` on if ``pretrained`` is not a
+        tree like the parameters.
 
     Examples:
       >>> import cwgnc_jax
@@ -51,8 +54,7 @@ def add_decayed_weights_towards(
       <https://aclanthology.org/W04-3237>`_, 2004; Zhang et al., `Revisiting Few-sample
       BERT Fine-tuning <https://arxiv.org/abs/2006.05987>`_, 2021
     """
-    if not isinstance(rate, jax.core.Tracer) and not rate >= 0:
-        raise ValueError(f"rate must be 0 or positive, got {rate}")
+    check_nonnegative("rate", rate)
 
     def init_fn(params):
         def shapes(tree):
@@ -60,8 +62,8 @@ def add_decayed_weights_towards(
 
         if shapes(params) != shapes(pretrained):
             raise ValueError(
-                "the parameters are not laid out as the pretrained ones: expected the "
-                "same tree with the same shapes"
+                "pretrained must be a tree like the parameters: the two differ in "
+                "their structure or in the shape of a leaf"
             )
         return optax.EmptyState()
 

@@ -1,27 +1,34 @@
-"""What the clip did in its last step, kept in the state of the optimizer."""
+"""The report of the last clip, kept in the state of the optimizer."""
+
+from __future__ import annotations
 
 import dataclasses
 from collections import OrderedDict
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
+from cwgnc_jax._checks import is_known
+
+if TYPE_CHECKING:
+    from jaxtyping import Float
+
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class ClipRecord:
-    """The last step's norms and coefficients, in one array.
+    """The norms and coefficients of the last step, in one array.
 
-    The names and sizes are no data, so that the array is all that a scan carries, a
-    donation frees, a checkpoint holds and a report fetches.
+    The names and sizes are static, so the array is all that a scan carries, a donation
+    frees, a checkpoint stores and a report transfers.
     """
 
-    values: jax.Array
-    """Float32 ``[2, components]``: norms before the clip, and coefficients."""
+    values: Float[jax.Array, "*runs 2 components"]
+    """In float32: the norms before the clip, and the coefficients."""
 
     names: tuple[str, ...] = dataclasses.field(metadata={"static": True})
     sizes: tuple[int, ...] = dataclasses.field(metadata={"static": True})
@@ -35,19 +42,19 @@ class ReportedState(NamedTuple):
 
 
 class ClipReport(NamedTuple):
-    """What :func:`clip_report` returns: plain numbers, ready for a line of JSON.
+    """What the clip did in one step, as returned by :func:`clip_report`.
 
-    Inside ``jax.jit`` they are arrays instead.
+    The values are plain numbers, ready for JSON, or arrays inside ``jax.jit``.
     """
 
     norm: dict[str, Any]
-    """Component to its norm before the clip."""
+    """The norm of each component before the clip."""
 
     coefficient: dict[str, Any]
-    """Component to what the clip scaled it by, 1 if it was not clipped."""
+    """The factor of each component, 1 if it was not clipped."""
 
     clipped: dict[str, Any]
-    """Component to whether its norm was reduced."""
+    """Whether the norm of each component was reduced."""
 
     clip_rate_components: Any
     """The share of components that were clipped."""
@@ -56,7 +63,7 @@ class ClipReport(NamedTuple):
     """The share of elements whose component was clipped."""
 
     def scalars(self, prefix: str = "clip") -> dict[str, Any]:
-        """Flattens the report to one number a name, as writers of logs want it.
+        """Flattens the report to a dict of numbers, as loggers take it.
 
         Args:
           prefix: The first part of every name.
@@ -64,7 +71,7 @@ class ClipReport(NamedTuple):
         Returns:
           The rates as ``clip/rate_components`` and ``clip/rate_elements``, and for each
           component ``clip/norm/NAME``, ``clip/coefficient/NAME`` and
-          ``clip/clipped/NAME``, the last one 0 or 1.
+          ``clip/clipped/NAME``; the last is 0 or 1.
         """
         scalars = {
             f"{prefix}/rate_components": self.clip_rate_components,
@@ -78,26 +85,25 @@ class ClipReport(NamedTuple):
 
 
 def clip_report(opt_state: Any) -> ClipReport:
-    """Reads what the clip did in its last step out of an optimizer's state.
+    """Reads from an optimizer's state what the clip did in its last step.
 
-    The clip keeps a report if it is made with ``keep_report=True``. Reading it takes a
-    single transfer from the device, whatever the number of components. It may be called
-    inside ``jax.jit`` and ``jax.lax.scan`` as well, so that a step returns what it
-    needs of the report; or stack the states of a scan and read the report of all steps.
+    The clip keeps a report if it was made with ``keep_report=True``. Reading it takes
+    one transfer from the device, however many components there are. The function also
+    works inside ``jax.jit`` and ``jax.lax.scan``, so that a step can return parts of
+    the report. Where a scan stacks the states, one call reads the reports of all steps.
 
     Args:
-      opt_state: A state, however deep the clip lies in it. Below ``jax.vmap`` or
-        stacked by ``jax.lax.scan`` its leading axes are kept: lists of numbers take
-        the place of numbers.
+      opt_state: A state that contains the clip's at any depth. Leading axes that
+        ``jax.vmap`` or ``jax.lax.scan`` added are kept: each number becomes a list.
 
     Returns:
-      Norm, coefficient and whether it was clipped, by component name, and the clip
+      Norm, coefficient and whether it was clipped for each component, and the clip
       rates: numbers, or arrays where the state is traced. Before the first step the
       norms are 0 and the coefficients 1. A component whose norm was NaN has the
       coefficient NaN and does not count as clipped.
 
     Raises:
-      ValueError: If no clip or more than one in it keeps a report.
+      ValueError: If not exactly one clip in the state keeps a report.
 
     Examples:
       >>> import cwgnc_jax
@@ -132,10 +138,10 @@ def clip_report(opt_state: Any) -> ClipReport:
             )
         )
     record = records[0]
-    traced = isinstance(record.values, jax.core.Tracer)
+    traced = not is_known(record.values)
     values = record.values if traced else jax.device_get(record.values)
     xp, plain = (jnp, lambda x: x) if traced else (np, lambda x: x.tolist())
-    # As an output of jit, of scan and the like a plain dict would be sorted.
+    # A plain dict would come out sorted from jit and scan.
     by = OrderedDict if traced else dict
     norms, coefficients = xp.moveaxis(values, -2, 0)
     clipped = coefficients < 1
@@ -155,7 +161,7 @@ def clip_report(opt_state: Any) -> ClipReport:
 
 
 def empty_record(sizes: OrderedDict[str, int]) -> ClipRecord:
-    """The record of no step yet."""
+    """Makes the record before the first step."""
     ones = jnp.ones(len(sizes), jnp.float32)
     return ClipRecord(
         jnp.stack([jnp.zeros_like(ones), ones]), tuple(sizes), tuple(sizes.values())
@@ -164,10 +170,10 @@ def empty_record(sizes: OrderedDict[str, int]) -> ClipRecord:
 
 def recorded(
     record: ClipRecord,
-    norms: OrderedDict[str, jax.Array],
+    norms: OrderedDict[str, Float[jax.Array, ""]],
     coefficients: Mapping[str, ArrayLike | None],
 ) -> ClipRecord:
-    """The record of a step."""
+    """Makes the record of a step."""
     ones = {name: 1.0 if c is None else c for name, c in coefficients.items()}
     rows = [[norms[name], ones[name]] for name in record.names]
     if not rows:

@@ -1,20 +1,21 @@
-"""Rules by regular expressions of which the first that matches wins."""
+"""Rules whose patterns are regular expressions; the first that matches wins."""
 
-import difflib
 import re
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from cwgnc_jax._messages import listed, nearest
+
 
 class FirstMatch:
-    """The patterns of some rules, and what is said when they do not fit.
+    """Finds the first rule that matches a name, and reports rules that do not fit.
 
     Args:
       rules: The rules; the first element of each is its pattern.
-      kind: What a rule is called, such as "component rule".
+      kind: What error messages call a rule, such as "component rule".
       thing: What a rule decides about, such as "parameter".
-      key: What it matches, such as "path".
-      last: A rule that would cover all the rest, as it is written.
+      key: The name that a pattern must match, such as "path".
+      last: The source of a rule that matches everything else.
     """
 
     def __init__(
@@ -31,14 +32,14 @@ class FirstMatch:
         self._patterns = [compiled(pattern) for pattern, _ in rules]
 
     def find(self, name: str) -> tuple[int, re.Match[str]] | None:
-        """The number of the first rule that matches the whole name, and the match."""
+        """Finds the first rule that matches the whole name: its index and the match."""
         for i, pattern in enumerate(self._patterns):
             if match := pattern.fullmatch(name):
                 return i, match
         return None
 
     def cover(self, names: Iterable[str]) -> list[tuple[int, re.Match[str]]]:
-        """Finds the rule of each name; raises if one is left without."""
+        """Finds the rule of each name; raises if a name has none."""
         found = [(name, self.find(name)) for name in names]
         missed = [name for name, match in found if match is None]
         if missed:
@@ -51,7 +52,12 @@ class FirstMatch:
     def check_all_used(
         self, names: Sequence[str], decided: Sequence[str] | None = None
     ) -> None:
-        """Raises if a rule is the first match of no name, or of no decided one."""
+        """Raises if a rule is the first match of none of the names.
+
+        Args:
+          names: All names that the rules could match; at least one.
+          decided: Those of them that the rules decide about; by default all.
+        """
         decided = names if decided is None else decided
         used = {found[0] for name in decided if (found := self.find(name))}
         for i, (rule, pattern) in enumerate(
@@ -61,26 +67,21 @@ class FirstMatch:
                 continue
             if any(pattern.fullmatch(name) for name in names):
                 raise ValueError(
-                    f"The {self._kind} {tuple(rule)!r} decides nothing: an earlier "
-                    f"rule matches all its {self._key}s first. Move it up or drop it."
+                    f"The {self._kind} {tuple(rule)!r} has no effect: an earlier rule "
+                    f"matches every {self._key} that it matches. Move it up or drop it."
                 )
-            nearest = difflib.get_close_matches(pattern.pattern, names, 1, cutoff=0)[0]
+            near = nearest(pattern.pattern, names, cutoff=0)
             raise ValueError(
                 f"The {self._kind} {tuple(rule)!r} matches no {self._thing}. A rule "
-                f"must match the whole {self._key}; the nearest one is {nearest!r}."
+                f"must match the whole {self._key}; the nearest one is {near!r}."
             )
 
 
 def compiled(pattern: str) -> re.Pattern[str]:
-    """Compiles a regular expression, or says that it is none."""
+    """Compiles a regular expression; the error for an invalid one quotes it."""
     try:
         return re.compile(pattern)
     except re.error as error:
-        raise ValueError(f"{pattern!r} is no regular expression: {error}") from error
-
-
-def listed(names: Sequence[str], limit: int = 5) -> str:
-    """Spells at most ``limit`` names, and says how many more there are."""
-    shown = ", ".join(repr(name) for name in names[:limit])
-    more = len(names) - limit
-    return f"{shown} and {more} more" if more > 0 else shown
+        raise ValueError(
+            f"{pattern!r} is not a valid regular expression: {error}"
+        ) from error

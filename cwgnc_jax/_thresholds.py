@@ -1,9 +1,11 @@
-"""The threshold of each component: a number, a schedule, or a rule for it."""
+"""The threshold of each component: a number, a schedule or a rule."""
+
+from __future__ import annotations
 
 import dataclasses
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeGuard, cast
 
 import jax
 import jax.numpy as jnp
@@ -13,17 +15,20 @@ from jax.typing import ArrayLike
 from cwgnc_jax._checks import check_positive, check_scalar
 from cwgnc_jax._rules import FirstMatch
 
+if TYPE_CHECKING:
+    from jaxtyping import Float, Int
+
 
 @dataclasses.dataclass(frozen=True)
 class PerElement:
-    """What :func:`per_element` returns."""
+    """The result of :func:`per_element`."""
 
     threshold: ArrayLike
 
 
 @dataclasses.dataclass(frozen=True)
 class RelativeToParams:
-    """What :func:`relative_to_params` returns."""
+    """The result of :func:`relative_to_params`."""
 
     ratio: ArrayLike
     min_norm: ArrayLike
@@ -33,26 +38,26 @@ Threshold = ArrayLike | optax.Schedule | PerElement | RelativeToParams
 """The threshold of a component."""
 
 MaxNorm = Threshold | Sequence[tuple[str, Threshold | None]]
-"""One threshold for all components, or rules from their names to it."""
+"""One threshold for all components, or rules that choose it by their names."""
 
 
 def per_element(threshold: ArrayLike) -> PerElement:
-    r"""A threshold that grows with the size of the component.
+    r"""Makes a threshold that grows with the size of the component.
 
-    A component of :math:`n` elements may keep the norm
-    :math:`\text{threshold} \cdot \sqrt{n}`, that is, its root mean square may reach the
-    threshold. With a component per parameter and ``eps=0`` this is
+    A component of :math:`n` elements may keep a norm of up to
+    :math:`\text{threshold} \cdot \sqrt{n}`: its root mean square may not exceed the
+    threshold. With one component for each parameter and ``eps=0`` this is
     :func:`optax.clip_by_block_rms`.
 
     Args:
-      threshold: The largest root mean square; a positive number or a scalar array,
+      threshold: The largest root mean square: a positive number, or a scalar array,
         which may be traced.
 
     Returns:
       A ``max_norm`` for :func:`component_clip_by_global_norm`.
 
     Raises:
-      TypeError: If ``threshold`` is no number.
+      TypeError: If ``threshold`` is not a number.
       ValueError: If it is not positive.
 
     Examples:
@@ -73,25 +78,25 @@ def per_element(threshold: ArrayLike) -> PerElement:
 def relative_to_params(
     ratio: ArrayLike, min_norm: ArrayLike = 1e-3
 ) -> RelativeToParams:
-    r"""A threshold relative to the norm of the component's parameters.
+    r"""Makes a threshold relative to the norm of the component's parameters.
 
-    A component with parameters :math:`w` may keep the norm
-    :math:`\text{ratio} \cdot \max(\|w\|_2, \text{min\_norm})`: adaptive gradient
-    clipping, by component where the paper does it by unit. The transformation's
+    A component with parameters :math:`w` may keep a norm of up to
+    :math:`\text{ratio} \cdot \max(\|w\|_2, \text{min\_norm})`. This is adaptive
+    gradient clipping by component, where the paper clips by unit. The transformation's
     ``update`` then needs ``params``.
 
     Args:
-      ratio: The largest ratio of the norms, 0.01 in the paper; a positive number or a
+      ratio: The largest ratio of the norms, 0.01 in the paper: a positive number, or a
         scalar array, which may be traced.
-      min_norm: What counts as the norm of smaller parameters, lest those that start at
-        zero never leave it.
+      min_norm: A lower bound of the parameters' norm, without which parameters that are
+        zero at the start could never grow.
 
     Returns:
       A ``max_norm`` for :func:`component_clip_by_global_norm`.
 
     Raises:
-      TypeError: If an argument is no number.
-      ValueError: If one is not positive.
+      TypeError: If an argument is not a number.
+      ValueError: If an argument is not positive.
 
     Examples:
       >>> import cwgnc_jax
@@ -114,15 +119,15 @@ def relative_to_params(
 
 
 class Thresholds:
-    """Tells each component's threshold.
+    """Finds the threshold of each component.
 
     Args:
-      max_norm: As :func:`component_clip_by_global_norm` takes it.
+      max_norm: See :func:`component_clip_by_global_norm`.
     """
 
     def __init__(self, max_norm: MaxNorm):
         if _is_rules(max_norm):
-            rules = [(pattern, threshold) for pattern, threshold in max_norm]  # type: ignore
+            rules = [(pattern, threshold) for pattern, threshold in max_norm]
             self._rules = FirstMatch(
                 rules,
                 kind="threshold rule",
@@ -143,15 +148,29 @@ class Thresholds:
         )
 
     def check(self, names: list[str]) -> None:
-        """Raises if rules leave a component without a threshold, or match none."""
+        """Raises if a component has no threshold, or a rule matches no component."""
         if self._rules and names:
             self._rules.cover(names)
             self._rules.check_all_used(names)
 
     def of(
-        self, name: str, size: int, param_norm: jax.Array | None, step: jax.Array | None
+        self,
+        name: str,
+        size: int,
+        param_norm: Float[jax.Array, ""] | None,
+        step: Int[jax.Array, ""] | None,
     ) -> ArrayLike | None:
-        """The threshold of one component; None if it is to stay untouched."""
+        """Computes the threshold of one component; None if it is not clipped.
+
+        Args:
+          name: The component's name.
+          size: The number of its elements.
+          param_norm: The norm of its parameters, where a threshold is relative to it.
+          step: The number of steps taken, where a threshold is a schedule.
+
+        Returns:
+          The threshold.
+        """
         rule = self._rules.cover([name])[0][0] if self._rules else 0
         threshold = self._thresholds[rule]
         if isinstance(threshold, PerElement):
@@ -163,8 +182,8 @@ class Thresholds:
             assert step is not None
             scheduled = threshold(step)
             check_scalar("What the schedule max_norm returns", scheduled)
-            return scheduled  # type: ignore
-        return threshold  # type: ignore
+            return cast(ArrayLike, scheduled)
+        return cast(ArrayLike | None, threshold)
 
 
 def _check(argument: str, threshold: Any) -> None:
@@ -174,7 +193,7 @@ def _check(argument: str, threshold: Any) -> None:
         check_positive(argument, threshold)
 
 
-def _is_rules(max_norm: Any) -> bool:
+def _is_rules(max_norm: Any) -> TypeGuard[Sequence[tuple[str, Threshold | None]]]:
     return (
         isinstance(max_norm, (tuple, list))
         and len(max_norm) > 0

@@ -1,4 +1,4 @@
-"""One spelling of a parameter's path, whatever kind of tree holds it."""
+"""The paths of parameters, spelled alike in every kind of tree."""
 
 import re
 import sys
@@ -7,35 +7,46 @@ from typing import Any
 import jax
 
 
-def flatten_with_paths(tree: Any) -> tuple[list[str], list[Any], Any]:
-    """Flattens a tree and spells the path of each leaf.
+def flatten_with_paths(
+    tree: Any,
+) -> tuple[list[str], list[Any], Any]:
+    """Flattens a tree and names the path of each leaf.
 
-    A path is the names from the root to the leaf joined with "/": the keys of dicts,
-    the indices of lists and tuples, the fields of dataclasses and modules. The boxes
-    that Flax puts around arrays (NNX variables, Linen's partitioned arrays) leave no
-    trace in it, so that the same network has the same paths in every library.
+    A path joins the names from the root to the leaf with "/": the keys of dicts, the
+    indices of lists and tuples, the fields of dataclasses and modules. These are the
+    paths that every ``component_fn`` and ``depth_fn`` receives. The boxes that Flax
+    puts around arrays (NNX variables, Linen's partitioned arrays) leave no trace, so
+    that the same network has the same paths in every library.
 
     Args:
-      tree: A pytree; ``None`` counts as no leaf, as in JAX.
+      tree: A pytree; ``None`` is not a leaf, as in JAX.
 
     Returns:
       The paths, the leaves in JAX's order, and the tree's structure.
+
+    Examples:
+      >>> import cwgnc_jax
+      >>> params = {"layer": [{"kernel": 1.0}, {"kernel": 2.0}], "bias": 3.0}
+      >>> paths, leaves, treedef = cwgnc_jax.flatten_with_paths(params)
+      >>> dict(zip(paths, leaves))
+      {'bias': 3.0, 'layer/0/kernel': 1.0, 'layer/1/kernel': 2.0}
     """
     boxes = _box_types()
     paths = []
     for key_path, node in jax.tree_util.tree_leaves_with_path(
         tree, is_leaf=lambda node: isinstance(node, boxes)
     ):
-        # A box's own key, always its first, is dropped.
+        # The first key inside a box is the box's own.
         skip = 1 if isinstance(node, boxes) else 0
         for inner_path, _ in jax.tree_util.tree_leaves_with_path(node):
-            paths.append(_spell((*key_path, *inner_path[skip:])))
+            whole = (*key_path, *inner_path[skip:])
+            paths.append(jax.tree_util.keystr(whole, simple=True, separator="/"))
     leaves, treedef = jax.tree.flatten(tree)
     return paths, leaves, treedef
 
 
 def natural_key(path: str) -> list[str | int]:
-    """Sorts "layer/10" after "layer/2".
+    """Makes a key that sorts "layer/10" after "layer/2".
 
     Args:
       path: Any string.
@@ -47,12 +58,8 @@ def natural_key(path: str) -> list[str | int]:
     return [int(part) if i % 2 else part for i, part in enumerate(parts)]
 
 
-def _spell(key_path: tuple[Any, ...]) -> str:
-    return jax.tree_util.keystr(key_path, simple=True, separator="/")
-
-
 def _box_types() -> tuple[type, ...]:
-    # Flax is not required: a tree can only hold its boxes once it has been imported.
+    # Flax is optional: only once it is imported can a tree hold its boxes.
     boxes: list[type] = []
     if nnx := sys.modules.get("flax.nnx"):
         boxes.append(nnx.Variable)

@@ -1,12 +1,19 @@
-"""Gradual unfreezing: layers start to train one after the other, from the top."""
+"""Gradual unfreezing, in which layers start to train one by one from the top."""
 
-from collections.abc import Sequence
+import math
+from collections.abc import Hashable, Sequence
 from typing import Any
 
 import jax
 import optax
 
-from cwgnc_jax._depth import DepthFn, check_depth_fn, encoder_depth, rank_leaves
+from cwgnc_jax._depth import (
+    DepthFn,
+    check_depth_fn,
+    encoder_depth,
+    is_thawed,
+    rank_leaves,
+)
 
 
 def gradual_unfreezing(
@@ -16,33 +23,36 @@ def gradual_unfreezing(
 ) -> optax.GradientTransformationExtraArgs:
     """Applies an optimizer to more and more layers, from the output to the input.
 
-    The highest depth (the heads) trains from the start. The depth below it joins at
-    step ``thaw_steps[0]``, the next at ``thaw_steps[1]`` and so on; the lowest one (the
-    embeddings) joins together with the last layer above it, and layers without a step
-    stay frozen. While a depth is frozen its updates are exactly zero and its optimizer
-    state stays as it was initialised, so that schedules and bias corrections of ``tx``
-    count from the step at which the depth thaws.
+    The highest depth (the heads) trains from the start. The next lower depth joins at
+    step ``thaw_steps[0]``, the one below it at ``thaw_steps[1]``, and so on. The lowest
+    depth (the embeddings) joins together with the last layer above it. Layers without a
+    step stay frozen. :func:`thawed` is the same rule for a single path.
 
-    ``tx`` acts on each depth apart. A component of the clip that joins parameters of
-    several depths would be split; those of the paper, one parameter each, are not.
+    While a depth is frozen, its updates are exactly zero and its optimizer state keeps
+    its initial value, so that schedules and bias corrections of ``tx`` count from the
+    step at which the depth thaws.
 
-    Frozen gradients are computed all the same unless the loss stops them.
+    ``tx`` acts on each depth separately. A component of the clip that joins parameters
+    of several depths would be split; the paper's components, of one parameter each, are
+    not affected.
+
+    The gradients of frozen parameters are still computed, unless the loss stops them.
 
     Args:
-      tx: The whole optimizer, the learning rate included.
+      tx: The whole optimizer, including the learning rate.
       depth_fn: Maps a parameter's "/"-joined path to its depth, a number that rises
         from input to output.
-      thaw_steps: For each layer from the top the step, counted from 0, at which it
-        starts to train; must not fall.
+      thaw_steps: The step, counted from 0, at which each layer starts to train, from
+        the top layer down; must not decrease.
 
     Returns:
       An :class:`optax.GradientTransformationExtraArgs`.
 
     Raises:
-      TypeError: If ``depth_fn`` is no function, or, from ``init`` on, returns no
-        number.
-      ValueError: If the steps are not rising; from ``init`` on if there are more steps
-        than layers.
+      TypeError: If ``depth_fn`` is not a function; from ``init`` on if it does not
+        return a number.
+      ValueError: If a step is negative or the steps decrease; from ``init`` on if there
+        are more steps than layers.
 
     Examples:
       >>> import cwgnc_jax
@@ -67,12 +77,14 @@ def gradual_unfreezing(
     """
     steps = list(thaw_steps)
     if any(step < 0 for step in steps) or steps != sorted(steps):
-        raise ValueError(f"thaw_steps must be 0 or more and must not fall, got {steps}")
+        raise ValueError(
+            f"thaw_steps must be 0 or more and must not decrease, got {steps}"
+        )
     check_depth_fn(depth_fn)
 
     def partitioned(params: Any) -> optax.GradientTransformationExtraArgs:
         ranks, _, treedef = rank_leaves(params, depth_fn)
-        transforms = {
+        transforms: dict[Hashable, optax.GradientTransformation] = {
             rank: tx if step == 0 else _from(tx, step)
             for rank, step in _thaw_steps(max(ranks, default=0), steps).items()
         }
@@ -86,25 +98,33 @@ def gradual_unfreezing(
         return partitioned(params).init(params)
 
     def update_fn(updates, state, params=None, **extra_args):
-        # The layout is read from the updates, which have the parameters' paths.
+        # The updates have the same paths as the parameters.
         return partitioned(updates).update(updates, state, params, **extra_args)
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
 
 
-def _from(tx: optax.GradientTransformation, step: int):
-    return optax.conditionally_mask(tx, lambda count: count >= step)
+def _from(
+    tx: optax.GradientTransformation, thaw_step: int
+) -> optax.GradientTransformationExtraArgs:
+    def is_thawed_at(step: Any, **extra_args: Any) -> Any:
+        return step >= thaw_step
+
+    return optax.conditionally_mask(tx, is_thawed_at)
 
 
 def _thaw_steps(top: int, steps: list[int]) -> dict[int, int]:
-    """The step at which each rank that ever trains starts to."""
+    """Finds the step at which each rank starts to train, if it ever does."""
     layers = max(top - 1, 0)
     if len(steps) > layers:
         raise ValueError(
             f"thaw_steps has {len(steps)} steps, but there are {layers} layers between "
             f"the heads and the embeddings"
         )
-    thawed = {top: 0} | {top - 1 - i: step for i, step in enumerate(steps)}
-    if len(steps) == layers:
-        thawed[0] = steps[-1] if steps else 0
-    return thawed
+    depths = [*map(float, range(top)), math.inf]
+    thaw_steps: dict[int, int] = {}
+    for thawed_layers, step in enumerate([0, *steps]):
+        for rank, depth in enumerate(depths):
+            if is_thawed(depth, layers, thawed_layers):
+                thaw_steps.setdefault(rank, step)
+    return thaw_steps

@@ -72,7 +72,7 @@ def test_decay_outside_its_range_is_refused(argument, decay):
 
 
 def test_negative_eps_is_refused():
-    with pytest.raises(ValueError, match="eps must be 0 or positive, got -1"):
+    with pytest.raises(ValueError, match="eps must be 0 or a positive number, got -1"):
         scale_by_adam(eps=-1.0)
 
 

@@ -365,7 +365,7 @@ def test_threshold_that_is_no_scalar_is_refused():
 
 @pytest.mark.parametrize("eps", [-1e-6, float("nan"), float("inf")])
 def test_bad_eps_is_refused(eps):
-    with pytest.raises(ValueError, match="eps must be 0 or a small positive"):
+    with pytest.raises(ValueError, match="eps must be 0 or a positive number"):
         component_clip_by_global_norm(0.05, eps=eps)
 
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import cwgnc_jax
-from cwgnc_jax import encoder_depth, models, scale_by_layer_decay
+from cwgnc_jax import encoder_depth, models, scale_by_layer_decay, thawed
 from cwgnc_jax.models.parameters import parameter_shapes
 
 
@@ -32,6 +32,24 @@ def test_every_parameter_of_bert_has_its_depth():
 )
 def test_other_spellings_are_read_too(path, depth):
     assert encoder_depth(path) == depth
+
+
+def test_the_top_layers_thaw_with_the_heads_and_the_embeddings_with_the_last():
+    paths = ["embeddings/kernel", "layer_0/kernel", "layer_1/kernel", "head/kernel"]
+    trains = [[thawed(path, 2, n) for path in paths] for n in range(3)]
+    assert trains == [
+        [False, False, False, True],
+        [False, False, True, True],
+        [True, True, True, True],
+    ]
+    assert thawed("head/kernel", 2, 1, lambda path: 2.0)
+    assert not thawed("head/kernel", 2, 1, lambda path: 1.0)
+
+
+@pytest.mark.parametrize("thawed_layers", [-1, 3])
+def test_a_number_of_thawed_layers_that_does_not_exist_is_refused(thawed_layers):
+    with pytest.raises(ValueError, match=f"and the 2 layers, got {thawed_layers}"):
+        thawed("head/kernel", 2, thawed_layers)
 
 
 def tree():

@@ -21,9 +21,9 @@ from cwgnc_jax import (
     component_clip_by_global_norm,
     component_norms,
     component_sizes,
+    flatten_with_paths,
     per_element,
 )
-from cwgnc_jax._tree_paths import flatten_with_paths
 
 # How far a leaf is off after one rounding, and the least number above zero.
 ROUNDING = {"float32": 1e-6, "bfloat16": 2**-7, "float16": 2**-9}

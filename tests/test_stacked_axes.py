@@ -103,7 +103,7 @@ def test_stacked_leaves_keep_their_dtype():
     ("stacked_axes", "match"),
     [
         ({"decoder/layer": 0}, "matches no module.*nearest one is 'decoder/layers'"),
-        ({"decoder": 0, "decoder/layers": 0}, "decides nothing: an earlier rule"),
+        ({"decoder": 0, "decoder/layers": 0}, "has no effect: an earlier rule"),
         ({"decoder/layers": 2}, r"axis 2 of 'decoder/layers/.*its shape is \(3, "),
     ],
 )

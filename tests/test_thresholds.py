@@ -86,7 +86,7 @@ def test_rules_match_names_of_components_and_not_paths():
             r"No threshold rule covers 'layer/0/bias'.*\(\"\.\*\", None\)",
         ),
         ([("haed", 1.0), (".*", 1.0)], "matches no component.*nearest one is 'head'"),
-        ([(".*", 1.0), ("head", 2.0)], r"rule \('head', 2.0\) decides nothing"),
+        ([(".*", 1.0), ("head", 2.0)], r"rule \('head', 2.0\) has no effect"),
     ],
 )
 def test_rules_must_cover_every_component_and_each_match_one(rules, match):
@@ -97,7 +97,7 @@ def test_rules_must_cover_every_component_and_each_match_one(rules, match):
 @pytest.mark.parametrize(
     ("rules", "error", "match"),
     [
-        ([("(", 1.0)], ValueError, r"'\(' is no regular expression"),
+        ([("(", 1.0)], ValueError, r"'\(' is not a valid regular expr"),
         ([("a", -1.0)], ValueError, "max_norm of 'a' must be positive"),
         ([("a", "b")], TypeError, "max_norm of 'a' must be a real number, got 'b'"),
         ([("a", 1.0), "b"], TypeError, "max_norm must be a real number.*rules"),

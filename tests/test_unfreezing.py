@@ -1,10 +1,12 @@
+import itertools
+
 import chex
 import jax
 import jax.numpy as jnp
 import optax
 import pytest
 
-from cwgnc_jax import cwgnc_adamw, encoder_depth, gradual_unfreezing
+from cwgnc_jax import cwgnc_adamw, encoder_depth, gradual_unfreezing, thawed
 
 NAMES = ("embeddings", "layer_0", "layer_1", "layer_2", "pooler", "classifier")
 STEPS = [0, 3, 5]
@@ -64,6 +66,24 @@ def test_layers_without_a_step_and_the_embeddings_stay_frozen():
     assert moved == {"pooler", "classifier", "layer_2", "layer_1"}
 
 
+def test_the_rule_of_thawed_says_what_trains():
+    """Each step thaws one more layer."""
+    tx = gradual_unfreezing(optax.sgd(0.1), thaw_steps=[1, 2, 3])
+    history = train(tx, 4)
+    for step, (before, after) in enumerate(itertools.pairwise(history)):
+        for name in NAMES:
+            moved = (before[name]["kernel"] != after[name]["kernel"]).all()
+            assert moved == thawed(f"{name}/kernel", 3, step)
+
+
+@pytest.mark.parametrize("names", [["head"], ["embeddings", "head"]])
+def test_a_model_without_layers_trains_from_the_start(names):
+    tx = gradual_unfreezing(optax.sgd(1.0), thaw_steps=[])
+    tree = {name: jnp.ones(1) for name in names}
+    updates, _ = tx.update(tree, tx.init(tree), tree)
+    assert all(update == -1 for update in updates.values())
+
+
 def test_it_composes_with_scan_and_accumulation():
     tx = optax.MultiSteps(gradual_unfreezing(optax.sgd(0.1), thaw_steps=STEPS), 2)
     tx = tx.gradient_transformation()
@@ -82,7 +102,7 @@ def test_it_composes_with_scan_and_accumulation():
     ("steps", "message"),
     [
         ([0, 1, 2, 3], "thaw_steps has 4 steps, but there are 3 layers"),
-        ([3, 1], "must not fall, got"),
+        ([3, 1], "must not decrease, got"),
         ([-1, 1], "must be 0 or more"),
     ],
 )

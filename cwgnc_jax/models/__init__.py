@@ -1,8 +1,7 @@
 """Encoders on Flax NNX, and their safetensors weights.
 
-A model here is three values: a config of its type such as :class:`BertConfig`, a plain
-nested dict of parameters and the pure function :func:`apply`. The only names a caller
-needs from NNX: none.
+A model is a config of its type, such as :class:`BertConfig`, a plain nested dict of
+parameters, and the pure function :func:`apply`. Callers need no names from NNX.
 """
 
 from cwgnc_jax.models.batch import EncoderOutput
@@ -10,6 +9,7 @@ from cwgnc_jax.models.bert import BertConfig
 from cwgnc_jax.models.config import EncoderConfig
 from cwgnc_jax.models.distilbert import DistilBertConfig
 from cwgnc_jax.models.electra import ElectraConfig
+from cwgnc_jax.models.errors import CheckpointError
 from cwgnc_jax.models.forward import apply
 from cwgnc_jax.models.hub import resolve
 from cwgnc_jax.models.modern_bert_config import ModernBertConfig
@@ -26,6 +26,7 @@ from cwgnc_jax.models.weights import Checkpoint, load_pretrained, save_pretraine
 __all__ = (
     "BertConfig",
     "Checkpoint",
+    "CheckpointError",
     "DistilBertConfig",
     "ElectraConfig",
     "EncoderConfig",

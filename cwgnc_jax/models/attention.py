@@ -1,4 +1,4 @@
-"""Self-attention, written so that XLA's CPU backend is quick about it as well."""
+"""Self-attention in a form that XLA also compiles well for CPUs."""
 
 from collections.abc import Sequence
 
@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 from jax.typing import ArrayLike
+from jaxtyping import Float, PRNGKeyArray, Shaped
 
 from cwgnc_jax.models.dropout import Noise, dropout
 
@@ -14,21 +15,21 @@ from cwgnc_jax.models.dropout import Noise, dropout
 def self_attention(
     projections: Sequence[nnx.Linear],
     heads: int,
-    x: Array,
-    mask_bias: Array,
+    x: Float[Array, "tokens hidden"],
+    mask_bias: Float[Array, " rows #heads #length length"],
     noise: Noise,
-) -> Array:
-    """Attention of each token to those of its example, in several heads.
+) -> Float[Array, "tokens hidden"]:
+    """Lets each token attend to the tokens of its example, in several heads.
 
     Args:
       projections: The dense layers of query, key and value.
       heads: The number of heads.
-      x: Hidden states, (tokens, hidden).
+      x: The hidden states.
       mask_bias: See :func:`bias_of_mask`.
-      noise: Has a rate for the ``attention``.
+      noise: Its rates include one named ``attention``.
 
     Returns:
-      The context of every token, (tokens, hidden).
+      The context of each token.
     """
     rows = mask_bias.shape[0]
     query, key, value = (
@@ -37,22 +38,24 @@ def self_attention(
     return attend(query, key, value, mask_bias, noise.key, noise.rates.attention)
 
 
-def split_heads(y: Array, rows: int, heads: int) -> Array:
-    """From (tokens, hidden) to (rows, heads, length, hidden / heads)."""
-    # Transposed here and not by the einsums: XLA's CPU backend fuses the whole
-    # attention then, and the forward pass takes two thirds of the time.
+def split_heads(
+    y: Float[Array, "tokens hidden"], rows: int, heads: int
+) -> Float[Array, "rows heads length head_size"]:
+    """Splits the tokens into rows and their features into heads."""
+    # Transposed here rather than in the einsums: then XLA's CPU backend fuses the whole
+    # attention, which takes a third off the time of the forward pass.
     return y.reshape(rows, -1, heads, y.shape[1] // heads).transpose(0, 2, 1, 3)
 
 
 def attend(
-    query: Array,
-    key: Array,
-    value: Array,
-    mask_bias: Array,
-    dropout_key: Array | None,
-    rate: ArrayLike,
-) -> Array:
-    """The context, (tokens, hidden), of what :func:`split_heads` gave."""
+    query: Float[Array, "rows heads length head_size"],
+    key: Float[Array, "rows heads length head_size"],
+    value: Float[Array, "rows heads length head_size"],
+    mask_bias: Float[Array, " rows #heads #length length"],
+    dropout_key: PRNGKeyArray | None,
+    rate: ArrayLike | None,
+) -> Float[Array, "tokens hidden"]:
+    """Computes the context of each token from query, key and value."""
     scores = _scores(query, key)
     scores = scores * query.shape[-1] ** -0.5 + mask_bias
     probs = jax.nn.softmax(scores, axis=-1).astype(value.dtype)
@@ -62,27 +65,81 @@ def attend(
 
 
 def _projected(projections, x):
-    """Query, key and value."""
-    if jax.default_backend() == "cpu":
-        # XLA's CPU backend would join the kernels of all layers ahead of the rest,
-        # and keep them: a quarter of the memory of all gradients.
-        return [dense(x) for dense in projections]
-    # By one matrix product, which keeps a GPU busier; they stay three parameters.
-    kernels = [dense.kernel[...].astype(x.dtype) for dense in projections]
+    """Computes query, key and value of each token."""
+    # Reversed, so that the gradients of x are summed in the order of autodiff.
+    layers = projections[::-1]
+    kernels = [dense.kernel[...].astype(x.dtype) for dense in layers]
+    biases = [dense.bias[...].astype(x.dtype) for dense in layers]
+    return _dense([x] * len(layers), kernels, biases)[::-1]
+
+
+@jax.custom_vjp
+def _dense(
+    copies: list[Float[Array, "tokens hidden"]],
+    kernels: list[Float[Array, "hidden features"]],
+    biases: list[Float[Array, " features"]],
+) -> list[Float[Array, "tokens features"]]:
+    """Applies dense layers to one input, with products that suit the platform.
+
+    Each layer has its own copy of the input. So each has its own gradient, and autodiff
+    sums them in an order that does not depend on the platform.
+    """
+    return jax.lax.platform_dependent(
+        copies, kernels, biases, cpu=three_products, default=one_product
+    )
+
+
+def _dense_forward(copies, kernels, biases):
+    return _dense(copies, kernels, biases), (copies, kernels, biases)
+
+
+def _dense_backward(saved, grads):
+    # Hence custom_vjp: autodiff would keep the residuals of both kinds of products.
+    def pullback(products):
+        return lambda saved, grads: jax.vjp(products, *saved)[1](grads)
+
+    return jax.lax.platform_dependent(
+        saved,
+        grads,
+        cpu=pullback(three_products),
+        default=pullback(one_product),
+    )
+
+
+_dense.defvjp(_dense_forward, _dense_backward)
+
+
+def three_products(copies, kernels, biases):
+    """Applies each layer by a product of its own.
+
+    With one product XLA's CPU backend would concatenate the kernels of all encoder
+    layers in advance and keep them: a quarter of the memory of all gradients.
+    """
+    layers = zip(copies, kernels, biases, strict=True)
+    return [x @ kernel + bias[None] for x, kernel, bias in layers]
+
+
+def one_product(copies, kernels, biases):
+    """Applies all layers by one product, which uses a GPU better."""
     kernel = jnp.concatenate(kernels, axis=1)
-    bias = jnp.concatenate([dense.bias[...].astype(x.dtype) for dense in projections])
-    return jnp.split(x @ kernel + bias[None], 3, axis=1)
+    bias = jnp.concatenate(biases)
+    return jnp.split(copies[0] @ kernel + bias[None], len(kernels), axis=1)
 
 
-def bias_of_mask(mask):
-    """What is added to the attention scores; the mask broadcasts to (b, h, q, k)."""
-    # Not -inf: a row without any token would be NaN, and one NaN spoils a whole batch.
+def bias_of_mask(
+    mask: Shaped[Array, " rows #heads #length length"],
+) -> Float[Array, " rows #heads #length length"]:
+    """Turns a mask of the keys that each query sees into a bias for the scores."""
+    # With -inf a row without tokens would be NaN, which spreads to the whole batch.
     return jnp.where(mask.astype(bool), 0.0, jnp.finfo(jnp.float32).min)
 
 
 @jax.custom_vjp
-def _scores(query, key):
-    """Each query's product with each key of its head, (b, h, q, k), in float32."""
+def _scores(
+    query: Float[Array, "rows heads length head_size"],
+    key: Float[Array, "rows heads length head_size"],
+) -> Float[Array, "rows heads length length"]:
+    """Multiplies each query with each key of its head, in float32."""
     return jnp.einsum("bhqd,bhkd->bhqk", query, key, preferred_element_type=jnp.float32)
 
 
@@ -93,8 +150,8 @@ def _scores_forward(query, key):
 def _scores_backward(saved, grads):
     query, key = saved
     grads = grads.astype(query.dtype)
-    # The product with the small matrix on the left: XLA's CPU backend takes twice the
-    # time for "bhqk,bhqd->bhkd", which is what jax.grad writes.
+    # The smaller matrix comes first: XLA's CPU backend takes twice as long for
+    # "bhqk,bhqd->bhkd", which is what autodiff would write.
     of_key = jnp.einsum("bhqd,bhqk->bhdk", query, grads).swapaxes(2, 3)
     return jnp.einsum("bhqk,bhkd->bhqd", grads, key), of_key
 

@@ -13,11 +13,11 @@ from cwgnc_jax.models.dropout import Noise, dropout
 
 @dataclasses.dataclass(frozen=True)
 class BertConfig(BertLikeConfig):
-    """The shape of a BERT sequence classifier and its rates.
+    """The config of a BERT sequence classifier.
 
     Names and defaults are those of Hugging Face's config.json, where a missing entry
-    means BERT-base's. The values are checked on construction. Hashable, so that it can
-    be a static argument of ``jax.jit``.
+    means the value of BERT-base. The values are checked on construction. The config is
+    hashable, so that it can be a static argument of ``jax.jit``.
 
     Args:
       vocab_size: Number of word pieces.
@@ -37,8 +37,8 @@ class BertConfig(BertLikeConfig):
       num_labels: Width of the classifier; 1 for regression.
 
     Raises:
-      ValueError: If a size is not a positive integer, heads do not divide the hidden
-        size, or a rate lies outside [0, 1).
+      ValueError: If a size is not a positive integer, the heads do not divide the
+        hidden size, or a rate lies outside [0, 1).
 
     Examples:
       >>> from cwgnc_jax import models
@@ -62,14 +62,14 @@ class _Bert(nnx.Module):
 
 
 class BertForSequenceClassification(nnx.Module):
-    """A tanh pooler over the first token, and a dense layer."""
+    """BERT with a tanh pooler over the first token, and a dense layer."""
 
     def __init__(self, config: BertConfig, dtype, rngs):
         self.bert = _Bert(config, dtype, rngs)
         self.classifier = layers.logits_layer(config, rngs)
 
     def __call__(self, tokens: Tokens, noise: Noise, remat: bool) -> EncoderOutput:
-        """See :func:`cwgnc_jax.models.apply`."""
+        """Computes the output of a batch; see :func:`cwgnc_jax.models.apply`."""
         x = self.bert.embeddings(tokens)
         x = dropout(noise.at(0).key, x, noise.rates.hidden)
         hidden_states, first = layers.run_layers(

@@ -1,4 +1,4 @@
-"""The numbers that make an encoder, read from Hugging Face's config.json."""
+"""Model configs, as read from Hugging Face's config.json."""
 
 import dataclasses
 import functools
@@ -10,33 +10,34 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from jaxtyping import Float, PRNGKeyArray
 
 from cwgnc_jax.models.dropout import Rates
 
-# Beyond any model's; a number with a hundred digits would take all memory.
+# Larger than in any model; a number of a hundred digits would exhaust the memory.
 _LARGEST = {"num_hidden_layers": 1000, "n_layers": 1000}
 _LARGEST_SIZE = 2**24
 
 
 class EncoderConfig:
-    """What the configs of all types of models have in common.
+    """The base class of the configs of all types of models.
 
-    Each type is a frozen dataclass, and so can be a static argument of ``jax.jit``.
+    Each type is a frozen dataclass, so that it can be a static argument of ``jax.jit``.
     Names and defaults are those of Hugging Face's config.json, where a missing entry
-    has the default. The values are checked on construction.
+    means the default. The values are checked on construction.
 
     Attributes:
-      model_type: What config.json calls the type.
+      model_type: The name of the type in config.json.
       num_hidden_layers: Number of encoder layers.
-      max_position_embeddings: How many positions the model knows.
-      type_vocab_size: Number of token types; if it is 1 they are passed over.
+      max_position_embeddings: Number of positions that the model knows.
+      type_vocab_size: Number of token types; with 1 token types are ignored.
       initializer_range: Standard deviation of fresh kernels and embeddings.
       num_labels: Width of the classifier; 1 for regression.
     """
 
     model_type: ClassVar[str]
     required: ClassVar[Mapping[str, Any]]
-    """What the code computes; a config.json that asks for anything else is refused."""
+    """The entries of config.json that are supported with these values only."""
     _heads_and_width: ClassVar[tuple[str, str]] = ("num_attention_heads", "hidden_size")
 
     num_hidden_layers: int
@@ -45,8 +46,10 @@ class EncoderConfig:
     initializer_range: float
     num_labels: int
 
+    # dataclasses.fields accepts self and cls: each subclass is a dataclass, which type
+    # checkers cannot know of this class.
     def __post_init__(self):
-        for field in dataclasses.fields(self):  # type: ignore
+        for field in dataclasses.fields(self):  # type: ignore[arg-type]  # see above
             _check(field, getattr(self, field.name))
         heads, width = self._heads_and_width
         if getattr(self, width) % getattr(self, heads):
@@ -57,7 +60,7 @@ class EncoderConfig:
 
     @property
     def max_length(self) -> int:
-        """The most tokens that an example can have."""
+        """The largest number of tokens in an example."""
         return self.max_position_embeddings
 
     @property
@@ -69,20 +72,20 @@ class EncoderConfig:
     def from_dict(cls, source: Mapping[str, Any], num_labels: int) -> Self:
         """Reads the content of a config.json.
 
-        Entries that say nothing about the computation (``use_cache``, token ids,
-        versions) are passed over.
+        Entries that do not affect the computation (``use_cache``, token ids, versions)
+        are ignored.
 
         Args:
           source: The decoded config.json.
-          num_labels: Width of the classifier; what the file says of labels is the
-            affair of its own head.
+          num_labels: Width of the classifier; labels in the file belong to the head it
+            was saved with.
 
         Returns:
           The config.
 
         Raises:
           ValueError: If the file describes another type of model, or a variant of this
-            one that is not computed here.
+            type that is not supported.
 
         Examples:
           >>> from cwgnc_jax import models
@@ -93,8 +96,9 @@ class EncoderConfig:
         model_type = source.get("model_type")
         if model_type != cls.model_type:
             raise ValueError(
-                f"model_type {model_type!r} is not that of a {cls.__name__}: expected "
-                f"{cls.model_type!r}; models.load_pretrained takes the config that fits"
+                f"model_type {model_type!r} is not the type of a {cls.__name__}: "
+                f"expected {cls.model_type!r}; models.load_pretrained finds the right "
+                f"class"
             )
         for name, expected in cls.required.items():
             if source.get(name, expected) != expected:
@@ -102,24 +106,30 @@ class EncoderConfig:
                     f"{name} {source[name]!r} is not supported: expected {expected!r}; "
                     f"choose a checkpoint of the original {cls.model_type} encoder"
                 )
-        names = {x.name for x in dataclasses.fields(cls)} - {"num_labels"}  # type: ignore
-        known = {name: source[name] for name in names & source.keys()}
-        return cls(**known, num_labels=num_labels)  # type: ignore
+        fields = dataclasses.fields(cls)  # type: ignore[arg-type]  # see above
+        names = {field.name for field in fields} - {"num_labels"}
+        values = {name: source[name] for name in names & source.keys()}
+        return cls(**values, num_labels=num_labels)  # type: ignore[call-arg]
 
     def to_dict(self) -> dict[str, Any]:
-        """Returns the entries of a config.json, those of the labels aside."""
-        entries = dataclasses.asdict(self)  # type: ignore
-        # transformers counts id2label.
+        """Returns the entries of a config.json, except those of the labels."""
+        entries = dataclasses.asdict(self)  # type: ignore[call-overload]  # see above
+        # transformers derives it from id2label.
         del entries["num_labels"]
-        return entries | self.required | {"model_type": self.model_type}
+        return entries | dict(self.required) | {"model_type": self.model_type}
 
-    def draw(self, path: str, shape: tuple[int, ...], key: Array) -> Array:
-        """Draws a kernel or a table of embeddings, here from N(0, initializer_range²).
+    def draw(
+        self, path: str, shape: tuple[int, ...], key: PRNGKeyArray
+    ) -> Float[Array, "..."]:
+        """Draws a kernel or an embedding table, from N(0, initializer_range²).
 
         Args:
           path: The parameter's "/"-joined path.
           shape: Its shape.
-          key: A random key of its own.
+          key: A random key for this parameter.
+
+        Returns:
+          The parameter, in float32.
         """
         return _normal(key, np.float32(self.initializer_range), shape)
 
@@ -132,7 +142,7 @@ def _normal(key, std, shape):
 
 @dataclasses.dataclass(frozen=True)
 class BertLikeConfig(EncoderConfig):
-    """The fields of BERT, which those that came after it have too."""
+    """The fields that BERT shares with its successors."""
 
     required = {
         "hidden_act": "gelu",
@@ -162,7 +172,7 @@ class BertLikeConfig(EncoderConfig):
 
     @property
     def dropout_rates(self) -> Rates:
-        """Those of the hidden states, the attention and the classifier."""
+        """The rates for hidden states, attention and classifier."""
         hidden, head = self.hidden_dropout_prob, self.classifier_dropout
         return Rates(
             hidden=hidden,
@@ -172,7 +182,7 @@ class BertLikeConfig(EncoderConfig):
 
 
 def _check(field: dataclasses.Field, value: Any) -> None:
-    """Raises unless a field's value makes sense, by its type and name."""
+    """Raises unless a value is possible for a field of this type and name."""
     if field.type is bool:
         fits, expected = isinstance(value, bool), "true or false"
     elif field.type is int:
@@ -183,18 +193,20 @@ def _check(field: dataclasses.Field, value: Any) -> None:
         if fits and value > largest:
             raise ValueError(f"{field.name} must be at most {largest:,}, got {value}")
     elif field.name.endswith(("_prob", "dropout")):
-        optional = field.type is not float and value is None
-        fits = optional or (_is_number(value, int | float) and 0 <= value < 1)
+        if value is None:
+            fits = field.type is not float
+        else:
+            fits = _is_number(value, int | float) and 0 <= value < 1
         expected = "a rate in [0, 1)"
     elif field.type is float:
         fits = _is_number(value, int | float) and 0 <= value < math.inf
         expected = "a finite number of at least 0"
-    else:  # its own class knows what it may be
+    else:  # Its own class checks it.
         return
     if not fits:
         raise ValueError(f"{field.name} must be {expected}, got {value!r}")
 
 
 def _is_number(value: Any, kinds: Any) -> bool:
-    # bool is an int.
+    # A bool is an int too.
     return isinstance(value, kinds) and not isinstance(value, bool)

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax import Array
+from jaxtyping import Float, PRNGKeyArray
 
 from cwgnc_jax.models.attention import self_attention
 from cwgnc_jax.models.batch import EncoderOutput, Tokens
@@ -20,16 +21,16 @@ _LAYER_NORM_EPS = 1e-12
 
 @dataclasses.dataclass(frozen=True)
 class DistilBertConfig(EncoderConfig):
-    """The shape of a DistilBERT sequence classifier and its rates.
+    """The config of a DistilBERT sequence classifier.
 
-    DistilBERT is BERT of fewer layers without token types and with a head of its own.
+    DistilBERT is BERT with fewer layers, without token types and with a different head.
     Names and defaults are those of Hugging Face's config.json.
 
     Args:
       vocab_size: Number of word pieces.
       max_position_embeddings: The longest sequence.
       sinusoidal_pos_embds: Whether a fresh table of positions holds sines and cosines;
-        it is trained like any other.
+        it is trained either way.
       n_layers: Number of encoder layers.
       n_heads: Heads per layer; they divide dim.
       dim: Width of the residual stream.
@@ -72,26 +73,28 @@ class DistilBertConfig(EncoderConfig):
     num_labels: int = 2
 
     @property
-    def num_hidden_layers(self) -> int:
-        """What the other types call ``n_layers``."""
+    def num_hidden_layers(self) -> int:  # type: ignore[override]  # it is only read
+        """The name of ``n_layers`` in the other types."""
         return self.n_layers
 
     @property
     def hidden_size(self) -> int:
-        """What the other types call ``dim``."""
+        """The name of ``dim`` in the other types."""
         return self.dim
 
     @property
     def dropout_rates(self) -> Rates:
-        """Those of the hidden states, the attention and the classifier."""
+        """The rates for hidden states, attention and classifier."""
         return Rates(
             hidden=self.dropout,
             attention=self.attention_dropout,
             classifier=self.seq_classif_dropout,
         )
 
-    def draw(self, path: str, shape: tuple[int, ...], key: Array) -> Array:
-        """Draws a kernel or a table of embeddings; that of positions may be fixed."""
+    def draw(
+        self, path: str, shape: tuple[int, ...], key: PRNGKeyArray
+    ) -> Float[Array, "..."]:
+        """Draws a kernel or an embedding table; that of positions may be sinusoidal."""
         if self.sinusoidal_pos_embds and path.endswith(
             "/position_embeddings/embedding"
         ):
@@ -171,7 +174,7 @@ class _DistilBert(nnx.Module):
 
 
 class DistilBertForSequenceClassification(nnx.Module):
-    """Two dense layers over the first token, ReLU between them."""
+    """DistilBERT with two dense layers over the first token, and ReLU between them."""
 
     def __init__(self, config: DistilBertConfig, dtype, rngs):
         self.distilbert = _DistilBert(config, dtype, rngs)
@@ -179,7 +182,7 @@ class DistilBertForSequenceClassification(nnx.Module):
         self.classifier = logits_layer(config, rngs)
 
     def __call__(self, tokens: Tokens, noise: Noise, remat: bool) -> EncoderOutput:
-        """See :func:`cwgnc_jax.models.apply`."""
+        """Computes the output of a batch; see :func:`cwgnc_jax.models.apply`."""
         x = self.distilbert.embeddings(tokens)
         x = dropout(noise.at(0).key, x, noise.rates.hidden)
         hidden_states, first = run_layers(

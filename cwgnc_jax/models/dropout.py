@@ -1,4 +1,4 @@
-"""Dropout by explicit keys, with a rate that may be traced."""
+"""Dropout with explicit keys and rates that may be traced."""
 
 import math
 from typing import Any, NamedTuple
@@ -7,10 +7,11 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 from jax.typing import ArrayLike
+from jaxtyping import Float, PRNGKeyArray
 
 
 class Rates(NamedTuple):
-    """How much is dropped: most types of models have these three."""
+    """The rates of dropout in most types of models."""
 
     hidden: ArrayLike
     attention: ArrayLike
@@ -18,40 +19,43 @@ class Rates(NamedTuple):
 
 
 class Noise(NamedTuple):
-    """The dropout of one forward pass: where its masks come from, and its rates."""
+    """The random key and the rates for the dropout of one forward pass."""
 
-    key: Array | None
-    rates: Any  # Rates, or what a type of model has in their place
+    key: PRNGKeyArray | None
+    rates: Any
+    """:class:`Rates`, or the NamedTuple that a type of model has instead."""
 
     def at(self, site: int) -> "Noise":
-        """The noise of one place in the model; without a key there is none."""
+        """Derives the noise of one place in the model; without a key there is none."""
         if self.key is None:
             return self
         return self._replace(key=jax.random.fold_in(self.key, site))
 
 
-def dropout(key: Array | None, x: Array, rate: ArrayLike | None) -> Array:
+def dropout(
+    key: PRNGKeyArray | None, x: Float[Array, "*shape"], rate: ArrayLike | None
+) -> Float[Array, "*shape"]:
     r"""Zeroes each element with probability ``rate`` and scales up the others.
 
     .. math:: y_i = m_i x_i / (1 - p), \quad m_i \sim \mathrm{Bernoulli}(1 - p)
 
-    Every element of ``x`` has a mask of its own: nothing is shared between examples or
-    heads. Two elements share one random 32-bit word, which halves what dropout costs
-    on a CPU; so ``p`` is ``rate`` rounded to the nearest multiple of 2**-16, off by
-    at most 7.6e-6. The scale uses the rounded ``p``, so that the expectation of ``y``
-    is ``x`` exactly. Rate 0 returns ``x`` exactly.
+    Each element of ``x`` has its own mask; examples and heads share nothing. Two
+    elements use the two halves of one random 32-bit word, which halves the cost of
+    dropout on a CPU. Therefore ``p`` is ``rate`` rounded to the nearest multiple of
+    2**-16, an error of at most 7.6e-6. The scale uses the rounded ``p``, so that the
+    expectation of ``y`` is exactly ``x``. Rate 0 returns ``x`` exactly.
 
     Args:
       key: A key for this place and step; None for no dropout.
-      x: An array of at least one axis.
-      rate: The probability p in [0, 1), a number or a scalar array, traced or not;
-        None for no dropout.
+      x: An array of at least one dimension.
+      rate: The probability p in [0, 1): a number, or a scalar array, which may be
+        traced; None for no dropout.
 
     Returns:
       An array of the shape and dtype of ``x``.
 
     Raises:
-      ValueError: If rate is a number outside [0, 1). An array is not looked into.
+      ValueError: If ``rate`` is a number outside [0, 1). Arrays are not checked.
 
     Examples:
       >>> import jax, jax.numpy as jnp
@@ -64,7 +68,7 @@ def dropout(key: Array | None, x: Array, rate: ArrayLike | None) -> Array:
         raise ValueError(f"a dropout rate must lie in [0, 1), got {rate}")
     if key is None or rate is None or (isinstance(rate, int | float) and rate == 0):
         return x
-    # The largest threshold is 2**16 - 1: a rate just below 1 must not drop everything.
+    # At most 2**16 - 1, so that a rate just below 1 does not drop everything.
     threshold = jnp.minimum(jnp.round(jnp.float32(rate) * 2**16), 2**16 - 1)
     keep = 1 - threshold / 2**16
     mask = _random_uint16(key, x.shape) >= threshold.astype(jnp.uint16)
@@ -72,8 +76,8 @@ def dropout(key: Array | None, x: Array, rate: ArrayLike | None) -> Array:
 
 
 def _random_uint16(key, shape):
-    """Uniform 16-bit integers, two from each 32-bit word along the last axis."""
-    # jax.random.bits(dtype=uint16) would draw a whole word for each.
+    """Draws uniform 16-bit integers, two from each 32-bit word."""
+    # jax.random.bits(dtype=uint16) would draw a whole word for each integer.
     *rest, last = shape
     words = jax.random.bits(key, (*rest, math.ceil(last / 2)), jnp.uint32)
     halves = jax.lax.bitcast_convert_type(words, jnp.uint16)

@@ -12,23 +12,23 @@ from cwgnc_jax.models.dropout import Noise, dropout
 
 @dataclasses.dataclass(frozen=True)
 class ElectraConfig(BertLikeConfig):
-    """The shape of an ELECTRA sequence classifier and its rates.
+    """The config of an ELECTRA sequence classifier.
 
-    ELECTRA is BERT with a head of its own and embeddings that may be narrower than the
+    ELECTRA is BERT with a different head and embeddings that may be narrower than the
     layers. Names and defaults are those of Hugging Face's config.json, where a missing
-    entry means that of ELECTRA-small.
+    entry means the value of ELECTRA-small.
 
     Args:
       vocab_size: Number of word pieces.
-      hidden_size: As in :class:`BertConfig`, and so are those not named here.
+      hidden_size: As in :class:`BertConfig`, like all fields that are not listed here.
       classifier_dropout: Dropout before both layers of the head; None means
         hidden_dropout_prob.
-      embedding_size: Width of the embeddings; a dense layer makes ``hidden_size`` of it
-        where the two differ.
+      embedding_size: Width of the embeddings. If it differs from ``hidden_size``, a
+        dense layer follows them.
 
     Raises:
-      ValueError: If a size is not a positive integer, heads do not divide the hidden
-        size, or a rate lies outside [0, 1).
+      ValueError: If a size is not a positive integer, the heads do not divide the
+        hidden size, or a rate lies outside [0, 1).
 
     Examples:
       >>> from cwgnc_jax import models
@@ -67,14 +67,14 @@ class _Electra(nnx.Module):
 
 
 class ElectraForSequenceClassification(nnx.Module):
-    """Two dense layers over the first token, GELU between them."""
+    """ELECTRA with two dense layers over the first token, and GELU between them."""
 
     def __init__(self, config: ElectraConfig, dtype, rngs):
         self.electra = _Electra(config, dtype, rngs)
         self.classifier = layers.ClassificationHead(config, dtype, rngs)
 
     def __call__(self, tokens: Tokens, noise: Noise, remat: bool) -> EncoderOutput:
-        """See :func:`cwgnc_jax.models.apply`."""
+        """Computes the output of a batch; see :func:`cwgnc_jax.models.apply`."""
         x = self.electra.embed(tokens, noise.at(0))
         hidden_states, first = layers.run_layers(
             self.electra.encoder.layer, x, tokens, noise, remat

@@ -1,31 +1,35 @@
-"""Rows of an embedding table, with gradients that suit the device."""
+"""Embedding tables, with gradients that suit the platform."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
 from jax.typing import DTypeLike
+from jaxtyping import Float, Int
 
-# A product with one-hot rows costs as many multiplications as the table has rows.
+# The cost of a product with one-hot vectors grows with the number of rows.
 _FEW_ROWS = 512
 
 
-def lookup(table: Array, ids: Array, dtype: DTypeLike) -> Array:
-    """Takes rows of a table; their gradients are summed in the table's dtype.
+def lookup(
+    table: Float[Array, "rows features"], ids: Int[Array, "*shape"], dtype: DTypeLike
+) -> Float[Array, "*shape features"]:
+    """Looks up rows of a table; gradients are summed in the table's dtype.
 
-    On a CPU the gradient is a scatter-add. Elsewhere many additions into one row would
-    wait for each other (thousands do: every token has one of two types), so there it is
-    a matrix product with one-hot rows for a small table. For a large one the rows of
-    equal ids are summed by a matrix product first and then written, which needs no
-    additions in memory and gives the same bits every time.
+    On a CPU the gradient is a scatter-add. On other platforms additions into the same
+    row wait for each other, and there can be thousands, since each token has one of two
+    types. For a small table the gradient is therefore a matrix product with one-hot
+    vectors. For a large one a matrix product first sums the rows of equal ids, and each
+    sum is then written to its row; that needs no additions in memory and gives the same
+    bits every time.
 
     Args:
-      table: Shape (rows, features).
-      ids: Integers of any shape, in [0, rows).
+      table: The embedding table.
+      ids: The number of a row for each result.
       dtype: The dtype of the result.
 
     Returns:
-      An array of the shape of ``ids`` with features behind.
+      A row of the table for each id.
 
     Examples:
       >>> import jax, jax.numpy as jnp
@@ -38,8 +42,8 @@ def lookup(table: Array, ids: Array, dtype: DTypeLike) -> Array:
     return _rows(table, ids).astype(dtype)
 
 
-def sinusoids(rows: int, features: int) -> Array:
-    r"""A table of positions as Vaswani et al. (2017) fill it, in float32.
+def sinusoids(rows: int, features: int) -> Float[Array, "rows features"]:
+    r"""Makes the table of positions of Vaswani et al. (2017), in float32.
 
     .. math::
       t_{p, 2i} = \sin \frac{p}{10000^{2i / d}} \qquad
@@ -50,7 +54,7 @@ def sinusoids(rows: int, features: int) -> Array:
       features: The width d.
 
     Returns:
-      An array of shape (rows, features).
+      The table.
 
     Examples:
       >>> from cwgnc_jax.models.embedding import sinusoids
@@ -64,12 +68,14 @@ def sinusoids(rows: int, features: int) -> Array:
 
 
 @jax.custom_vjp
-def _rows(table: Array, ids: Array) -> Array:
+def _rows(
+    table: Float[Array, "rows features"], ids: Int[Array, "*shape"]
+) -> Float[Array, "*shape features"]:
     return jnp.take(table, ids, axis=0, mode="clip")
 
 
 def _forward(table, ids):
-    # The table itself is only asked for its shape and is not kept.
+    # Only the table's shape and dtype are used, so XLA does not keep the table.
     return _rows(table, ids), (ids.reshape(-1), table)
 
 
@@ -89,21 +95,28 @@ def _backward(residuals, cotangent):
 _rows.defvjp(_forward, _backward)
 
 
-def by_scatter(ids: Array, grads: Array, rows: int) -> Array:
+def by_scatter(
+    ids: Int[Array, " tokens"], grads: Float[Array, "tokens features"], rows: int
+) -> Float[Array, "rows features"]:
     """Adds each gradient to its row, one after the other."""
     return jnp.zeros((rows, grads.shape[1]), grads.dtype).at[ids].add(grads)
 
 
-def by_one_hot(ids: Array, grads: Array, rows: int) -> Array:
+def by_one_hot(
+    ids: Int[Array, " tokens"], grads: Float[Array, "tokens features"], rows: int
+) -> Float[Array, "rows features"]:
     """Sums the gradients of each row by a product with one-hot vectors."""
     one_hot = jax.nn.one_hot(ids, rows, dtype=grads.dtype, axis=0)
     return jnp.dot(one_hot, grads, precision=jax.lax.Precision.HIGHEST)
 
 
-def by_sums_of_equals(ids: Array, grads: Array, rows: int) -> Array:
-    """Sums the gradients of equal ids, then writes each row, whatever copy comes last.
+def by_sums_of_equals(
+    ids: Int[Array, " tokens"], grads: Float[Array, "tokens features"], rows: int
+) -> Float[Array, "rows features"]:
+    """Sums the gradients of equal ids, then writes each sum to its row.
 
-    The copies of a row have the same summands in the same order, so they are equal.
+    A row is written once for each of its ids. These copies are equal, since they have
+    the same summands in the same order, so it does not matter which is written last.
     """
     equal = (ids[:, None] == ids[None, :]).astype(grads.dtype)
     sums = jnp.dot(equal, grads, precision=jax.lax.Precision.HIGHEST)

@@ -1,12 +1,12 @@
-"""The types of models that are supported, by what config.json calls them."""
+"""The supported types of models, by their names in config.json."""
 
 import dataclasses
-import difflib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from flax import nnx
 
+from cwgnc_jax._messages import nearest
 from cwgnc_jax.models.bert import BertConfig, BertForSequenceClassification
 from cwgnc_jax.models.config import EncoderConfig
 from cwgnc_jax.models.distilbert import (
@@ -25,32 +25,32 @@ from cwgnc_jax.models.roberta import (
 
 @dataclasses.dataclass(frozen=True)
 class Encoder:
-    """What sets one type of model apart from the others.
+    """The properties of one type of model.
 
     Paths are "/"-joined and name modules, which stand for all parameters below them.
     """
 
     config: type[EncoderConfig]
-    module: type[nnx.Module]
+    module: Callable[..., nnx.Module]
     architecture: str
     """The class of Hugging Face that has the same parameters."""
     base: str
-    """The encoder within the classifier."""
+    """The encoder in the classifier."""
     parts: tuple[str, ...]
-    """What it consists of; alone it is stored under these names."""
+    """The parts of the encoder, as a checkpoint of the encoder alone names them."""
     layers: str
-    """The numbered layers are below this one."""
+    """The module that holds the numbered layers."""
     unused: str
-    """A pattern of the tensors in checkpoints that a classifier has no use for."""
+    """A pattern for the tensors in checkpoints that a classifier does not use."""
     head: tuple[str, ...] = ("classifier",)
-    """What fine-tuning adds to the encoder."""
+    """The modules that fine-tuning adds to the encoder."""
     output: str = "classifier"
-    """The layer of the logits."""
+    """The layer that computes the logits."""
     pooler: tuple[str, ...] = ()
-    """What stands between the layers and the head; not every checkpoint has it."""
+    """The modules between layers and head, which not every checkpoint has."""
 
 
-# Published ones have a pooler, which the classifier passes over.
+# Published checkpoints have a pooler, which the classifier does not use.
 _ROBERTA = Encoder(
     config=RobertaConfig,
     module=RobertaForSequenceClassification,
@@ -117,7 +117,7 @@ ENCODERS: dict[str, Encoder] = {
 
 
 def encoder_of(config: EncoderConfig) -> Encoder:
-    """Returns what sets the type of this config apart."""
+    """Finds the type of model that a config belongs to."""
     return ENCODERS[config.model_type]
 
 
@@ -129,7 +129,7 @@ def read_config(source: Mapping[str, Any], num_labels: int) -> EncoderConfig:
       num_labels: Width of the classifier.
 
     Returns:
-      The config of the class that belongs to its ``model_type``.
+      The config, of the class for its ``model_type``.
 
     Raises:
       ValueError: If the type is not supported, or as
@@ -143,10 +143,10 @@ def read_config(source: Mapping[str, Any], num_labels: int) -> EncoderConfig:
     model_type = source.get("model_type")
     if isinstance(model_type, str) and model_type in ENCODERS:
         return ENCODERS[model_type].config.from_dict(source, num_labels)
-    # Hardly more than a slip: albert is not a misspelt bert.
-    near = difflib.get_close_matches(str(model_type).lower(), ENCODERS, 1, cutoff=0.9)
+    # A high cutoff, since albert is not a misspelt bert.
+    near = nearest(str(model_type).lower(), ENCODERS, cutoff=0.9)
     raise ValueError(
         f"model_type {model_type!r} is not supported"
-        f"{f', did you mean {near[0]!r}?' if near else ':'} expected one of "
+        f"{f', did you mean {near!r}?' if near else ':'} expected one of "
         f"{', '.join(sorted(ENCODERS))}; choose a checkpoint of such a model"
     )

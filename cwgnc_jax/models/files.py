@@ -1,7 +1,7 @@
-"""The files of a checkpoint in Hugging Face's layout, read with distrust.
+"""The files of a checkpoint in Hugging Face's layout.
 
-They come from elsewhere: a name in one may point anywhere, a size may be any number. A
-pickle runs code when it is read, so none ever is.
+The files are not trusted: a name in them may point anywhere, and a size may be any
+number. Pickles are never read, since reading one can run code.
 """
 
 import collections
@@ -15,7 +15,8 @@ from typing import Any
 import numpy as np
 import safetensors
 
-from cwgnc_jax.models.names import first_five
+from cwgnc_jax._messages import listed
+from cwgnc_jax.models.errors import CheckpointError
 
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
@@ -25,37 +26,43 @@ _PICKLES = (
     *("pytorch_model*.bin", "*.pt", "*.pth", "*.pkl", "*.pickle"),
     *("*.ckpt", "*.ckpt.index", "*.msgpack", "*.h5"),
 )
-# Of a file of JSON; the index of a model of a hundred shards has a thousandth.
+# The limit for a JSON file. The index of a hundred shards has a thousandth of it.
 _MOST_BYTES = 2**26
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Reads a file of JSON that must hold one object.
+    """Reads a JSON file that holds one object.
+
+    Args:
+      path: The file.
+
+    Returns:
+      The object.
 
     Raises:
-      FileNotFoundError: If there is no such file.
-      ValueError: If it holds anything else.
+      CheckpointError: If the file does not exist or does not hold a JSON object.
     """
     if not path.is_file():
-        raise FileNotFoundError(
+        raise CheckpointError(
             f"no {path.name} in {path.parent}: expected a model in Hugging Face's "
             f"layout, config.json beside model.safetensors"
         )
     if path.stat().st_size > _MOST_BYTES:
-        raise ValueError(
-            f"{path} has more than {_MOST_BYTES:,} bytes, which no file of its name has"
+        raise CheckpointError(
+            f"{path} has more than {_MOST_BYTES:,} bytes, which no valid file of this "
+            f"name has"
         )
     try:
         text = path.read_text(encoding="utf-8")
         content = json.loads(text, object_pairs_hook=_unique)
     except ValueError as error:
-        raise ValueError(f"{path} is not valid JSON: {error}") from error
+        raise CheckpointError(f"{path} is not valid JSON: {error}") from error
     except RecursionError:
-        raise ValueError(
+        raise CheckpointError(
             f"{path} is not valid JSON: brackets are nested too deeply"
         ) from None
     if not isinstance(content, dict):
-        raise ValueError(
+        raise CheckpointError(
             f"{path} must hold a JSON object, got {type(content).__name__}"
         )
     return content
@@ -64,49 +71,61 @@ def read_json(path: Path) -> dict[str, Any]:
 def weight_files(directory: Path) -> list[Path]:
     """Finds the safetensors files of a checkpoint.
 
+    Args:
+      directory: The checkpoint's directory.
+
+    Returns:
+      The files.
+
     Raises:
-      FileNotFoundError: If there are none, or one is missing.
-      ValueError: If there are pickles only, or the index is damaged, points out of the
-        directory or does not fit its shards.
+      CheckpointError: If there are no such files, only pickles, or a shard is missing,
+        or the index is damaged, names files outside the directory or does not fit the
+        shards.
     """
     if (directory / WEIGHTS).is_file():
         return [directory / WEIGHTS]
     if (directory / _INDEX).is_file():
         weight_map = read_json(directory / _INDEX).get("weight_map")
         if not isinstance(weight_map, dict) or not weight_map:
-            raise ValueError(f"{directory / _INDEX} has no weight_map")
+            raise CheckpointError(
+                f"{directory / _INDEX} has no weight_map, which says where each tensor "
+                f"is; download it again"
+            )
         shards = sorted(set(map(str, weight_map.values())))
-        # The index comes with the download: it must not point out of its directory.
+        # The index is part of the download and must not name files elsewhere.
         strange = [name for name in shards if not _SHARD.fullmatch(name)]
         if strange:
-            raise ValueError(
+            raise CheckpointError(
                 f"{directory / _INDEX} names shards that are not plain .safetensors "
-                f"files beside it: {first_five(strange)}"
+                f"files beside it: {listed(strange, spell=str)}"
             )
         missing = [name for name in shards if not (directory / name).is_file()]
         if missing:
-            raise FileNotFoundError(
-                f"shards missing in {directory}: {first_five(missing)}; download them "
-                f"again"
+            raise CheckpointError(
+                f"shards missing in {directory}: {listed(missing, spell=str)}; "
+                f"download them again"
             )
         _check_shards(directory, weight_map)
         return [directory / name for name in shards]
     pickles = sorted({p.name for kind in _PICKLES for p in directory.glob(kind)})
     if pickles:
-        raise ValueError(
-            f"{directory} holds no safetensors but {first_five(pickles)}, which is not "
-            f"read because a pickle can run code; convert it with torch where you "
-            f'trust the file: python -c "from transformers import '
+        raise CheckpointError(
+            f"{directory} holds no safetensors but {listed(pickles, spell=str)}; "
+            f"pickles are never read, since they can run code. If you trust the file, "
+            f'convert it with torch: python -c "from transformers import '
             f"AutoModelForSequenceClassification as M; "
             f"M.from_pretrained('DIR').save_pretrained('NEW_DIR')\""
         )
-    raise FileNotFoundError(f"neither {WEIGHTS} nor {_INDEX} in {directory}")
+    raise CheckpointError(
+        f"neither {WEIGHTS} nor {_INDEX} in {directory}: expected the weights beside "
+        f"{CONFIG}; download them"
+    )
 
 
 def stored_tensors(
     files: Sequence[Path],
 ) -> Iterator[tuple[str, str, tuple[int, ...], Callable[[], np.ndarray]]]:
-    """The name, dtype, shape and reader of each tensor."""
+    """Yields the name, dtype, shape and reader of each tensor."""
     for file in files:
         try:
             with safetensors.safe_open(file, framework="numpy") as opened:
@@ -115,14 +134,14 @@ def stored_tensors(
                     read = functools.partial(opened.get_tensor, name)
                     yield name, view.get_dtype(), tuple(view.get_shape()), read
         except safetensors.SafetensorError as error:
-            raise ValueError(
+            raise CheckpointError(
                 f"{file} is not a readable safetensors file ({error}): perhaps the "
-                f"download was cut short, or it is a Git LFS pointer"
+                f"download was cut short, or the file is a Git LFS pointer"
             ) from error
 
 
 def _check_shards(directory: Path, weight_map: dict[str, str]) -> None:
-    """Raises if a shard lacks a tensor that the index says it has."""
+    """Raises if a shard lacks a tensor that the index places in it."""
     held = {
         file: {stored for stored, *_ in stored_tensors([directory / file])}
         for file in set(weight_map.values())
@@ -133,9 +152,9 @@ def _check_shards(directory: Path, weight_map: dict[str, str]) -> None:
         if name not in held[file]
     ]
     if lacking:
-        raise ValueError(
+        raise CheckpointError(
             f"{directory / _INDEX} names tensors that are not in their shards: "
-            f"{first_five(lacking)}; download the model again"
+            f"{listed(lacking, spell=str)}; download the model again"
         )
 
 

@@ -1,7 +1,9 @@
-"""From a model's name to a local folder with its files."""
+"""The local directory of a model, downloaded from the Hugging Face hub if needed."""
 
 import re
 from pathlib import Path
+
+from cwgnc_jax.models.errors import CheckpointError
 
 _FILES = (
     "config.json",
@@ -17,33 +19,30 @@ _FILES = (
     "merges.txt",
 )
 _HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
-# As git has it, since the hub's cache makes paths of them.
+# Names as git allows them; the hub's cache turns them into paths.
 _REVISION = re.compile(r"(?!.*\.\.)[\w-][\w./+-]*")
 _TIMEOUT_S = 10
 
 
 def resolve(model: str | Path, revision: str | None = None) -> Path:
-    """Finds the local folder of a model, and downloads it where it must.
+    """Finds the local directory of a model, downloading it if needed.
 
-    From the Hugging Face hub only the config, safetensors weights and the tokenizer's
-    files are fetched: no pickle and no code. A model that has been fetched once is
-    found in the hub's cache when there is no network.
+    Only the config, the safetensors weights and the tokenizer's files are downloaded
+    from the Hugging Face hub: no pickles and no code. Without a network a model that
+    was downloaded before is found in the hub's cache.
 
     Args:
-      model: A local directory, or a model's id on the hub.
-      revision: A branch, tag or commit on the hub; None for its main branch. A local
-        directory has none.
+      model: A local directory, or the id of a model on the hub.
+      revision: A branch, tag or commit on the hub; None for the main branch. Local
+        directories have no revisions.
 
     Returns:
       The directory.
 
     Raises:
-      FileNotFoundError: If ``model`` is neither a directory nor a hub's id, or the hub
-        does not have it.
-      NotADirectoryError: If ``model`` is a file.
-      OSError: If the hub cannot be reached and the cache does not hold the model.
-      ValueError: If a revision of a local directory is asked for, or the revision is
-        no name of one.
+      CheckpointError: If ``model`` is neither a directory nor an id, the hub does not
+        have it, or the hub cannot be reached and the cache does not hold it; also if a
+        local directory is given with a revision, or the revision is not a valid name.
 
     Examples:
       >>> import tempfile
@@ -55,40 +54,39 @@ def resolve(model: str | Path, revision: str | None = None) -> Path:
     directory = Path(model)
     if directory.is_dir():
         if revision is not None:
-            raise ValueError(
-                f"revision {revision!r} means nothing for the local directory {model}; "
-                f"leave it out"
+            raise CheckpointError(
+                f"a revision, {revision!r}, was given for the local directory {model}, "
+                f"which has none; leave it out"
             )
         return directory
     if directory.exists():
-        raise NotADirectoryError(
+        raise CheckpointError(
             f"{model} is a file: expected the directory with config.json and "
             f"model.safetensors"
         )
     if isinstance(model, Path) or not _HUB_ID.fullmatch(model):
-        raise FileNotFoundError(
+        raise CheckpointError(
             f"no directory {model}: expected a local directory with config.json and "
             f"model.safetensors, or an id on the Hugging Face hub"
         )
     if revision is not None and not _REVISION.fullmatch(revision):
-        raise ValueError(
-            f"revision {revision!r} is no name of a branch, tag or commit on the hub"
+        raise CheckpointError(
+            f"revision {revision!r} is not a valid name of a branch, tag or commit"
         )
     return _snapshot(model, revision)
 
 
 def _snapshot(model, revision):
-    # Imported here: whoever has the files locally needs neither the package nor a net.
+    # Imported here, since local files need neither the package nor a network.
     from huggingface_hub import HfApi, snapshot_download
     from huggingface_hub.errors import (
-        HTTPError,  # pyright: ignore[reportPrivateImportUsage]
+        HTTPError,  # pyright: ignore[reportPrivateImportUsage]  # from its HTTP library
         RepositoryNotFoundError,
         RevisionNotFoundError,
     )
 
-    # HTTPError is that of the hub's HTTP library, which differs between its versions;
-    # its failures to connect are no OSError.
-
+    # HTTPError comes from the HTTP library of huggingface_hub, which differs between
+    # versions. Its failures to connect are not OSErrors.
     at = "" if revision is None else f" at revision {revision}"
     failure = None
     try:
@@ -112,12 +110,12 @@ def _snapshot(model, revision):
         )
         cause = failure or error
         if isinstance(cause, RepositoryNotFoundError | RevisionNotFoundError):
-            raise FileNotFoundError(
+            raise CheckpointError(
                 f"the Hugging Face hub has no model {model!r}{at}, or it is private or "
                 f"gated: check the name, log in with `hf auth login`, or {offline}"
             ) from error
         reason = str(cause).strip().partition("\n")[0] or type(cause).__name__
-        raise OSError(
-            f"{model!r} is no local directory, cannot be fetched{at} from the Hugging "
-            f"Face hub ({reason}) and is not in the hub's cache: {offline}"
+        raise CheckpointError(
+            f"{model!r} is not a local directory, cannot be fetched{at} from the "
+            f"Hugging Face hub ({reason}) and is not in the hub's cache: {offline}"
         ) from error

@@ -1,18 +1,19 @@
-"""The layers of BERT, of which RoBERTa and ELECTRA are made as well.
+"""The layers of BERT, which RoBERTa and ELECTRA share.
 
-The modules hold the structure; parameters live in a plain nested dict whose
-"/"-joined paths are Hugging Face's names. Module attributes are therefore named as
-there, ``LayerNorm`` and ``self`` included.
+The modules define only the structure. The parameters are in a plain nested dict whose
+"/"-joined paths are Hugging Face's names, so the attributes of the modules have these
+names too, including ``LayerNorm`` and ``self``.
 """
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax import Array
+from jaxtyping import Float, Int
 
 from cwgnc_jax.models.attention import self_attention
 from cwgnc_jax.models.batch import Tokens
@@ -21,7 +22,7 @@ from cwgnc_jax.models.embedding import lookup
 
 
 class Embeddings(nnx.Module):
-    """The sum of word, position and token type, normalised."""
+    """The normalised sum of the embeddings of word, position and token type."""
 
     def __init__(self, config, features, dtype, rngs, first_position=0):
         embed = functools.partial(nnx.Embed, features=features, rngs=rngs)
@@ -32,13 +33,13 @@ class Embeddings(nnx.Module):
         self.token_type_embeddings = embed(config.type_vocab_size)
         self.LayerNorm = layer_norm(features, config.layer_norm_eps, dtype, rngs)
 
-    def __call__(self, tokens: Tokens):
-        """The embeddings, (rows, length, features)."""
+    def __call__(self, tokens: Tokens) -> Float[Array, "rows length features"]:
+        """Computes the embeddings of all tokens."""
         first, length = self.first_position, tokens.input_ids.shape[-1]
         known = slice(first, first + length)
         types = tokens.token_type_ids
         if self.token_type_embeddings.num_embeddings == 1:
-            # Whatever a tokenizer says of the second text of a pair.
+            # A tokenizer may still give the second text of a pair type 1.
             types = jnp.zeros_like(types)
         tables_and_ids = (
             (self.word_embeddings.embedding[...], tokens.input_ids),
@@ -52,7 +53,7 @@ class Embeddings(nnx.Module):
 
 
 class _Residual(nnx.Module):
-    """Dense, dropout, then LayerNorm of the sum with the block's input."""
+    """A dense layer and dropout, then LayerNorm of the sum with the block's input."""
 
     def __init__(self, config, features, dtype, rngs):
         width = config.hidden_size
@@ -92,7 +93,7 @@ class _Attention(nnx.Module):
 
 
 class Dense(nnx.Module):
-    """A module of one dense layer, as Hugging Face nests it."""
+    """A module around one dense layer, as in Hugging Face's models."""
 
     def __init__(self, config, features, dtype, rngs):
         self.dense = nnx.Linear(config.hidden_size, features, dtype=dtype, rngs=rngs)
@@ -119,15 +120,20 @@ class Stack(nnx.Module):
 
 
 class ClassificationHead(nnx.Module):
-    """Two dense layers over the first token, as RoBERTa and ELECTRA have them."""
+    """The head of RoBERTa and ELECTRA: two dense layers over the first token."""
 
     def __init__(self, config, dtype, rngs):
         width = config.hidden_size
         self.dense = nnx.Linear(width, width, dtype=dtype, rngs=rngs)
         self.out_proj = logits_layer(config, rngs)
 
-    def __call__(self, x, activation, noise):
-        """The logits, and what the last layer made them of but for the dropout."""
+    def __call__(
+        self,
+        x: Float[Array, "examples hidden"],
+        activation: Callable[[Array], Array],
+        noise: Noise,
+    ) -> tuple[Float[Array, "examples num_labels"], Float[Array, "examples hidden"]]:
+        """Computes the logits, and the input of the last layer before its dropout."""
         x = dropout(noise.at(0).key, x, noise.rates.classifier)
         pooled = activation(self.dense(x))
         dropped = dropout(noise.at(1).key, pooled, noise.rates.classifier)
@@ -136,57 +142,59 @@ class ClassificationHead(nnx.Module):
 
 @functools.partial(jax.jit, static_argnums=0)
 def _call_layer(graphdef, state, x, scope, noise, tokens):
-    """A layer's output; layers that are alike are traced and differentiated at once."""
+    """Calls a layer; jitted, so that equal layers are traced only once."""
     return nnx.merge(graphdef, state)(x, scope, noise, tokens)
 
 
 def run_layers(
     layers: Sequence[nnx.Module],
-    x: Array,
+    x: Float[Array, "rows length hidden"],
     tokens: Tokens,
     noise: Noise,
     remat: bool,
-) -> tuple[tuple[Array, ...], Array]:
-    """Passes hidden states through layers that all attend to whole examples.
+) -> tuple[
+    tuple[Float[Array, "rows length hidden"], ...], Float[Array, "examples hidden"]
+]:
+    """Passes hidden states through layers that attend to whole examples.
 
-    See :func:`run_scoped_layers`: the scope of each layer is the bias of the mask, and
-    of the last one's output the first tokens are wanted.
+    See :func:`run_scoped_layers`. The scope of each layer is the bias of the mask, and
+    of the last layer only the output at the first tokens is computed.
     """
     scopes = [tokens.mask_bias] * len(layers)
-    return run_scoped_layers(layers, scopes, x, tokens.first_tokens, noise, remat)
+    return run_scoped_layers(layers, scopes, x, tokens.cls_positions, noise, remat)
 
 
 def run_scoped_layers(
     layers: Sequence[nnx.Module],
     scopes: Sequence[Any],
-    x: Array,
-    wanted: Array | None,
+    x: Float[Array, "rows length hidden"],
+    wanted: Int[Array, " wanted"] | None,
     noise: Noise,
     remat: bool,
-) -> tuple[tuple[Array, ...], Array]:
+) -> tuple[
+    tuple[Float[Array, "rows length hidden"], ...], Float[Array, "wanted hidden"]
+]:
     """Passes hidden states through the layers of an encoder.
 
     Args:
       layers: Each is a function of hidden states (tokens, hidden), its scope, the
         noise, and the tokens whose output is wanted, or None for all.
-      scopes: What each layer's attention has to know of the batch.
-      x: The input of the first layer, (rows, length, hidden).
-      wanted: Of which tokens the last layer's output is wanted, or None for all.
-      noise: Layer i has the noise at place 2 + i.
-      remat: Whether the backward pass computes each layer again.
+      scopes: What the attention of each layer needs to know about the batch.
+      x: The input of the first layer.
+      wanted: The tokens whose output of the last layer is wanted, or None for all.
+      noise: Layer i uses the noise of place 2 + i.
+      remat: Whether the backward pass recomputes the inside of each layer.
 
     Returns:
-      The input of each layer, (rows, length, hidden), and the last one's output for
-      the wanted tokens, (tokens, hidden).
+      The input of each layer, and the output of the last layer for the wanted tokens.
     """
     shape, hidden_states = x.shape, []
-    # Rows and tokens are one axis to all but the attention: the products of the
-    # backward pass are a tenth slower with both.
+    # Rows and length are one axis outside the attention: with two the products of the
+    # backward pass are a tenth slower.
     x = x.reshape(-1, x.shape[-1])
     for index, (layer, scope) in enumerate(zip(layers, scopes, strict=True)):
         hidden_states.append(x.reshape(shape))
-        # Of the last layer's output only these are read, and so only they go through
-        # it, but for the attention.
+        # After the attention of the last layer only the wanted tokens are computed.
         last = index == len(layers) - 1
         call = functools.partial(
             _call_layer,
@@ -199,20 +207,21 @@ def run_scoped_layers(
     return tuple(hidden_states), x
 
 
-def gelu(x: Array) -> Array:
-    """The exact GELU, in the dtype of ``x``."""
-    # By erf as torch does; jax.nn.gelu takes erfc, at three times the cost on a CPU.
+def gelu(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+    """Computes the exact GELU in float32 and returns it in the dtype of ``x``."""
+    # With erf, as in torch; jax.nn.gelu uses erfc, which costs three times as much on a
+    # CPU.
     wide = x.astype(jnp.float32)
     return (0.5 * wide * (1 + jax.lax.erf(wide * 2**-0.5))).astype(x.dtype)
 
 
 def layer_norm(features, epsilon, dtype, rngs, use_bias=True) -> nnx.LayerNorm:
-    """A LayerNorm over the last axis."""
+    """Makes a LayerNorm over the last axis."""
     return nnx.LayerNorm(
         features,
         epsilon=epsilon,
         use_bias=use_bias,
-        # The fast one, E[x²] - E[x]², cancels in float32 where |mean| >> std.
+        # The fast variance, E[x²] - E[x]², cancels in float32 where |mean| >> std.
         use_fast_variance=False,
         dtype=dtype,
         rngs=rngs,
@@ -220,5 +229,5 @@ def layer_norm(features, epsilon, dtype, rngs, use_bias=True) -> nnx.LayerNorm:
 
 
 def logits_layer(config, rngs) -> nnx.Linear:
-    """The last dense layer, a handful of numbers: float32 whatever the dtype is."""
+    """Makes the last dense layer, which is small and always computes in float32."""
     return nnx.Linear(config.hidden_size, config.num_labels, rngs=rngs)

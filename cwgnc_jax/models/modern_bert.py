@@ -1,6 +1,7 @@
-"""ModernBERT: rotary positions, local and global attention, gated feed-forward layers.
+"""ModernBERT, with rotary positions, local attention and gated feed-forward layers.
 
-Module attributes are named as in Hugging Face's checkpoints, ``Wqkv`` included.
+The attributes of the modules have the names in Hugging Face's checkpoints, including
+``Wqkv``.
 """
 
 import functools
@@ -11,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax import Array
+from jaxtyping import Float
 
 from cwgnc_jax.models.attention import attend, split_heads
 from cwgnc_jax.models.batch import EncoderOutput, Tokens
@@ -21,11 +23,17 @@ from cwgnc_jax.models.modern_bert_config import ModernBertConfig
 
 
 class _Scope(NamedTuple):
-    """What the layers of one type attend to, and the angles of positions to them."""
+    """The mask and the rotary positions for the layers of one type.
 
-    mask_bias: Array  # (b, h, q, k), added to the attention scores
-    cos: Array  # shape=(rows, 1, length, head_size / 2), dtype=jnp.float32
-    sin: Array  # shape=(rows, 1, length, head_size / 2), dtype=jnp.float32
+    Attributes:
+      mask_bias: Added to the attention scores.
+      cos: The cosines of the angles by which pairs of features are rotated.
+      sin: Their sines.
+    """
+
+    mask_bias: Float[Array, " rows 1 #length length"]
+    cos: Float[Array, " rows 1 length half_head"]
+    sin: Float[Array, " rows 1 length half_head"]
 
 
 class _Embeddings(nnx.Module):
@@ -69,7 +77,7 @@ class _Attention(nnx.Module):
 
 
 class _FeedForward(nnx.Module):
-    """GeGLU: one half of the first layer gates the other."""
+    """A GeGLU block: one half of the first layer gates the other."""
 
     def __init__(self, config, dtype, rngs):
         dense = functools.partial(
@@ -85,14 +93,14 @@ class _FeedForward(nnx.Module):
 
 class _Layer(nnx.Module):
     def __init__(self, config, first, dtype, rngs):
-        # The embeddings end with a norm already.
+        # The embeddings already end with a norm.
         self.attn_norm = None if first else _norm(config, dtype, rngs)
         self.attn = _Attention(config, dtype, rngs)
         self.mlp_norm = _norm(config, dtype, rngs)
         self.mlp = _FeedForward(config, dtype, rngs)
 
     def __call__(self, x, scope, noise, tokens):
-        """The output of all tokens, (tokens, hidden) as ``x``, or of some of them."""
+        """Computes the output of all tokens, or of some of them."""
         normed = x if self.attn_norm is None else self.attn_norm(x)
         attended = self.attn(normed, scope, noise, tokens)
         if tokens is not None:
@@ -124,7 +132,7 @@ class _PredictionHead(nnx.Module):
 
 
 class ModernBertForSequenceClassification(nnx.Module):
-    """A dense layer and a norm over the first token or the mean, and a dense layer."""
+    """ModernBERT with a head over the first token or the mean of all tokens."""
 
     def __init__(self, config: ModernBertConfig, dtype, rngs):
         self.config = config
@@ -133,13 +141,13 @@ class ModernBertForSequenceClassification(nnx.Module):
         self.classifier = logits_layer(config, rngs)
 
     def __call__(self, tokens: Tokens, noise: Noise, remat: bool) -> EncoderOutput:
-        """See :func:`cwgnc_jax.models.apply`."""
+        """Computes the output of a batch; see :func:`cwgnc_jax.models.apply`."""
         x = self.model.embeddings(tokens.input_ids)
         x = dropout(noise.at(0).key, x, noise.rates.embedding)
         of_type = _scopes(self.config, tokens)
-        scopes = [of_type[layer_type] for layer_type in self.config.layer_types]
+        scopes = [of_type[layer_type] for layer_type in self.config.layer_types or ()]
         mean = self.config.classifier_pooling == "mean"
-        wanted = None if mean else tokens.first_tokens
+        wanted = None if mean else tokens.cls_positions
         hidden_states, x = run_scoped_layers(
             self.model.layers, scopes, x, wanted, noise, remat
         )
@@ -153,9 +161,10 @@ class ModernBertForSequenceClassification(nnx.Module):
 
 
 def _scopes(config, tokens):
-    """The scope of each type of layers."""
+    """Computes the scope of each type of layer."""
     positions = jnp.arange(tokens.input_ids.shape[1])
-    # Examples are contiguous in a row: columns are as far apart as positions.
+    # Each example is contiguous in its row, so distances of columns are those of
+    # positions.
     near = jnp.abs(positions[:, None] - positions[None]) <= config.local_attention // 2
     bias = tokens.mask_bias
     local_bias = jnp.where(near[None, None], bias, jnp.finfo(bias.dtype).min)
@@ -170,15 +179,15 @@ def _scopes(config, tokens):
 
 
 def _angles(config, theta, tokens):
-    """Cosine and sine of the angle by which each pair of features is turned."""
+    """Computes cosine and sine of the angle that rotates each pair of features."""
     half = config.head_size // 2
-    frequencies = np.float32(theta ** (-np.arange(half) / half))
+    frequencies = np.asarray(theta ** (-np.arange(half) / half), np.float32)
     angles = tokens.position_ids[:, None, :, None] * frequencies[None, None, None]
     return jnp.cos(angles), jnp.sin(angles)
 
 
 def _rotated(x, scope):
-    """Turns pairs of features, of which the second lies half a head behind."""
+    """Rotates pairs of features, the second of which is half a head further on."""
     first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
     turned = (
         first * scope.cos - second * scope.sin,
@@ -188,12 +197,12 @@ def _rotated(x, scope):
 
 
 def _means(x, tokens):
-    """The mean over the tokens of each example, (examples, hidden)."""
+    """Averages over the tokens of each example."""
     rows, length = tokens.input_ids.shape
-    # What a first token attends to is its example.
+    # The first token of an example attends to exactly its tokens.
     attended = jnp.broadcast_to(tokens.mask_bias[:, 0] == 0, (rows, length, length))
-    own = attended.reshape(-1, length)[tokens.first_tokens]
-    in_row = jnp.arange(rows)[None] == (tokens.first_tokens // length)[:, None]
+    own = attended.reshape(-1, length)[tokens.cls_positions]
+    in_row = jnp.arange(rows)[None] == (tokens.cls_positions // length)[:, None]
     belongs = (in_row[:, :, None] & own[:, None]).reshape(len(own), -1)
     sums = jnp.dot(
         belongs.astype(jnp.float32),
@@ -201,7 +210,7 @@ def _means(x, tokens):
         precision=jax.lax.Precision.HIGHEST,
     )
     counts = jnp.sum(own, axis=1, keepdims=True)
-    # A row may be nothing but padding.
+    # An example may have no tokens, in a row of padding alone.
     return (sums / jnp.maximum(counts, 1)).astype(x.dtype)
 
 

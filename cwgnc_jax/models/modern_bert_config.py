@@ -1,4 +1,4 @@
-"""The numbers that make a ModernBERT, read from Hugging Face's config.json."""
+"""The config of ModernBERT, as read from Hugging Face's config.json."""
 
 import dataclasses
 import math
@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 from jax.typing import ArrayLike
+from jaxtyping import Float, PRNGKeyArray
 
 from cwgnc_jax.models.config import EncoderConfig
 
@@ -20,7 +21,7 @@ _POOLINGS = ("cls", "mean")
 
 
 class ModernBertRates(NamedTuple):
-    """How much is dropped where; None draws nothing, which a traced 0 would."""
+    """The rates of dropout; with None no mask is drawn, unlike with a traced 0."""
 
     embedding: ArrayLike | None
     attention: ArrayLike | None
@@ -30,33 +31,34 @@ class ModernBertRates(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class ModernBertConfig(EncoderConfig):
-    """The shape of a ModernBERT sequence classifier and its rates.
+    """The config of a ModernBERT sequence classifier.
 
     Names and defaults are those of Hugging Face's config.json, where a missing entry
-    means ModernBERT-base's; both of its spellings are read, ``rope_parameters`` and
-    ``layer_types`` of transformers 5 and the older ones. The values are checked on
-    construction. Hashable, so that it can be a static argument of ``jax.jit``.
+    means the value of ModernBERT-base. Both formats of the file are read: that of
+    transformers 5, with ``rope_parameters`` and ``layer_types``, and the older one. The
+    values are checked on construction. The config is hashable, so that it can be a
+    static argument of ``jax.jit``.
 
-    Query, key and value of a layer are one parameter here, ``attn/Wqkv``, and so one
-    component by default; likewise ``mlp/Wi`` holds the feed-forward layer and its gate.
-    Scores outside a local layer's window are computed and masked, as short texts want
-    it.
+    The query, key and value of a layer are one parameter, ``attn/Wqkv``, and so by
+    default one component. Likewise ``mlp/Wi`` holds the feed-forward layer and its
+    gate. Attention scores outside the window of a local layer are computed and then
+    masked, which suits short texts.
 
     Args:
       vocab_size: Number of word pieces.
       hidden_size: Width of the residual stream.
       num_hidden_layers: Number of encoder layers.
-      num_attention_heads: Heads per layer; each has an even share of hidden_size.
+      num_attention_heads: Heads per layer; they divide hidden_size into even numbers.
       intermediate_size: Width of the gated feed-forward layer.
       max_position_embeddings: The longest sequence.
       global_attn_every_n_layers: Layers 0, n, 2n, … attend globally, the others
-        locally; read where ``layer_types`` is None.
+        locally; only used where ``layer_types`` is None.
       layer_types: ``"full_attention"`` or ``"sliding_attention"`` for each layer.
-      local_attention: The window of local layers: tokens at most half of it apart see
-        each other.
+      local_attention: The window of local layers: tokens see each other up to a
+        distance of half the window.
       global_rope_theta: Base of the rotary positions of global layers.
       local_rope_theta: Base of the rotary positions of local layers.
-      classifier_pooling: What the classifier reads, ``"cls"``, the first token, or
+      classifier_pooling: The input of the classifier: ``"cls"``, the first token, or
         ``"mean"``, the mean of all tokens.
       embedding_dropout: Dropout after the embeddings.
       attention_dropout: Dropout of the attention probabilities and of its output.
@@ -66,17 +68,17 @@ class ModernBertConfig(EncoderConfig):
       attention_bias: Whether the projections of the attention have a bias.
       mlp_bias: Whether the feed-forward layers have a bias.
       classifier_bias: Whether the head before the classifier has a bias; the classifier
-        has one in any case.
+        always has one.
       initializer_range: Standard deviation of fresh kernels and embeddings.
-      initializer_cutoff_factor: No fresh value is further from 0 than this many
-        standard deviations.
+      initializer_cutoff_factor: Fresh values are at most this many standard deviations
+        from 0.
       norm_eps: Added to the variance in every normalisation layer.
       num_labels: Width of the classifier; 1 for regression.
 
     Raises:
       ValueError: If a size is not a positive integer, heads do not divide the hidden
-        size into even parts, a rate lies outside [0, 1), or a layer's type or the
-        pooling is unknown.
+        size into even numbers, a rate lies outside [0, 1), or the type of a layer or
+        the pooling is unknown.
 
     Examples:
       >>> from cwgnc_jax import models
@@ -125,7 +127,7 @@ class ModernBertConfig(EncoderConfig):
         super().__post_init__()
         if self.head_size % 2:
             raise ValueError(
-                f"num_attention_heads must divide hidden_size into even parts, got "
+                f"num_attention_heads must divide hidden_size into even numbers, got "
                 f"{self.num_attention_heads} heads and hidden_size {self.hidden_size}"
             )
         for name in (*_THETAS.values(), "initializer_cutoff_factor"):
@@ -164,7 +166,7 @@ class ModernBertConfig(EncoderConfig):
 
     @property
     def dropout_rates(self) -> ModernBertRates:
-        """Those of the embeddings, the attention, the feed-forward and the head."""
+        """The rates for embeddings, attention, feed-forward layers and classifier."""
         rates = (
             self.embedding_dropout,
             self.attention_dropout,
@@ -186,7 +188,7 @@ class ModernBertConfig(EncoderConfig):
         return super().from_dict({**source, **dict(_thetas(source))}, num_labels)
 
     def to_dict(self) -> dict[str, Any]:
-        """Returns the entries of a config.json, those of the labels aside."""
+        """Returns the entries of a config.json, except those of the labels."""
         rope_parameters = {
             layer_type: {"rope_type": "default", "rope_theta": getattr(self, name)}
             for layer_type, name in _THETAS.items()
@@ -196,10 +198,13 @@ class ModernBertConfig(EncoderConfig):
             "rope_parameters": rope_parameters,
         }
 
-    def draw(self, path: str, shape: tuple[int, ...], key: Array) -> Array:
-        """Draws a kernel or a table of embeddings.
+    def draw(
+        self, path: str, shape: tuple[int, ...], key: PRNGKeyArray
+    ) -> Float[Array, "..."]:
+        """Draws a kernel or an embedding table from a truncated normal distribution.
 
-        What ends a residual branch, and the head, is smaller the more layers there are.
+        The kernels of the head and at the end of each residual branch are the smaller
+        the more layers there are.
         """
         std = self.initializer_range
         if path == "classifier/kernel":
@@ -213,7 +218,7 @@ class ModernBertConfig(EncoderConfig):
 
 
 def _thetas(source: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
-    """The bases of the rotary positions as transformers 5 spells them, if it does."""
+    """Reads the bases of the rotary positions from the entry of transformers 5."""
     rope = source.get("rope_parameters") or {}
     if not isinstance(rope, dict) or not rope.keys() <= _THETAS.keys():
         raise ValueError(

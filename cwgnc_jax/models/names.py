@@ -1,8 +1,9 @@
-"""The names of parameters, here and in Hugging Face's checkpoints."""
+"""Names of parameters, and their counterparts in Hugging Face's checkpoints."""
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 
+from cwgnc_jax._messages import listed
 from cwgnc_jax.models.encoders import Encoder
 
 _OLD_NAMES = {"LayerNorm.gamma": "LayerNorm.weight", "LayerNorm.beta": "LayerNorm.bias"}
@@ -31,18 +32,18 @@ def to_checkpoint(path: str) -> str:
 
 
 def canonical_name(name: str, encoder: Encoder) -> str | None:
-    """Brings the spellings of a tensor's name down to one.
+    """Reduces the different spellings of a tensor's name to one.
 
-    Encoder-only checkpoints lack the encoder's name, and those converted from
-    TensorFlow call LayerNorm's parameters ``gamma`` and ``beta``.
+    Checkpoints of an encoder alone omit the encoder's name, and those converted from
+    TensorFlow call the parameters of LayerNorm ``gamma`` and ``beta``.
 
     Args:
       name: A tensor's name in a checkpoint.
       encoder: The type of the model.
 
     Returns:
-      The name in Hugging Face's model for sequence classification, or None for the
-      known extras: the pretraining heads and the buffer of position ids.
+      The name in Hugging Face's model for sequence classification, or None for known
+      tensors that it does not use: pretraining heads and the buffer of position ids.
 
     Examples:
       >>> from cwgnc_jax.models.encoders import ENCODERS
@@ -59,24 +60,18 @@ def canonical_name(name: str, encoder: Encoder) -> str | None:
     return None if name == buffer or re.fullmatch(encoder.unused, name) else name
 
 
-def first_five(names: Iterable[str]) -> str:
-    """Joins names for an error message: at most five, and how many more there are."""
-    names = list(names)
-    rest = f" and {len(names) - 5} more" if len(names) > 5 else ""
-    return ", ".join(names[:5]) + rest
-
-
 def describe_differences(
     expected: Mapping[str, tuple[int, ...]], found: Mapping[str, tuple[int, ...]]
 ) -> str:
-    """Says which names are missing, unexpected or of another shape; "" if none.
+    """Describes names that are missing, unexpected or of another shape.
 
     Args:
       expected: Shapes by name.
       found: Shapes by name.
 
     Returns:
-      One line that lists every kind of difference, five names of each.
+      One line with at most five names for each kind of difference; "" if there are no
+      differences.
 
     Examples:
       >>> from cwgnc_jax.models.names import describe_differences
@@ -93,5 +88,5 @@ def describe_differences(
         ],
     }
     return "; ".join(
-        f"{kind} {first_five(names)}" for kind, names in kinds.items() if names
+        f"{kind} {listed(names, spell=str)}" for kind, names in kinds.items() if names
     )

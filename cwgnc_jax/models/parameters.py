@@ -1,4 +1,4 @@
-"""The parameters of a model: their shapes, and how they are drawn."""
+"""The shapes and the initial values of a model's parameters."""
 
 import zlib
 from collections.abc import Callable, Iterable
@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
 from jax import Array
+from jaxtyping import Float, PRNGKeyArray
 
 from cwgnc_jax.models.config import EncoderConfig
 from cwgnc_jax.models.encoders import encoder_of
@@ -34,8 +35,10 @@ def parameter_shapes(config: EncoderConfig) -> dict[str, tuple[int, ...]]:
     return dict(abstract_model(config, jnp.float32.dtype)[1])
 
 
-def initial_value(config: EncoderConfig, path: str, key: Array) -> Array:
-    """Draws one parameter; it depends on the key, its path and its shape alone.
+def initial_value(
+    config: EncoderConfig, path: str, key: PRNGKeyArray
+) -> Float[Array, "..."]:
+    """Draws one parameter, which depends only on the key, its path and its shape.
 
     So a fresh classifier is the same on a random encoder and on a loaded one.
 
@@ -45,8 +48,8 @@ def initial_value(config: EncoderConfig, path: str, key: Array) -> Array:
       key: The key of the whole model.
 
     Returns:
-      A float32 array: zeros for a bias, ones for a scale, else what the config's
-      ``draw`` returns.
+      A float32 array: zeros for a bias, ones for a scale, otherwise the result of the
+      config's ``draw``.
     """
     shape = parameter_shapes(config)[path]
     match path.rpartition("/")[2]:
@@ -58,11 +61,11 @@ def initial_value(config: EncoderConfig, path: str, key: Array) -> Array:
     return config.draw(path, shape, key)
 
 
-def init_params(config: EncoderConfig, key: Array) -> dict[str, Any]:
+def init_params(config: EncoderConfig, key: PRNGKeyArray) -> dict[str, Any]:
     """Draws the parameters of a model from scratch.
 
-    Kernels and embeddings come from N(0, initializer_range²), or for ModernBERT from
-    its own truncated distributions; biases are 0, LayerNorm scales 1.
+    Kernels and embeddings are drawn from N(0, initializer_range²), or for ModernBERT
+    from its own truncated normal distributions. Biases are 0 and LayerNorm scales 1.
 
     Args:
       config: The model's config.
@@ -70,8 +73,8 @@ def init_params(config: EncoderConfig, key: Array) -> dict[str, Any]:
 
     Returns:
       A nested dict of float32 arrays. The "/"-joined paths are Hugging Face's names,
-      ``bert/encoder/layer/0/attention/self/query/kernel``; a kernel has the shape
-      (in, out).
+      such as ``bert/encoder/layer/0/attention/self/query/kernel``. A kernel has the
+      shape (in, out).
 
     Examples:
       >>> import jax
@@ -89,18 +92,18 @@ def init_params(config: EncoderConfig, key: Array) -> dict[str, Any]:
 
 
 def redraw(
-    config: EncoderConfig, params: Params, paths: Iterable[str], key: Array
+    config: EncoderConfig, params: Params, paths: Iterable[str], key: PRNGKeyArray
 ) -> dict[str, Any]:
     """Replaces some parameters by newly drawn ones.
 
-    So runs from one checkpoint get classifiers of their own; the result for a key is
-    the same as that of :func:`cwgnc_jax.models.load_pretrained` with it.
+    This gives several runs from one checkpoint different classifiers. For the same key
+    the result is that of :func:`cwgnc_jax.models.load_pretrained`.
 
     Args:
       config: The model's config.
-      params: The parameters; they are left as they are.
-      paths: The "/"-joined paths of those to draw.
-      key: A random key, of which with the path each draw depends on alone.
+      params: The parameters; they are not changed.
+      paths: The "/"-joined paths of the parameters to draw.
+      key: A random key; each draw depends only on it and the path.
 
     Returns:
       A new nested dict that shares all other leaves with ``params``.
@@ -128,13 +131,13 @@ def top_parameters(config: EncoderConfig, layers: int) -> tuple[str, ...]:
 
     Args:
       config: The model's config.
-      layers: How many layers, counted from the top; 0 for none, the pooler neither.
+      layers: The number of layers, counted from the top; with 0 the list is empty.
 
     Returns:
       The "/"-joined paths.
 
     Raises:
-      ValueError: If the model has not so many layers.
+      ValueError: If ``layers`` is negative or more than the model has.
 
     Examples:
       >>> from cwgnc_jax import models
@@ -170,14 +173,14 @@ def is_below(path: str, modules: Iterable[str]) -> bool:
 def split_params(
     params: Params, belongs: Callable[[str], bool]
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Splits parameters in two, such as those that train and those that do not.
+    """Splits parameters into two parts, such as trained and frozen ones.
 
     Args:
       params: A nested dict of arrays.
-      belongs: Says of a "/"-joined path whether it goes into the first part.
+      belongs: Says of a "/"-joined path whether it belongs to the first part.
 
     Returns:
-      Two nested dicts; :func:`merge_params` joins them again.
+      Two nested dicts, which :func:`merge_params` joins again.
 
     Examples:
       >>> from cwgnc_jax import models
@@ -194,6 +197,13 @@ def split_params(
 
 def merge_params(one: Params, other: Params) -> dict[str, Any]:
     """Joins two parts of one nested dict.
+
+    Args:
+      one: A nested dict.
+      other: A nested dict with other paths.
+
+    Returns:
+      A nested dict with the leaves of both.
 
     Examples:
       >>> from cwgnc_jax import models

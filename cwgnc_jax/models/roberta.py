@@ -13,23 +13,24 @@ from cwgnc_jax.models.dropout import Noise, dropout
 
 @dataclasses.dataclass(frozen=True)
 class RobertaConfig(BertLikeConfig):
-    """The shape of a RoBERTa sequence classifier and its rates.
+    """The config of a RoBERTa sequence classifier.
 
-    RoBERTa is BERT with a head of its own and positions that begin behind that of the
-    padding. Names and defaults are those of Hugging Face's config.json;
-    ``roberta-base`` has 514 positions, one token type and a ``layer_norm_eps`` of 1e-5.
+    RoBERTa is BERT with a different head and positions that start after the padding's.
+    Names and defaults are those of Hugging Face's config.json; ``roberta-base`` has 514
+    positions, one token type and a ``layer_norm_eps`` of 1e-5.
 
     Args:
       vocab_size: Number of word pieces.
-      hidden_size: As in :class:`BertConfig`, and so are those not named here.
-      max_position_embeddings: The longest sequence, ``pad_token_id`` and one more.
+      hidden_size: As in :class:`BertConfig`, like all fields that are not listed here.
+      max_position_embeddings: The length of the longest sequence plus
+        ``pad_token_id + 1``.
       classifier_dropout: Dropout before both layers of the head; None means
         hidden_dropout_prob.
-      pad_token_id: The first token has the position behind this one.
+      pad_token_id: The position of padding; the first token has the next one.
 
     Raises:
-      ValueError: If a size is not a positive integer, heads do not divide the hidden
-        size, a rate lies outside [0, 1), or no position is left for a token.
+      ValueError: If a size is not a positive integer, the heads do not divide the
+        hidden size, a rate lies outside [0, 1), or no position is left for a token.
 
     Examples:
       >>> from cwgnc_jax import models
@@ -61,15 +62,15 @@ class RobertaConfig(BertLikeConfig):
 
     @property
     def max_length(self) -> int:
-        """The most tokens that an example can have."""
+        """The largest number of tokens in an example."""
         return self.max_position_embeddings - self.first_position
 
 
 @dataclasses.dataclass(frozen=True)
 class XLMRobertaConfig(RobertaConfig):
-    """The shape of an XLM-RoBERTa sequence classifier and its rates.
+    """The config of an XLM-RoBERTa sequence classifier.
 
-    It is a :class:`RobertaConfig` in all but its vocabulary.
+    It differs from :class:`RobertaConfig` only in its vocabulary.
 
     Examples:
       >>> from cwgnc_jax import models
@@ -95,14 +96,14 @@ class _Roberta(nnx.Module):
 
 
 class RobertaForSequenceClassification(nnx.Module):
-    """Two dense layers over the first token, tanh between them."""
+    """RoBERTa with two dense layers over the first token, and tanh between them."""
 
     def __init__(self, config: RobertaConfig, dtype, rngs):
         self.roberta = _Roberta(config, dtype, rngs)
         self.classifier = layers.ClassificationHead(config, dtype, rngs)
 
     def __call__(self, tokens: Tokens, noise: Noise, remat: bool) -> EncoderOutput:
-        """See :func:`cwgnc_jax.models.apply`."""
+        """Computes the output of a batch; see :func:`cwgnc_jax.models.apply`."""
         x = self.roberta.embeddings(tokens)
         x = dropout(noise.at(0).key, x, noise.rates.hidden)
         hidden_states, first = layers.run_layers(

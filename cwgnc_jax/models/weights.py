@@ -14,10 +14,12 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 from flax import traverse_util
-from jax import Array
+from jaxtyping import Float, PRNGKeyArray
 
+from cwgnc_jax._messages import listed
 from cwgnc_jax.models.config import EncoderConfig
 from cwgnc_jax.models.encoders import Encoder, encoder_of, read_config
+from cwgnc_jax.models.errors import CheckpointError
 from cwgnc_jax.models.files import (
     CONFIG,
     WEIGHTS,
@@ -30,7 +32,6 @@ from cwgnc_jax.models.hub import resolve
 from cwgnc_jax.models.names import (
     canonical_name,
     describe_differences,
-    first_five,
     to_checkpoint,
 )
 from cwgnc_jax.models.parameters import initial_value, is_below, parameter_shapes
@@ -44,11 +45,11 @@ class Checkpoint:
 
     Args:
       config: The model's config.
-      params: The parameters, float32, as :func:`cwgnc_jax.models.init_params` lays
-        them out.
-      directory: The local folder it came from, tokenizer files included.
-      new_parameters: The paths that the checkpoint did not hold and that were drawn
-        anew.
+      params: The parameters in float32, laid out as by
+        :func:`cwgnc_jax.models.init_params`.
+      directory: The local directory that holds the model and its tokenizer.
+      new_parameters: The paths of the parameters that are not from the checkpoint but
+        newly drawn.
       source_config: The decoded config.json.
     """
 
@@ -60,8 +61,8 @@ class Checkpoint:
 
     @property
     def commit(self) -> str | None:
-        """The commit on the Hugging Face hub that the files are of; None elsewhere."""
-        # The hub's cache keeps a folder for each commit.
+        """The commit of the files on the Hugging Face hub; None for other files."""
+        # The hub's cache has a directory for each commit.
         name, parent = self.directory.name, self.directory.parent.name
         hub = parent == "snapshots" and re.fullmatch("[0-9a-f]{40}", name)
         return name if hub else None
@@ -71,33 +72,33 @@ def load_pretrained(
     model: str | Path,
     *,
     num_labels: int,
-    key: Array,
+    key: PRNGKeyArray,
     new_head: bool = False,
     revision: str | None = None,
 ) -> Checkpoint:
     """Reads a checkpoint into a sequence classifier.
 
-    The type of the model follows from ``model_type`` in config.json. The checkpoint may
+    ``model_type`` in config.json determines the type of the model. The checkpoint may
     be an encoder alone, a masked language model or a classifier, in one safetensors
-    file or in shards, in float32, float16 or bfloat16. Of the head, and of the pooler
-    if it was trained without one, what it lacks is drawn as
-    :func:`cwgnc_jax.models.init_params` would draw it from the same key.
+    file or in shards, in float32, float16 or bfloat16. A missing head, and a missing
+    pooler if the head is missing too, is drawn as :func:`cwgnc_jax.models.init_params`
+    draws it from the same key.
 
     Args:
-      model: A local directory or a model's id on the Hugging Face hub.
+      model: A local directory, or the id of a model on the Hugging Face hub.
       num_labels: Width of the classifier.
       key: A random key for the parameters that the checkpoint lacks.
-      new_head: Draws a new classifier even if the checkpoint has one.
+      new_head: Whether to draw a new head even if the checkpoint has one.
       revision: A branch, tag or commit on the hub.
 
     Returns:
       The :class:`Checkpoint`.
 
     Raises:
-      OSError: If the files cannot be found; see :func:`cwgnc_jax.models.resolve`.
-      ValueError: If the type of model is not supported, the checkpoint holds pickles
-        only, or any tensor is missing, unexpected, of another shape or dtype, NaN or
-        infinite. One error names them all.
+      CheckpointError: If the files cannot be found (see :func:`resolve`), the type of
+        model is not supported, the checkpoint holds pickles only, or any tensor is
+        missing, unexpected, of another shape or dtype, NaN or infinite. One error names
+        all such tensors.
 
     Examples:
       >>> import tempfile, jax
@@ -114,11 +115,14 @@ def load_pretrained(
     """
     directory = resolve(model, revision)
     source_config = read_json(directory / CONFIG)
-    config = read_config(source_config, num_labels)
+    try:
+        config = read_config(source_config, num_labels)
+    except ValueError as error:
+        raise CheckpointError(f"{directory / CONFIG}: {error}") from error
     encoder = encoder_of(config)
     tensors, unusable = _read_tensors(weight_files(directory), encoder, new_head)
     if config.num_hidden_layers > len(tensors):
-        raise ValueError(
+        raise CheckpointError(
             f"the weights in {directory} do not fit their config: num_hidden_layers is "
             f"{config.num_hidden_layers}, and there are {len(tensors)} tensors in all"
         )
@@ -136,11 +140,11 @@ def load_pretrained(
     output = found.get(to_checkpoint(f"{encoder.output}/kernel"), ())
     if len(output) == 2 and output[0] != num_labels:
         problems.append(
-            f"the checkpoint's head has {output[0]} labels and num_labels is "
+            f"the checkpoint's head has {output[0]} labels but num_labels is "
             f"{num_labels}: pass new_head=True (--new-head) for a new head"
         )
     if any(problems):
-        raise ValueError(
+        raise CheckpointError(
             f"the weights in {directory} do not fit their config: "
             + "; ".join(filter(None, problems))
         )
@@ -169,18 +173,18 @@ def save_pretrained(
     regression: bool = False,
     source_config: Mapping[str, Any] | None = None,
 ) -> Path:
-    """Writes a classifier that Hugging Face's transformers opens as one of its own.
+    """Writes a classifier that Hugging Face's transformers can load.
 
-    Each file is written under a temporary name and then renamed, so that a reader never
-    meets half a file. The tokenizer's files are not written here.
+    Each file is written under a temporary name and then renamed, so that no reader ever
+    sees half a file. The tokenizer's files are not written.
 
     Args:
-      directory: Where to; made if it does not exist.
+      directory: The directory to write to, which is created if it does not exist.
       config: The model's config.
-      params: Its parameters.
+      params: The parameters.
       label_names: A name for each label, in the order of the logits; by default
         ``LABEL_0``, ``LABEL_1``, …
-      regression: Whether the one logit is a number to predict.
+      regression: Whether the model predicts a number, with its only logit.
       source_config: The config.json that the model was loaded from, whose other
         entries (such as the padding token) are kept.
 
@@ -188,8 +192,8 @@ def save_pretrained(
       The directory.
 
     Raises:
-      ValueError: If the parameters are not those of the config, the label names are not
-        ``num_labels`` different ones, or a regression has several outputs.
+      ValueError: If the parameters are not those of the config, ``label_names`` is not
+        ``num_labels`` different names, or a regression has several logits.
 
     Examples:
       >>> import json, pathlib, tempfile, jax
@@ -214,7 +218,7 @@ def save_pretrained(
         )
     if regression and config.num_labels != 1:
         raise ValueError(
-            f"a regression has num_labels = 1, got {config.num_labels}; leave out "
+            f"a regression needs num_labels = 1, got {config.num_labels}; leave out "
             f"regression=True for classes"
         )
     leaves: dict[str, Any] = traverse_util.flatten_dict(params, sep="/")
@@ -229,7 +233,7 @@ def save_pretrained(
     for path, leaf in leaves.items():
         array = np.asarray(leaf, np.float32)
         array = array.T if path.endswith("/kernel") else array
-        # safetensors writes the buffer as it lies, whatever the strides say.
+        # safetensors writes the buffer as it is and ignores the strides.
         tensors[to_checkpoint(path)] = np.ascontiguousarray(array)
     entries = dict(source_config or {})
     for stale in ("_name_or_path", "transformers_version", "torch_dtype", "dtype"):
@@ -254,8 +258,8 @@ def save_pretrained(
 
 
 def _replace(path: Path, write: Callable[[Path], Any]):
-    """Writes a file beside its place, then moves it there in one step."""
-    # In the same directory: a rename across file systems is a copy.
+    """Writes a temporary file and then renames it to its path, in one step."""
+    # In the same directory, since a rename across file systems would be a copy.
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
     try:
         write(temporary)
@@ -267,12 +271,12 @@ def _replace(path: Path, write: Callable[[Path], Any]):
 def _new_parameters(
     names: Collection[str], head: list[str], pooler: list[str]
 ) -> tuple[str, ...]:
-    """The paths to be drawn anew; half a head or half a pooler is damage instead."""
+    """Finds the paths to draw; half a head or half a pooler is damage instead."""
     without_head, without_pooler = (
         not any(to_checkpoint(path) in names for path in group)
         for group in (head, pooler)
     )
-    # A head was trained on its pooler: losing that one is damage too.
+    # A head was trained with its pooler, so a missing pooler is damage too.
     if not without_head:
         return ()
     return (*pooler, *head) if without_pooler else tuple(head)
@@ -280,8 +284,8 @@ def _new_parameters(
 
 def _read_tensors(
     files: Sequence[Path], encoder: Encoder, skip_head: bool
-) -> tuple[dict[str, np.ndarray], list[str]]:
-    """Every tensor in float32 by its canonical name, and what cannot be used."""
+) -> tuple[dict[str, Float[np.ndarray, "..."]], list[str]]:
+    """Reads all tensors in float32 by canonical name, and describes unusable ones."""
     head = tuple(f"{module}." for module in encoder.head)
     tensors: dict[str, np.ndarray] = {}
     kinds: dict[str, list[str]] = {
@@ -297,7 +301,7 @@ def _read_tensors(
         if name in tensors:
             kinds["twice"].append(name)
         if 0 in shape:
-            # Whose other dimensions may be beyond all numbers; no model has one.
+            # No model has one, and its other dimensions may be too large for an array.
             tensors[name] = np.zeros(0, np.float32)
             kinds["empty"].append(name)
         elif dtype in _DTYPES:
@@ -307,4 +311,4 @@ def _read_tensors(
         else:
             tensors[name] = np.broadcast_to(np.float32(0), shape)
             kinds["other dtype"].append(f"{name}: {dtype}, expected one of {_DTYPES}")
-    return tensors, [f"{kind} {first_five(n)}" for kind, n in kinds.items() if n]
+    return tensors, [f"{kind} {listed(n, spell=str)}" for kind, n in kinds.items() if n]

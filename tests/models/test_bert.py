@@ -98,8 +98,8 @@ def test_a_boolean_mask_and_the_lack_of_a_jit_change_nothing(config, params, bat
 
 
 def test_token_types_that_are_left_out_are_zero(config, batch):
-    tokens = read_tokens(config, *batch[:2], None, None)
-    expected = read_tokens(config, *batch[:2], np.zeros((2, 9), np.int32), None)
+    tokens = read_tokens(config, *batch[:2])
+    expected = read_tokens(config, *batch[:2], np.zeros((2, 9), np.int32))
     chex.assert_trees_all_equal(tokens, expected)
 
 
@@ -258,8 +258,15 @@ def test_examples_packed_into_rows_equal_those_in_rows_of_their_own(config, para
             target[cells] = source[:length]
 
     @jax.jit
-    def loss(params, ids, mask, types, firsts):
-        output = models.apply(config, params, ids, mask, types, first_tokens=firsts)
+    def loss(params, ids, segment_ids, types, firsts):
+        output = models.apply(
+            config,
+            params,
+            ids,
+            token_type_ids=types,
+            segment_ids=segment_ids,
+            cls_positions=firsts,
+        )
         return (output.logits * jnp.arange(12.0).reshape(4, 3)).sum(), output
 
     grad = jax.grad(loss, has_aux=True)
@@ -281,23 +288,35 @@ def test_examples_packed_into_rows_equal_those_in_rows_of_their_own(config, para
     assert jnp.abs(mixed.logits[0] - plain.logits[0]).max() > 1e-3
 
 
-def test_query_key_and_value_by_one_product_are_those_by_three(
-    config, params, batch, monkeypatch
-):
-    def loss(params):
-        logits = models.apply(config, params, *batch).logits
-        return (logits * jnp.arange(6.0).reshape(2, 3)).sum()
+def test_query_key_and_value_by_one_product_are_those_by_three():
+    normal = jax.random.normal
+    keys = jax.random.split(jax.random.key(0), 3)
+    inputs = (
+        [normal(keys[0], (5, 4))] * 3,
+        list(normal(keys[1], (3, 4, 4))),
+        list(normal(keys[2], (3, 4))),
+    )
+    apart, pullback_apart = jax.vjp(attention.three_products, *inputs)
+    joined, pullback_joined = jax.vjp(attention.one_product, *inputs)
+    chex.assert_trees_all_close(joined, apart, rtol=1e-5)
+    (of_copies, *of_layers), (of_joined_copies, *of_joined_layers) = (
+        pullback([y + 1 for y in apart])
+        for pullback in (pullback_apart, pullback_joined)
+    )
+    chex.assert_trees_all_close(sum(of_joined_copies), sum(of_copies), rtol=1e-5)
+    chex.assert_trees_all_close(of_joined_layers, of_layers, rtol=1e-5)
 
-    grad = jax.value_and_grad(loss)
-    apart = grad(params)
-    products = str(jax.make_jaxpr(loss)(params)).count("dot_general")
-    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
-    jax.clear_caches()  # A layer that was traced before is not traced again.
-    joined = grad(params)
-    fewer = str(jax.make_jaxpr(loss)(params)).count("dot_general")
-    jax.clear_caches()
-    chex.assert_trees_all_close(joined, apart, rtol=1e-4, atol=1e-5)
-    assert products - fewer == 2 * config.num_hidden_layers
+
+@pytest.mark.parametrize("platform", ["cuda", "tpu"])
+def test_the_platform_decides_how_query_key_and_value_are_computed(
+    config, params, batch, platform
+):
+    def products(platform):
+        traced = jax.jit(models.apply, static_argnums=0).trace(config, params, *batch)
+        lowered = traced.lower(lowering_platforms=(platform,))
+        return lowered.as_text().count("stablehlo.dot_general")
+
+    assert products("cpu") - products(platform) == 2 * config.num_hidden_layers
 
 
 def test_layers_computed_again_give_the_same_numbers(config, params, batch):
@@ -315,6 +334,51 @@ def test_layers_computed_again_give_the_same_numbers(config, params, batch):
     assert again > kept
 
 
-def test_first_tokens_that_are_no_integers_are_refused(config, params, batch):
-    with pytest.raises(TypeError, match=r"first_tokens must be integers of shape \(ex"):
-        models.apply(config, params, *batch, first_tokens=np.zeros(2))
+def test_cls_positions_that_are_no_integers_are_refused(config, params, batch):
+    with pytest.raises(
+        TypeError, match=r"cls_positions must be integers of shape \(ex"
+    ):
+        models.apply(
+            config, params, batch[0], segment_ids=batch[1], cls_positions=np.zeros(2)
+        )
+
+
+@pytest.mark.parametrize(
+    ("names", "got"),
+    [
+        ([], "none of them"),
+        (["segment_ids"], "segment_ids"),
+        (["cls_positions"], "cls_positions"),
+        (["attention_mask", "cls_positions"], "attention_mask and cls_positions"),
+        (
+            ["attention_mask", "segment_ids", "cls_positions"],
+            "attention_mask and segment_ids and cls_positions",
+        ),
+    ],
+)
+def test_a_mask_and_packed_rows_exclude_each_other(config, params, batch, names, got):
+    values = {
+        "attention_mask": batch[1],
+        "segment_ids": batch[1],
+        "cls_positions": np.arange(2),
+    }
+    chosen = {name: values[name] for name in names}
+    with pytest.raises(ValueError, match=f"expected attention_mask .*got {got}$"):
+        models.apply(config, params, batch[0], **chosen)
+
+
+def test_segment_ids_of_another_shape_or_dtype_are_refused(config, params, batch):
+    ids, mask, _ = batch
+    firsts = np.arange(2)
+    with pytest.raises(ValueError, match=r"segment_ids must have the shape \(batch"):
+        models.apply(
+            config, params, ids, segment_ids=mask[:, :-1], cls_positions=firsts
+        )
+    with pytest.raises(TypeError, match="segment_ids must be integers, got float32"):
+        models.apply(
+            config,
+            params,
+            ids,
+            segment_ids=mask.astype(np.float32),
+            cls_positions=firsts,
+        )

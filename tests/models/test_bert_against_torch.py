@@ -83,7 +83,7 @@ def forward_errors(output, reference):
     *expected, last = reference["hidden_states"]
     pairs = [
         *zip(output.hidden_states, expected, strict=True),
-        (output.first_hidden, last[:, 0]),
+        (output.cls_hidden, last[:, 0]),
         (output.logits, reference["logits"]),
     ]
     return [relative_error(actual, expected) for actual, expected in pairs]
@@ -142,8 +142,8 @@ def test_bfloat16_stays_close_to_torch_with_float32_gradients(
 
     grads, output = jax.jit(jax.grad(logits, has_aux=True))(checkpoint.params)
     assert {leaf.dtype for leaf in jax.tree.leaves(grads)} == {jnp.float32.dtype}
-    assert output.first_hidden.dtype == jnp.bfloat16
+    assert output.cls_hidden.dtype == jnp.bfloat16
     assert output.logits.dtype == jnp.float32
-    last = np.asarray(output.first_hidden, np.float32)
+    last = np.asarray(output.cls_hidden, np.float32)
     # 8 bits of mantissa, some tens of roundings on the way.
     assert relative_error(last, reference["hidden_states"][-1][:, 0]) < 2**-8 * 4

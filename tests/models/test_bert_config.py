@@ -20,8 +20,8 @@ def test_entries_that_say_nothing_about_the_computation_are_passed_over():
 @pytest.mark.parametrize(
     ("entries", "message"),
     [
-        ({"model_type": "t5"}, "'t5' is not that of a BertConfig: expected 'bert'"),
-        ({"model_type": None}, "model_type None is not that of a BertConfig"),
+        ({"model_type": "t5"}, "'t5' is not the type of a BertConfig: expected 'bert'"),
+        ({"model_type": None}, "model_type None is not the type of a BertConfig"),
         ({"hidden_act": "gelu_new"}, "hidden_act 'gelu_new' .* expected 'gelu'"),
         ({"hidden_act": "relu"}, "hidden_act 'relu' is not supported"),
         (

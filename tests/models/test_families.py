@@ -168,7 +168,7 @@ def test_half_precision_ends_at_the_logits_and_the_gradients(name, remat):
     grads, output = jax.eval_shape(jax.grad(loss, has_aux=True), params)
     assert {leaf.dtype for leaf in jax.tree.leaves(grads)} == {jnp.float32.dtype}
     assert output.logits.dtype == jnp.float32
-    hidden = (*output.hidden_states, output.first_hidden, output.pooled)
+    hidden = (*output.hidden_states, output.cls_hidden, output.pooled)
     assert {x.dtype for x in hidden} == {jnp.bfloat16.dtype}
 
 

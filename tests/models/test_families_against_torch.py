@@ -109,10 +109,18 @@ def computed(name, layout):
     """Our output and gradients for the same examples."""
 
     def loss(params):
-        batch, firsts = padded(name), None
         if layout == "packed":
-            batch, firsts = packed(name), np.array(ROWS_OF_14)
-        output = models.apply(CONFIGS[name], params, *batch, first_tokens=firsts)
+            ids, segment_ids, types = packed(name)
+            output = models.apply(
+                CONFIGS[name],
+                params,
+                ids,
+                token_type_ids=types,
+                segment_ids=segment_ids,
+                cls_positions=np.array(ROWS_OF_14),
+            )
+        else:
+            output = models.apply(CONFIGS[name], params, *padded(name))
         losses = optax.softmax_cross_entropy_with_integer_labels(output.logits, LABELS)
         return losses.mean(), output
 
@@ -156,7 +164,7 @@ def test_hidden_states_and_logits_equal_torchs(name, layout):
     for ours, theirs in zip(output.hidden_states, hidden, strict=True):
         ours, theirs = tokens_of(ours, layout), tokens_of(theirs, "padded")
         assert relative_error(ours, theirs) < 1e-5
-    assert relative_error(output.first_hidden, last[:, 0]) < 1e-5
+    assert relative_error(output.cls_hidden, last[:, 0]) < 1e-5
     assert relative_error(output.logits, expected["logits"]) < 1e-5
 
 
@@ -250,7 +258,7 @@ def test_a_classifier_of_transformers_is_read_with_its_head(name, tmp_path):
         tmp_path, num_labels=5, key=jax.random.key(7), new_head=True
     )
     assert again.new_parameters == new_of(name)
-    with pytest.raises(ValueError, match="head has 3 labels and num_labels is 5"):
+    with pytest.raises(ValueError, match="head has 3 labels but num_labels is 5"):
         models.load_pretrained(tmp_path, num_labels=5, key=jax.random.key(7))
 
 

@@ -65,7 +65,9 @@ def test_examples_packed_into_rows_equal_those_in_rows_of_their_own(config, para
     @jax.jit
     @functools.partial(jax.value_and_grad, has_aux=True)
     def loss_and_grad(params, ids, mask, firsts):
-        output = models.apply(config, params, ids, mask, None, first_tokens=firsts)
+        packed = {"segment_ids": mask, "cls_positions": firsts}
+        layout = {"attention_mask": mask} if firsts is None else packed
+        output = models.apply(config, params, ids, **layout)
         return (output.logits * jnp.arange(12.0).reshape(4, 3)).sum(), output
 
     (_, plain), expected = loss_and_grad(params, ids, mask, None)

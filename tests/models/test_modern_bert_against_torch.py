@@ -131,7 +131,7 @@ def test_hidden_states_logits_and_all_gradients_equal_torchs(
         read = np.stack(
             [x[own].mean(axis=0) for x, own in zip(last, tokens, strict=True)]
         )
-    assert relative_error(output.first_hidden, read) < 1e-5
+    assert relative_error(output.cls_hidden, read) < 1e-5
     assert relative_error(output.logits, reference["logits"]) < 1e-5
 
     grads = {
@@ -177,7 +177,7 @@ def test_bfloat16_stays_close_to_torch_with_float32_gradients(
 
     grads, output = jax.jit(jax.grad(loss, has_aux=True))(checkpoint.params)
     assert {leaf.dtype for leaf in jax.tree.leaves(grads)} == {jnp.float32.dtype}
-    assert output.first_hidden.dtype == jnp.bfloat16
+    assert output.cls_hidden.dtype == jnp.bfloat16
     assert output.logits.dtype == jnp.float32
     # 8 bits of mantissa, some tens of roundings on the way.
     assert relative_error(output.logits, reference["logits"]) < 2**-8 * 8
@@ -218,7 +218,7 @@ def test_an_encoder_of_transformers_gets_a_head(batch, tmp_path):
         input_ids, attention_mask = map(torch.tensor, batch)
         states = model.eval()(input_ids, attention_mask=attention_mask)
     expected = states.last_hidden_state[:, 0].numpy()
-    assert relative_error(output.first_hidden, expected) < 1e-5
+    assert relative_error(output.cls_hidden, expected) < 1e-5
 
 
 def test_a_masked_language_model_brings_its_head(batch, tmp_path):

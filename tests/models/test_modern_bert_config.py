@@ -96,7 +96,7 @@ def test_every_other_layer_attends_globally_if_the_config_says_so():
         ({"global_rope_theta": 0}, "global_rope_theta must be a positive number"),
         ({"local_rope_theta": None}, "local_rope_theta must be a finite number"),
         ({"hidden_size": 25}, "num_attention_heads must divide hidden_size, got 3"),
-        ({"hidden_size": 27}, "divide hidden_size into even parts, got 3 heads and"),
+        ({"hidden_size": 27}, "divide hidden_size into even numbers, got 3 heads and"),
         ({"classifier_pooling": "max"}, "must be one of cls, mean, got 'max'"),
         ({"layer_types": ["full_attention"]}, "for each of the 22 layers, got"),
         ({"layer_types": ["chunked"] * 22}, "layer_types must name full_attention or"),

@@ -71,7 +71,7 @@ def test_bfloat16_parameters_are_saved_as_float32(tmp_path, config, params):
             r"num_labels = 3 different names, got \['a', 'b'",
         ),
         ({"label_names": ["a", "b", "a"]}, "num_labels = 3 different names"),
-        ({"regression": True}, "a regression has num_labels = 1, got 3"),
+        ({"regression": True}, "a regression needs num_labels = 1, got 3"),
     ],
 )
 def test_labels_that_do_not_fit_are_refused(tmp_path, config, params, options, message):
