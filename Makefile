@@ -21,7 +21,7 @@ quickstart: $(VENV)/train.stamp
 	$(BIN)/python -m examples.fetch_minilm quickstart/minilm
 	$(BIN)/python -m examples.acceptability quickstart/data
 	rm -rf quickstart/run
-	$(BIN)/python -m train finetune --preset code --model quickstart/minilm \
+	$(BIN)/cwgnc finetune --preset code --model quickstart/minilm \
 	  --train-file quickstart/data/train.tsv \
 	  --validation-file quickstart/data/validation.tsv \
 	  --text-columns sentence --epochs 3 --learning-rate 1.5e-4 \

@@ -1,83 +1,162 @@
-"""Random damage to the folder of a run, counted by what a resume makes of it.
+"""Random damage to the folder of a study, counted by what a resume makes of it.
 
-``python -m tests.faults.damage --count 10000`` flips bits, truncates, empties, deletes
-and swaps files of a small run with two checkpoints, once each on an intact copy. A
-resume must find the state of a checkpoint as it was written, or refuse with an error
-and have written nothing.
+``python -m tests.faults.damage --count 10000`` trains two seeds of a tiny model and
+stops in the second, which leaves a model, the records of a finished run, and two
+checkpoints of the other. Then it flips bits, truncates, empties, deletes and swaps
+files, once each on an intact copy. A resume must go on with the state and the records
+of a checkpoint as they were written, or refuse with an error and have written nothing.
 """
 
 import argparse
 import collections
+import contextlib
+import dataclasses
+import io
+import os
 import random
 import shutil
 import sys
 import tempfile
-import types
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-import optax
 
-from train.checkpoint import Checkpoints, restore_runs
-from train.config import DataConfig, FinetuneConfig, OptimizerConfig
-from train.optimizer import Hyperparameters
-from train.records import HashedLines, write_json
-from train.restart import Restart, check_settings, described, find_restart
-from train.steps import Run
+from cwgnc_train import config, engine, records, study
+from cwgnc_train.engine import checkpoints
+from cwgnc_train.study import study as study_module
+from cwgnc_train.study import worker
+from tests.train.conftest import sentences, write_tiny_model, write_tsv
 
-INPUTS: Any = types.SimpleNamespace(data_digest="data", weights_digest="weights")
-"""Stands for data and weights that have not changed."""
-
-
-def runs_of(step: int) -> Run:
-    """Small runs whose every number depends on the step."""
-    rng = np.random.default_rng(step)
-    params = {"kernel": jnp.asarray(rng.normal(size=(1, 16, 8)), jnp.float32)}
-    numbers = Hyperparameters(*[jnp.ones(1)] * 11)
-    return Run(
-        params,
-        optax.adam(1e-3).init(jax.tree.map(lambda x: x + step, params)),
-        jax.random.split(jax.random.key(step), 1),
-        jnp.full(1, step, jnp.int32),
-        numbers,
-    )
+RECORDS = ("records.jsonl", "components.jsonl", "predictions.jsonl")
+STEPS = (2, 4)
+"""Those of the checkpoints."""
 
 
-def make_run(workdir: Path) -> FinetuneConfig:
-    """Writes a run's folder with checkpoints of steps 2 and 4; returns its config."""
-    config = FinetuneConfig(
-        "model", workdir, DataConfig(), OptimizerConfig(), resume=True, keep=2
-    )
-    workdir.mkdir()
-    write_json(workdir / "config.json", described(config))
-    with (
-        HashedLines(workdir / "metrics.jsonl") as lines,
-        Checkpoints(workdir / "checkpoint", keep=2) as checkpoints,
-    ):
-        for step in range(1, 7):
-            lines.append({"step": step, "loss": 1 / step})
-            if step in (2, 4):
-                marks = {"metrics.jsonl": lines.mark()}
-                reached = Restart(step=step, seconds=1.0, records=marks)
-                notes = reached.notes(config, INPUTS)
-                checkpoints.save(step, runs_of(step), notes)
-        checkpoints.wait()
-    return config
+class Reached(BaseException):
+    """Where a resume has come to, just before its next step.
+
+    Args:
+      step: How many steps are done.
+      state: The bits of the runs.
+    """
+
+    def __init__(self, step: int, state: list[bytes]):
+        super().__init__()
+        self.step, self.state = step, state
 
 
-def state(runs: Run) -> list[bytes]:
-    """The bits of runs."""
-    tree = (runs.params, runs.opt_state, runs.step, jax.random.key_data(runs.key))
+class Probe:
+    """Stands for training: restores the runs, and takes no step."""
+
+    def __init__(self, group: Any, start: Any, *, recorder: Any, **others: Any):
+        del others
+        self._group, self._start, self._recorder = group, start, recorder
+
+    def train(self):
+        """Raises what has been reached."""
+        start = self._start
+        self._recorder.begin(self._group.runs, start.step, start.records)
+        if start.checkpoint is None:
+            raise Reached(start.step, [])
+        started = self._group.start()
+        raise Reached(start.step, bits(checkpoints.restore(start.checkpoint, started)))
+
+
+@dataclasses.dataclass
+class Intact:
+    """A study's folder before any damage."""
+
+    config: config.FinetuneConfig
+    states: dict[int, list[bytes]]
+    """The bits of the runs, by the step of the checkpoint."""
+    records: dict[int, list[bytes]]
+    """The files of records up to there."""
+
+
+def bits(states: Any) -> list[bytes]:
+    """Returns the bits of runs."""
+    tree = states.params, states.opt_state, states.step, jax.random.key_data(states.key)
     return [np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(tree)]
 
 
-def harm(workdir: Path, rng: random.Random) -> str:
-    """Does something to one file or two, and says what."""
+def contents(workdir: Path) -> dict[Path, bytes]:
+    """Returns all files of a folder."""
+    return {path: path.read_bytes() for path in workdir.rglob("*") if path.is_file()}
+
+
+def make_study(folder: Path, workdir: Path) -> Intact:
+    """Trains the first of two runs, and the second up to step 4 of 6."""
+    (folder / "model").mkdir()
+    intact = Intact(
+        config.FinetuneConfig(
+            model=str(write_tiny_model(folder / "model")),
+            workdir=workdir,
+            data=config.DataConfig(
+                train_file=write_tsv(folder / "train.tsv", sentences(37)),
+                validation_file=write_tsv(folder / "dev.tsv", sentences(20, 41)),
+                text_columns=("text",),
+                max_length=16,
+            ),
+            epochs=2,
+            seeds=2,
+            training=config.TrainingConfig(
+                evaluations=1,
+                record_every=2,
+                norms_every=2,
+                cache=False,
+                devices=config.DevicesConfig(devices=1, runs_per_program=1),
+                checkpoints=config.CheckpointsConfig(
+                    resume=True, checkpoint_seconds=0, keep=2
+                ),
+            ),
+        ),
+        {},
+        {},
+    )
+    save, train_steps = checkpoints.Checkpoints.save, engine.Programs.train_steps
+
+    def noting_save(self, step, states, *others):
+        save(self, step, states, *others)
+        intact.states[step] = bits(states)
+        intact.records[step] = [(workdir / name).read_bytes() for name in RECORDS]
+
+    def stopping_train_steps(self, group, iteration, steps, *others):
+        if group.first.seed == 2 and steps.start == STEPS[-1]:
+            raise KeyboardInterrupt
+        return train_steps(self, group, iteration, steps, *others)
+
+    # Compiled in haste.
+    jax.config.update("jax_disable_most_optimizations", True)
+    with (
+        mock.patch.object(checkpoints.Checkpoints, "save", noting_save),
+        mock.patch.object(engine.Programs, "train_steps", stopping_train_steps),
+        contextlib.suppress(KeyboardInterrupt),
+    ):
+        study.run_study(study.prepare_finetune(intact.config))
+    jax.config.update("jax_disable_most_optimizations", False)
+    # A kill leaves records of later steps than its checkpoint's.
+    finished, last = (run.name for run in intact.config.runs())
+    with records.RecordFile(workdir / "records.jsonl") as file:
+        file.append({"kind": "metrics", "run": last, "step": 5, "loss": 0.5})
+    # Without these the resume would be of other runs.
+    shutil.rmtree(workdir / "checkpoints" / finished.replace("/", ","))
+    return intact
+
+
+def harm(workdir: Path, rng: random.Random) -> tuple[str, str]:
+    """Does something to one file or two; returns what, and where."""
     files = sorted(path for path in workdir.rglob("*") if path.is_file())
-    path, other = rng.sample(files, 2)
+    # Most files are those of checkpoints: choose the place first.
+    places = collections.defaultdict(list)
+    for path in files:
+        places[path.relative_to(workdir).parts[0]].append(path)
+    place = rng.choice(sorted(places))
+    path = rng.choice(places[place])
+    other = rng.choice([file for file in files if file != path])
     content = path.read_bytes()
     kind = rng.choice(["flip", "truncation", "emptying", "deletion", "swap"])
     if kind == "flip" and content:
@@ -94,60 +173,69 @@ def harm(workdir: Path, rng: random.Random) -> str:
     else:
         path.unlink()
         kind = "deletion"
-    return kind
+    return kind, place
 
 
-def contents(workdir: Path) -> dict[Path, bytes]:
-    """All files of a folder."""
-    return {path: path.read_bytes() for path in workdir.rglob("*") if path.is_file()}
-
-
-def resumed(config: FinetuneConfig) -> str:
-    """What a resume comes to."""
-    before = contents(config.workdir)
+def resumed(intact: Intact) -> str:
+    """Says what a resume comes to."""
+    workdir = intact.config.workdir
+    before = contents(workdir)
     try:
-        check_settings(config)
-        restart = find_restart(config, INPUTS, lambda line: None)
-    except (ValueError, OSError):
-        outcome = "refused"
-    else:
-        if restart.path is None:
+        study.run_study(study.prepare_finetune(intact.config))
+    except (config.UserError, OSError) as error:
+        if not str(error).strip():
+            return "WRONG: says nothing"
+        return "refused" if contents(workdir) == before else "WRONG: wrote"
+    except Reached as reached:
+        if reached.step not in STEPS:
             return "WRONG: started anew"
-        restored = restore_runs(restart.path, runs_of(0))
-        want = runs_of(restart.step)
-        if state(restored) != state(want):
+        if reached.state != intact.states[reached.step]:
             return "WRONG: another state"
-        with HashedLines(
-            config.workdir / "metrics.jsonl", restart.records["metrics.jsonl"]
-        ):
-            lines = (config.workdir / "metrics.jsonl").read_text().splitlines()
-            want = [f'{{"step": {n}, "loss": {1 / n}}}' for n in range(1, 7)]
-            if lines != want[: restart.step]:
-                return "WRONG: other records"
-        return f"went on at step {restart.step}"
-    return outcome if contents(config.workdir) == before else "WRONG: wrote"
+        found = [(workdir / name).read_bytes() for name in RECORDS]
+        if found != intact.records[reached.step]:
+            return "WRONG: other records"
+        return f"went on at step {reached.step}"
+    except Exception as error:
+        return f"WRONG: {type(error).__name__}: {str(error)[:200]!r}"
+    return "WRONG: ended"
+
+
+@contextlib.contextmanager
+def probed(intact: Intact) -> Iterator[None]:
+    """Lets resumes stop before their next step, and reads data and weights once."""
+    inputs = next(iter(study.prepare_finetune(intact.config).tasks.values())).inputs
+    with (
+        mock.patch.object(worker, "Training", Probe),
+        mock.patch.object(study_module, "load_inputs", lambda *_: inputs),
+        contextlib.redirect_stderr(io.StringIO()),
+    ):
+        yield
 
 
 def count_outcomes(count: int, seed: int = 0) -> collections.Counter:
-    """Damages a run many times.
+    """Damages a study's folder many times.
 
     Args:
       count: How many times.
       seed: Draws what is done.
 
     Returns:
-      How often each kind of damage came to each outcome.
+      How often each kind of damage to each place came to each outcome.
     """
     rng, outcomes = random.Random(seed), collections.Counter()
     with tempfile.TemporaryDirectory() as folder:
-        workdir, intact = Path(folder) / "run", Path(folder) / "intact"
-        config = make_run(workdir)
-        assert resumed(config) == "went on at step 4"
-        shutil.copytree(workdir, intact)
-        for _ in range(count):
-            shutil.rmtree(workdir)
-            shutil.copytree(intact, workdir)
-            outcomes[harm(workdir, rng), resumed(config)] += 1
+        workdir, whole = Path(folder) / "run", Path(folder) / "intact"
+        intact = make_study(Path(folder), workdir)
+        shutil.copytree(workdir, whole)
+        with probed(intact):
+            for number in range(count + 1):
+                shutil.rmtree(workdir)
+                shutil.copytree(whole, workdir)
+                if number == 0:
+                    assert resumed(intact) == f"went on at step {STEPS[-1]}"
+                    continue
+                kind, place = harm(workdir, rng)
+                outcomes[kind, place, resumed(intact)] += 1
     return outcomes
 
 
@@ -158,10 +246,12 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     outcomes = count_outcomes(arguments.count, arguments.seed)
-    for (kind, outcome), number in sorted(outcomes.items()):
-        print(f"{kind:12}{outcome:24}{number:8}")
-    return int(any(outcome.startswith("WRONG") for _, outcome in outcomes))
+    for (kind, place, outcome), number in sorted(outcomes.items()):
+        print(f"{kind:12}{place:20}{outcome:24}{number:8}")
+    return int(any(outcome.startswith("WRONG") for *_, outcome in outcomes))
 
 
 if __name__ == "__main__":
+    # As in the tests: one CPU.
+    os.environ.setdefault("JAX_PLATFORMS", "cpu")
     sys.exit(main())

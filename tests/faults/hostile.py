@@ -22,14 +22,11 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-import jax
-
-from cwgnc_jax import models
+from cwgnc_train.config import DataConfig, FinetuneConfig, TrainingConfig, UserError
+from cwgnc_train.study import prepare_finetune
 from tests.faults.hostile_data import ROWS, TEXT_KINDS, Hostile, data_files, own, table
 from tests.faults.hostile_models import CANARY, INDEX, Models
 from tests.train.conftest import write_tiny_model
-from train.config import DataConfig
-from train.inputs import load_inputs
 
 SECONDS = 20
 MEGABYTES = 1500
@@ -90,18 +87,20 @@ def data_config(place: Path, hostile: Hostile) -> DataConfig:
         own_files = {"train_file": "train.csv", "validation_file": "dev.csv"}
         settings = own_files | {"text_columns": ("text",)} | settings
     paths = {name: place / settings[name] for name in FIELDS if name in settings}
-    return DataConfig(**settings | paths, max_length=16)
+    own = {name: settings[name] for name in settings if name != "task"}
+    return DataConfig(**own | paths, max_length=16)
 
 
 def read(place: Path, hostile: Hostile) -> None:
-    """Reads what a run is made from."""
-    load_inputs(
-        data_config(place, hostile),
-        lambda num_labels: models.load_pretrained(
-            str(place / "model"), num_labels=num_labels, key=jax.random.key(0)
-        ),
-        cache=False,
+    """Reads all that a run is made from."""
+    config = FinetuneConfig(
+        model=str(place / "model"),
+        workdir=place / "run",
+        task=hostile.settings.get("task"),
+        data=data_config(place, hostile),
+        training=TrainingConfig(cache=False),
     )
+    prepare_finetune(config)
 
 
 def outcome(inputs: Inputs, hostile: Hostile) -> str:
@@ -112,7 +111,7 @@ def outcome(inputs: Inputs, hostile: Hostile) -> str:
         try:
             read(place, hostile)
             result = "WRONG: accepted" if hostile.bad else "still valid"
-        except (ValueError, OSError) as error:
+        except (UserError, OSError) as error:
             result = "refused" if str(error).strip() else "WRONG: says nothing"
         except TooSlow:
             result = "WRONG: too slow"

@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow
 from pyarrow import parquet
 
-from train.examples import _OFFICIAL
+from cwgnc_train.data import GLUE
 
 TEXTS = ("text", "label")
 ROWS = [("the dog sleeps", "good"), ("the cat sees", "bad"), ("a dog sees", "good")]
@@ -22,7 +22,7 @@ class Hostile(NamedTuple):
     Attributes:
       family: What kind of input it is.
       files: Their new contents by name; None for one that is gone.
-      settings: Fields of ``DataConfig`` that differ, files by their names.
+      settings: The task and fields of ``DataConfig`` that differ, files by their names.
       bad: Whether it must be refused; a random change may be harmless.
     """
 
@@ -253,23 +253,28 @@ def parquet_files() -> Iterator[Hostile]:
 
 
 def official_files() -> Iterator[Hostile]:
-    for task, form in _OFFICIAL.items():
-        names = form.names or [*form.texts, form.label]
-        header = [] if form.names else [names]
-        known = form.values or ("1.5", "3")
+    for task in GLUE.values():
+        form = task.files
+        assert form is not None
+        texts = form.text_columns or task.text_columns
+        names = form.column_names or [*texts, form.label_column]
+        header = [] if form.column_names else [names]
+        values = task.label_names or ("1.5", "3")
+        if task.label_names and not form.named_classes:
+            values = tuple(map(str, range(task.num_labels)))
 
-        def content(labels, names=names, header=header, form=form):
-            rows = [[x if n == form.label else "a dog" for n in names] for x in labels]
+        def content(labels, names=names, header=header, label=form.label_column):
+            rows = [[x if n == label else "a dog" for n in names] for x in labels]
             return "".join("\t".join(row) + "\n" for row in header + rows).encode()
 
         broken = [b"", b"\n", b"\xff\n", b"a\0b\n", b"one column\n", content([])]
-        broken += [content([*known, label]) for label in ("x", "", "nan", "1e99")]
-        if form.values:
-            broken += [content([*known, label]) for label in ("7", "-1", "1.0")]
-        dev = ["dev_matched", "dev_mismatched"] if task == "mnli" else ["dev"]
-        settings = {"task": task, "data_dir": "glue"}
-        paths = [f"glue/{task}/{name}.tsv" for name in ("train", *dev)]
-        good = dict.fromkeys(paths, content(known))
+        broken += [content([*values, label]) for label in ("x", "", "nan", "1e99")]
+        if task.label_names:
+            broken += [content([*values, label]) for label in ("7", "-1", "1.0")]
+        dev = ["dev_matched", "dev_mismatched"] if task.name == "mnli" else ["dev"]
+        settings = {"task": task.name, "data_dir": "glue"}
+        paths = [f"glue/{task.name}/{name}.tsv" for name in ("train", *dev)]
+        good = dict.fromkeys(paths, content(values))
         for path in paths:
             for damage in (*broken, None):
                 yield Hostile("GLUE files", good | {path: damage}, settings)

@@ -1,9 +1,10 @@
-"""A training process killed at random moments, which must make no difference.
+"""Training processes killed at random moments, which must make no difference.
 
-``python -m tests.faults.kills --count 1000`` starts fine-tuning runs of a tiny model
-that write a checkpoint every few steps, kills each process with SIGKILL at a random
-moment of its life, goes on with ``--resume``, and compares what each run comes to with
-one that was never killed: parameters, moments, keys and records, by their sha256.
+``python -m tests.faults.kills --count 1000`` starts fine-tuning commands of a tiny
+model that write a checkpoint every few steps, kills each process with SIGKILL at a
+random moment of its life, goes on with ``--resume``, and compares the result with that
+of a command that was never killed: parameters, moments, keys, records and the model, by
+their sha256.
 """
 
 import argparse
@@ -18,11 +19,22 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 PRELOADED = (
-    *("train.loop", "train.restart", "orbax.checkpoint.experimental.v1"),
+    *("cwgnc_train.study", "cwgnc_train.analysis", "orbax.checkpoint.experimental.v1"),
     *("transformers", "pandas", "sklearn.metrics", "matplotlib.pyplot"),
 )
+
+VARIANTS = {
+    "kept": ["--keep", "2"],
+    "removed": [],
+    "seeds": ["--seeds", "3", "--runs-per-program", "2", "--epochs", "4"],
+}
+"""Commands that take turns: with the checkpoints compared as well, with them removed
+at the end, and with several seeds, of which the third waits for the first two."""
+
+VOLATILE = {"seconds", "own_seconds", "finished_at", "crc32"}
 
 
 def train(arguments: list[str], log: Path) -> None:
@@ -30,9 +42,9 @@ def train(arguments: list[str], log: Path) -> None:
     with log.open("a") as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
-    from train.__main__ import main
+    from cwgnc_train.commands import run
 
-    sys.exit(main(arguments))
+    sys.exit(run(arguments))
 
 
 class Kills:
@@ -57,7 +69,7 @@ class Kills:
             "validation-file": write_tsv(folder / "dev.tsv", sentences(20, 41)),
             "text-columns": "text",
             "preset": "code",
-            "epochs": 20,
+            "epochs": 8,
             "learning-rate": 3e-3,
             "dropout": 0.1,
             "max-length": 16,
@@ -65,7 +77,6 @@ class Kills:
             "norms-every": 7,
             "evaluations": 3,
             "checkpoint-seconds": 0,
-            "keep": 2,
         }
         pairs = [(f"--{name}", str(value)) for name, value in values.items()]
         self._flags = ["finetune", *(part for pair in pairs for part in pair)]
@@ -78,15 +89,21 @@ class Kills:
         }
         self._context = multiprocessing.get_context("forkserver")
         self._context.set_forkserver_preload(list(PRELOADED))
-        self._whole("first")
-        begun = time.monotonic()
-        self.unbroken = self._whole("unbroken")
-        self._seconds = time.monotonic() - begun
+        self.unbroken: dict[str, dict[str, str]] = {}
+        self._seconds: dict[str, float] = {}
+        for variant in VARIANTS:
+            self.finish(f"{variant}-first")
+            begun = time.monotonic()
+            self.finish(f"{variant}-unbroken")
+            self._seconds[variant] = time.monotonic() - begun
+            self.unbroken[variant] = self.digest(f"{variant}-unbroken")
 
     def start(self, name: str):
         """Starts a process of a run, or goes on with it."""
-        workdir = self._folder / name
+        workdir, variant = self._folder / name, name.partition("-")[0]
         arguments = [*self._flags, "--workdir", str(workdir), "--resume"]
+        # The last value of a flag counts.
+        arguments += VARIANTS[variant]
         log = self._folder / f"{name}.log"
         process = self._context.Process(target=train, args=(arguments, log))
         process.start()
@@ -94,11 +111,12 @@ class Kills:
 
     def kill(self, name: str) -> str | None:
         """Starts a process of a run and kills it; says when, or None if it was done."""
-        begun = time.time()
+        begun, variant = time.time(), name.partition("-")[0]
         process = self.start(name)
-        process.join(self._moments.uniform(0, 1.1 * self._seconds))
+        process.join(self._moments.uniform(0, 1.1 * self._seconds[variant]))
         if not process.is_alive():
             self._check(name, process)
+            self._seconds[variant] *= 0.9
             return None
         process.kill()
         process.join()
@@ -107,42 +125,57 @@ class Kills:
             paths = (self._folder / name).glob(pattern)
             return any(path.stat().st_mtime >= begun for path in paths)
 
-        if written("checkpoint/*.*"):
+        if written("checkpoints/*.gone") or written("checkpoints/*/*.*"):
             return "while a checkpoint was written or removed"
-        if written("model"):
+        if written("model*") or written("results.json"):
             return "while results were written"
-        return "between checkpoints" if written("metrics.jsonl") else "before training"
+        if written("records.jsonl"):
+            return "between checkpoints"
+        # Other work has slowed the machine down.
+        self._seconds[variant] *= 1.05
+        return "before training"
 
     def digest(self, name: str) -> dict[str, str]:
-        """What a run has come to, as sha256 by name."""
+        """Returns what a run has come to, as sha256 by name."""
+        workdir = self._folder / name
+        kept = "--keep" in VARIANTS[name.partition("-")[0]]
+        content = self._last_states(workdir) if kept else {}
+        for path in sorted((workdir / "model").iterdir()):
+            content[f"model/{path.name}"] = path.read_bytes()
+        for file in ("records", "components", "predictions"):
+            lines = (workdir / f"{file}.jsonl").read_text().splitlines()
+            content[file] = json.dumps([_lasting(json.loads(x)) for x in lines])
+        content["results"] = json.dumps(
+            _lasting(json.loads((workdir / "results.json").read_text()))
+        )
+        left = {path.name for path in workdir.iterdir()}
+        content["files"] = json.dumps(sorted(left - {"curves.png"}))
+        return {
+            name: hashlib.sha256(x if isinstance(x, bytes) else x.encode()).hexdigest()
+            for name, x in content.items()
+        }
+
+    def _last_states(self, workdir: Path) -> dict[str, bytes]:
         import jax
         import orbax.checkpoint.experimental.v1 as ocp
 
-        workdir = self._folder / name
-        path, device = max(workdir.glob("checkpoint/*")) / "state", jax.devices()[0]
-        stored = ocp.metadata(str(path)).metadata
+        steps = [path for path in workdir.glob("checkpoints/*/*") if path.is_dir()]
+        path = max(steps, key=lambda path: int(path.name))
+        on_device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
         expected = {
-            name: jax.ShapeDtypeStruct(
-                x.shape, x.dtype, sharding=jax.sharding.SingleDeviceSharding(device)
-            )
-            for name, x in stored.items()
+            name: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=on_device)
+            for name, x in ocp.metadata(str(path)).metadata.items()
         }
         state = jax.device_get(ocp.load(str(path), expected))
-        files = ["metrics.jsonl", "evaluations.jsonl", "model/model.safetensors"]
-        results = json.loads((workdir / "results.json").read_text())
-        del results["seconds"]
-        content = {name: value.tobytes() for name, value in state.items()}
-        content |= {name: (workdir / name).read_bytes() for name in files}
-        content["results"] = json.dumps(results).encode()
-        return {name: hashlib.sha256(x).hexdigest() for name, x in content.items()}
+        return {f"checkpoint/{name}": value.tobytes() for name, value in state.items()}
 
     def differences(self, name: str) -> list[str]:
-        """What of a finished run differs from the unbroken one."""
-        found = self.digest(name)
+        """Lists what of a finished run differs from the unbroken one."""
+        found, unbroken = self.digest(name), self.unbroken[name.partition("-")[0]]
         return [
             part
-            for part in {**self.unbroken, **found}
-            if self.unbroken.get(part) != found.get(part)
+            for part in {**unbroken, **found}
+            if unbroken.get(part) != found.get(part)
         ]
 
     def finish(self, name: str) -> None:
@@ -151,14 +184,14 @@ class Kills:
         process.join()
         self._check(name, process)
 
-    def _whole(self, name: str) -> dict[str, str]:
-        self.finish(name)
-        return self.digest(name)
-
     def _check(self, name: str, process) -> None:
         if process.exitcode != 0:
             log = (self._folder / f"{name}.log").read_text()
             raise RuntimeError(f"{name} ended with {process.exitcode}:\n{log[-3000:]}")
+
+
+def _lasting(record: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in record.items() if name not in VOLATILE}
 
 
 def count_kills(count: int, seed: int = 0) -> tuple[collections.Counter, list[str]]:
@@ -175,7 +208,8 @@ def count_kills(count: int, seed: int = 0) -> tuple[collections.Counter, list[st
     with tempfile.TemporaryDirectory() as folder:
         kills = Kills(Path(folder), seed)
         while moments.total() < count:
-            name, moment = f"run{runs}", ""
+            variant = list(VARIANTS)[runs % len(VARIANTS)]
+            name, moment = f"{variant}-{runs}", ""
             while moment is not None and moments.total() < count:
                 moment = kills.kill(name)
                 if moment is not None:
@@ -184,7 +218,7 @@ def count_kills(count: int, seed: int = 0) -> tuple[collections.Counter, list[st
                 kills.finish(name)
             wrong += [f"{name}: {part} differs" for part in kills.differences(name)]
             runs += 1
-    moments["runs that were compared"] = runs
+    moments["commands that were compared"] = runs
     return moments, wrong
 
 

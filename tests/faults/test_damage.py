@@ -1,10 +1,17 @@
+import pytest
+
 from tests.faults import damage
 
 
-def test_damage_is_noticed_before_any_state_is_touched():
-    outcomes = damage.count_outcomes(100)
-    found = {outcome for _, outcome in outcomes}
-    assert found == {"refused", "went on at step 2", "went on at step 4"}
-    assert {kind for kind, _ in outcomes} == {
+@pytest.mark.parametrize("count", [100, pytest.param(2000, marks=pytest.mark.slow)])
+def test_damage_is_noticed_before_any_state_is_touched(count):
+    outcomes = damage.count_outcomes(count)
+    assert {outcome for *_, outcome in outcomes} == {
+        *("refused", "went on at step 2", "went on at step 4")
+    }
+    assert {kind for kind, *_ in outcomes} == {
         *("flip", "truncation", "emptying", "deletion", "swap")
+    }
+    assert {place for _, place, _ in outcomes} == {
+        *("study.json", "model", "checkpoints", *damage.RECORDS)
     }

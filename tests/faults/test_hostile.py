@@ -2,13 +2,14 @@
 
 import itertools
 import json
+import os
 
 import pytest
 
+from cwgnc_train.commands import run
 from tests.faults import hostile
 from tests.faults.hostile_data import Hostile
 from tests.faults.hostile_models import CONFIG, INDEX, Models
-from train.__main__ import main
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +33,7 @@ def test_each_bad_input_is_refused_at_once_and_nothing_else_happens(capsys, ever
 def refused(capsys, arguments):
     """What a command says of bad input."""
     capsys.readouterr()
-    assert main([str(argument) for argument in arguments]) == 2
+    assert run([str(argument) for argument in arguments]) == 2
     [line] = capsys.readouterr().err.splitlines()
     assert line.startswith("error: ") and line.isprintable() and len(line) < 2100
     return line
@@ -43,7 +44,7 @@ def finetune(place, of):
     values = {
         "--model": place / "model",
         "--workdir": place / "run",
-        "--task": data.task,
+        "--task": of.settings.get("task"),
         "--data-dir": data.data_dir,
         "--train-file": data.train_file,
         "--validation-file": data.validation_file,
@@ -103,3 +104,143 @@ def test_labels_that_would_tear_the_predictions_are_refused(inputs, capsys, labe
     flags |= {"--text-columns": "text", "--output": place / "predictions.tsv"}
     refused(capsys, ["predict", *itertools.chain(*flags.items())])
     assert not (place / "predictions.tsv").exists()
+
+
+TRAINED_WITH = {
+    "task": "own",
+    "text_columns": ["text"],
+    "max_length": 16,
+    "dtype": "float32",
+}
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        *(b"", b"{", b"[]", b"7", b"null", b"{}", b"\xff", b"[" * 10**5),
+        *(b'"\x1b[2J"', json.dumps(TRAINED_WITH).encode()[:-1]),
+        *(
+            json.dumps({k: v for k, v in TRAINED_WITH.items() if k != name}).encode()
+            for name in TRAINED_WITH
+        ),
+        *(
+            json.dumps(TRAINED_WITH | change).encode()
+            for change in (
+                *({"dtype": x} for x in ("float16", "object", "", None, 7, [], {})),
+                *({"max_length": x} for x in (0, -1, 2, 10**9, 2**70, 1e999)),
+                *({"max_length": x} for x in ("x", None, [], {}, 16.5, True)),
+                *({"text_columns": x} for x in ("text", 7, None, {}, [7], [[]], [""])),
+                *({"text_columns": x} for x in (["other"], ["text"] * 3, [])),
+                *(
+                    {"task": x}
+                    for x in ("rte2", "", 7, None, [], {}, "\x1b[2J", "stsb")
+                ),
+            )
+        ),
+    ],
+    ids=lambda content: repr(content)[:60],
+)
+def test_a_damaged_description_of_the_training_is_refused(inputs, capsys, content):
+    place = inputs.write(Hostile("training", {"model/training.json": content}))
+    (place / "predictions.tsv").unlink(missing_ok=True)
+    flags = {"--model": place / "model", "--output": place / "predictions.tsv"}
+    if b'"own"' in content:
+        flags["--input-file"] = place / "dev.csv"
+    refused(capsys, ["predict", *itertools.chain(*flags.items())])
+    assert not (place / "predictions.tsv").exists()
+
+
+OWN = "--train-file train.csv --validation-file dev.csv --text-columns text"
+ALONE = "--model model --workdir run --no-cache"
+FINETUNE, STUDY = f"finetune {ALONE} {OWN}", f"stability {ALONE} {OWN}"
+NUMBERS = ("-1", "nan", "inf")
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        *(f"{FINETUNE} --seeds {x}" for x in (0, -1, 2**63, 10**30)),
+        *(f"{FINETUNE} --seed {2**63 - 3} --seeds {x}" for x in (3, 4)),
+        *(f"{each} --record-every {x}" for each in (FINETUNE, STUDY) for x in (0, -1)),
+        *(
+            f"{each} --data-devices {x}"
+            for each in (FINETUNE, STUDY)
+            for x in (0, -1, 3, 16, 10**30)
+        ),
+        *(f"{each} --devices {x}" for each in (FINETUNE, STUDY) for x in (0, -1, 9)),
+        *(
+            f"{each} --runs-per-program {x}"
+            for each in (FINETUNE, STUDY)
+            for x in (0, -1)
+        ),
+        *(
+            f"{each} --strategy pmap {x}"
+            for each in (FINETUNE, STUDY)
+            for x in ("--shard-params", "--runs-per-program 2")
+        ),
+        *(f"{each} --give-up-after 0" for each in (FINETUNE, STUDY)),
+        *(f"{each} --accumulate {x}" for each in (FINETUNE, STUDY) for x in (0, -2, 3)),
+        *(f"{each} --keep {x}" for each in (FINETUNE, STUDY) for x in (0, -1)),
+        *(f"{each} --keep-best --evaluations 1" for each in (FINETUNE, STUDY)),
+        *(f"{each} --evaluations {x}" for each in (FINETUNE, STUDY) for x in (0, -1)),
+        *(
+            f"{each} --checkpoint-seconds {x}"
+            for each in (FINETUNE, STUDY)
+            for x in ("-1", "nan")
+        ),
+        *(f"{each} --holdout {x}" for each in (FINETUNE, STUDY) for x in ("1", "nan")),
+        *(
+            f"{each} --clip-numbers {x}"
+            for each in (FINETUNE, STUDY)
+            for x in ("ratio 1", "rato 1")
+        ),
+        *(
+            f"{each} --clip adagc --nonfinite zero_component"
+            for each in (FINETUNE, STUDY)
+        ),
+        *(
+            f"{FINETUNE} --clip {clip} --clip-numbers {name} {x}"
+            for clip, name in (("adagc", "decay"), ("aggc", "low"), ("zclip", "decay"))
+            for x in NUMBERS
+        ),
+        *(
+            f"{each} --{name} {x}"
+            for each in (FINETUNE, STUDY)
+            for name in ("eps", "weight-decay", "prior-decay")
+            for x in NUMBERS
+        ),
+        *(
+            f"{each} --{name} {x}"
+            for each in (FINETUNE, STUDY)
+            for name in ("warmup-ratio", "b1", "b2", "layer-decay", "dropout")
+            for x in (*NUMBERS, "2")
+        ),
+        *(f"{each} --mixout {x}" for each in (FINETUNE, STUDY) for x in (1, -1, 0.5)),
+        *(
+            f"{each} --reinit-layers {x}"
+            for each in (FINETUNE, STUDY)
+            for x in (-1, 3, 10**30)
+        ),
+        *(f"{each} --data-dir ." for each in (FINETUNE, STUDY)),
+        f"{FINETUNE} --task cola",
+        *(f"{STUDY} --tasks {x}" for x in ("cola", "cola rte")),
+        *(f"{STUDY} --methods {x}" for x in ("cwgn", "cwgnc cwgnc", "cwgnc+cwgnc")),
+        *(f"{STUDY} --seeds {x}" for x in (0, -1)),
+        *(
+            f"{STUDY} --seed-list {x}"
+            for x in ("1 1", "x", "-1", "1.5", 2**63, "code 1")
+        ),
+        *(f"{STUDY} --data-seeds -1", f"{STUDY} --max-norms 0.1 0"),
+        *(f"{STUDY} --methods gu --iterations {x}" for x in (0, -1, 3, 10**30)),
+        *(f"{STUDY} --methods gu --epochs-per-iteration {x}" for x in (0, -1)),
+        *(f"{STUDY} --methods adagc --clip-numbers {x} -1" for x in ("decay", "x")),
+        f"{STUDY} --learning-rates 1e-5 nan",
+        f"finetune {ALONE} --train-file train.csv --text-columns text",
+        f"stability {ALONE} --train-file train.csv --text-columns text",
+        *(f"{command} {ALONE}" for command in ("finetune", "stability")),
+    ],
+)
+def test_a_hostile_flag_is_refused_in_one_line(inputs, capsys, command, monkeypatch):
+    monkeypatch.chdir(inputs.write(Hostile("flags", {})))
+    refused(capsys, command.split())
+    assert not os.path.exists("run")

@@ -7,9 +7,10 @@ import jax
 import numpy as np
 import pytest
 
+import cwgnc_jax
 from cwgnc_jax import models
-from train.batches import TokenArrays
-from train.steps import Recipe
+from cwgnc_train.data import TokenArrays
+from cwgnc_train.engine import StepConfig
 
 WORDS = "the a dog cat dogs cats sleeps sleep sees see not often . ?".split()
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
@@ -24,20 +25,32 @@ MODEL = models.BertConfig(
     max_position_embeddings=8,
     initializer_range=0.3,
 )
-RECIPE = Recipe(MODEL, False, "by_parameter", 0.9, 0.999, "float32")
+STEP_CONFIG = StepConfig(MODEL, False, "by_parameter", 0.9, 0.999, "float32")
 
 
 def a_batch(rows=6, seed=0):
-    """Random tokens for MODEL, padded to 8."""
+    """Random tokens for MODEL, an example a row, padded to 8."""
     rng = np.random.default_rng(seed)
     mask = np.arange(8)[None] < rng.integers(3, 9, (rows, 1))
     return {
         "input_ids": rng.integers(5, 20, (rows, 8)).astype(np.int32),
-        "attention_mask": mask.astype(np.int32),
+        "segment_ids": mask.astype(np.int32),
+        "cls_positions": np.arange(rows, dtype=np.int32) * 8,
         "token_type_ids": rng.integers(0, 2, (rows, 8)).astype(np.int32),
         "labels": rng.integers(0, 2, rows).astype(np.int32),
         "weights": np.ones(rows, np.float32),
     }
+
+
+def padded(batch):
+    """What ``models.apply`` takes of a batch with an example a row."""
+    return batch["input_ids"], batch["segment_ids"], batch["token_type_ids"]
+
+
+def by_component(values, params, component_fn=cwgnc_jax.by_parameter):
+    """A metric's values by the names of the components."""
+    names = cwgnc_jax.component_sizes(params, component_fn)
+    return dict(zip(names, values, strict=True))
 
 
 def tokens_of(model, count, seed=0):

@@ -1,4 +1,4 @@
-"""Studies made up of random numbers, in the format that the engine writes."""
+"""Made-up records, in the format that the engine writes."""
 
 import json
 import math
@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from train.records import plain
+from cwgnc_train.records import plain
 
 METRICS = {"cola": "matthews_correlation", "mrpc": "f1", "rte": "accuracy"}
 LINES = {"cola": 0.0, "mrpc": 0.8122, "rte": 0.527}
@@ -17,7 +17,7 @@ SPREADS = {"devlin": 0.05, "bias_correction": 0.03, "mosbach": 0.012, "cwgnc": 0
 
 
 def run_record(run: str, score: float, **changes) -> dict:
-    """The line of a finished run; its name is task/method/lr=…/max_norm=…/seed=…"""
+    """Makes the line of a finished run task/method/lr=…/max_norm=…/seed=…"""
     task, method, *rest = run.split("/")
     rate, max_norm, seed = (part.partition("=")[2] for part in rest)
     metric = METRICS[task]
@@ -26,6 +26,7 @@ def run_record(run: str, score: float, **changes) -> dict:
         "run": run,
         "task": task,
         "metric": metric,
+        "judged": "validation",
         "method": method,
         "learning_rate": float(rate),
         "max_norm": "inf" if max_norm == "inf" else float(max_norm),
@@ -36,6 +37,7 @@ def run_record(run: str, score: float, **changes) -> dict:
         "warmup_ratio": 0.1,
         "weight_decay": 0.01,
         "components": "by_parameter" if method == "cwgnc" else "global",
+        "clip": method if method in ("adagc", "zclip") else "fixed",
         "eps": 1e-6 if method == "devlin" else 1e-8,
         "bias_correction": method != "devlin",
         "steps": 200,
@@ -45,6 +47,8 @@ def run_record(run: str, score: float, **changes) -> dict:
         "failed": False,
         "collapsed": False,
         "diverged_at_step": None,
+        "gave_up_at_step": None,
+        "model_saved": False,
         "seconds": 12.5,
         "runs_per_program": 4,
         "device": "cpu, 2 cores",
@@ -55,14 +59,14 @@ def run_record(run: str, score: float, **changes) -> dict:
 
 
 def with_holdout(record: dict, score: float) -> dict:
-    """The same run with a score on the holdout."""
+    """Adds a score on the holdout to the line of a run."""
     for name, value in (("scores", score), ("majority_line", LINES[record["task"]])):
         record[name] = {**record[name], "holdout": {record["metric"]: value}}
     return record
 
 
 def write_study(workdir: Path, records: Sequence[dict], **config) -> Path:
-    """Writes a study's folder."""
+    """Writes the folder of a study; returns it."""
     workdir.mkdir(parents=True, exist_ok=True)
     config = {
         "model": "models/bert-tiny",
@@ -83,7 +87,7 @@ def demo_records(
     seeds: int = 6,
     holdout: bool = True,
 ) -> list[dict]:
-    """Records of a study: methods that spread and fail less the later they stand."""
+    """Makes the records of a study whose later methods vary and fail less."""
     rng = np.random.default_rng(0)
     records: list[dict] = [{"kind": "layout", "programs": 3}]
     for task in tasks:
@@ -145,7 +149,7 @@ def _one_run(rng, run, method, rate, norm, holdout):
 
 
 def component_names(layers: int) -> list[str]:
-    """The components of a BERT, sorted as its parameters are."""
+    """Lists the components of a BERT, sorted as its parameters are."""
     modules = {
         "attention/self/query": ("kernel", "bias"),
         "attention/self/key": ("kernel", "bias"),
@@ -170,7 +174,7 @@ def component_names(layers: int) -> list[str]:
 
 
 def components_record(run: str, step: int, rmsd: Sequence[float], **changes) -> dict:
-    """The line of one measurement; by default all follows from the distances."""
+    """Makes the line of one measurement; the default follows from the distances."""
     rmsd = list(map(float, rmsd))
     columns = {
         "rmsd": rmsd,
@@ -185,14 +189,15 @@ def components_record(run: str, step: int, rmsd: Sequence[float], **changes) -> 
 def write_components(
     workdir: Path, names: Sequence[str], records: Sequence[dict]
 ) -> Path:
-    """Writes the statistics of the components into a study's folder."""
-    first = {"kind": "names", "components": list(names)}
+    """Writes the statistics of the components into a folder; returns it."""
+    first = {"kind": "names", "task": "rte", "by": "by_parameter"}
+    first["components"] = list(names)
     lines = "".join(json.dumps(record) + "\n" for record in [first, *records])
     (workdir / "components.jsonl").write_text(lines)
     return workdir
 
 
-# One of each kind that is treated in its own way.
+# One of each kind that is treated differently.
 FEW = (
     "word_embeddings",
     "self/query/kernel",
@@ -213,7 +218,7 @@ def measured_run(
     iterations: int = 1,
     **changes,
 ) -> tuple[list[dict], list[dict]]:
-    """A finished run: its records, and those of its components.
+    """Makes the records of a finished run, and those of its components.
 
     In a failed run the top layers run ahead and gradients vanish after a peak.
     """
@@ -244,7 +249,9 @@ def measured_run(
             number = (iteration - 1) * each + step
             lines.append(
                 components_record(
-                    *(run, number, rmsd),
+                    run,
+                    number,
+                    rmsd,
                     grad_norm=np.where(thawed, grad, 0),
                     param_norm=20 * base + 40 * rmsd,
                     cosine=1 - 2e3 * rmsd**2,
@@ -259,11 +266,13 @@ def measured_run(
             | {"split": "validation", "scores": scores, "collapsed": failed}
         )
     unfreezing = ("restart" if restart else "carry") if iterations > 1 else None
-    last = run_record(
-        *(run, scores[METRICS[task]]),
-        **{"steps": each * iterations, "iterations": iterations, "epochs": 3},
-        **{"unfreezing": unfreezing, **changes},
-    )
+    changes = {
+        "steps": each * iterations,
+        "iterations": iterations,
+        "epochs": 3,
+        "unfreezing": unfreezing,
+    } | changes
+    last = run_record(run, scores[METRICS[task]], **changes)
     return [*records, last], lines
 
 
@@ -280,13 +289,13 @@ def measured_study(
     few: bool = True,
     **options,
 ) -> Path:
-    """Writes a study of measured runs.
+    """Writes a study whose components are measured; returns its folder.
 
     Args:
       workdir: Where to write.
       cells: By the cell's name, the numbers of its failed and successful runs.
       layers: The layers of the model; also the iterations of gradual unfreezing.
-      few: Measure a few components only, which is faster to draw.
+      few: Measure only a few components, which are faster to draw.
       **options: Goes to ``measured_run``.
     """
     records, lines, names = [], [], component_names(layers)
@@ -308,7 +317,7 @@ def measured_study(
 
 @pytest.fixture(scope="session")
 def demo_study(tmp_path_factory) -> Path:
-    """The folder of a study of two tasks, three methods, and three thresholds."""
+    """The folder of a study of two tasks, three methods and three thresholds."""
     return write_study(
         tmp_path_factory.mktemp("demo"), demo_records(), holdout=0.1, epochs=5
     )

@@ -4,6 +4,16 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from cwgnc_train.analysis import write_racing, write_unfreezing
+from cwgnc_train.analysis.component_courses import ComponentCourses, Course, locate
+from cwgnc_train.analysis.convergence import (
+    distance_shares,
+    halfway_steps,
+    racing_index,
+)
+from cwgnc_train.analysis.racing_section import racing_section
+from cwgnc_train.analysis.sections import read_measured
+from cwgnc_train.config import UserError
 from tests.train.analysis.conftest import (
     components_record,
     measured_study,
@@ -11,11 +21,6 @@ from tests.train.analysis.conftest import (
     write_components,
     write_study,
 )
-from train.__main__ import main
-from train.analysis.components import Components, Course, locate
-from train.analysis.convergence import halfway_steps, progress, racing_index
-from train.analysis.racing import racing_section, write_racing
-from train.analysis.sections import read_measured
 
 FULL = "rte/full/lr=2e-05/max_norm=inf"
 CWGNC = "rte/cwgnc/lr=2e-05/max_norm=0.05"
@@ -27,25 +32,28 @@ def racing(steps, columns, kinds=KINDS):
     """The components and course of a run, by the distances of each component."""
     names = [f"bert/encoder/layer/0/attention/self/{kind}" for kind in kinds]
     rmsd = np.array(columns, float).T
-    course = Course(np.array(steps), rmsd, *[np.ones_like(rmsd)] * 3)
-    return Components(locate(names), {"a": course}), course
+    ones = np.ones_like(rmsd)
+    course = Course(
+        steps=np.array(steps), rmsd=rmsd, cosine=ones, grad_norm=ones, param_norm=ones
+    )
+    return ComponentCourses(locate(names), {"a": course}), course
 
 
-def test_half_way_lies_between_the_measured_steps():
+def test_halfway_lies_between_the_measured_steps():
     # Half of 4 is 2: between 1 (step 1) and 3 (step 11), so at 6. Half of 2 is reached
     # between 0 (step 0) and 1.6 (step 1), so at 1 / 1.6.
     steps, rmsd = np.array([1, 11, 21]), np.array([[1, 1.6], [3, 1.9], [4, 2.0]])
     np.testing.assert_allclose(halfway_steps(steps, rmsd), [6, 0.625])
 
 
-def test_half_way_is_where_half_is_first_reached():
+def test_halfway_is_where_half_is_first_reached():
     steps, rmsd = np.array([10, 20, 30]), np.array([[6.0], [1.0], [4.0]])
     np.testing.assert_allclose(halfway_steps(steps, rmsd), [10 / 3])
 
 
-def test_progress_is_half_where_half_way_is():
+def test_the_share_of_the_distance_is_half_where_halfway_is():
     steps, rmsd = np.array([1, 11, 21]), np.array([[1, 1.6], [3, 1.9], [4, 2.0]])
-    shares = progress(steps, rmsd, halfway_steps(steps, rmsd))
+    shares = distance_shares(steps, rmsd, halfway_steps(steps, rmsd))
     np.testing.assert_allclose(np.diag(shares), 0.5)
 
 
@@ -57,7 +65,7 @@ def test_the_index_of_an_example_worked_by_hand():
     assert racing_index(measured, course, 40) == pytest.approx(math.sqrt(0.125 / 3))
 
 
-def test_in_step_is_zero():
+def test_the_index_of_one_pace_is_zero():
     measured, course = racing([10, 20], [[1, 2], [5, 10], [0.1, 0.2]])
     assert racing_index(measured, course, 20) == 0
 
@@ -73,7 +81,7 @@ def test_key_biases_and_frozen_components_are_left_out():
     )
 
 
-def test_the_index_is_undefined_for_one_component_or_what_is_no_number():
+def test_the_index_is_undefined_for_one_component_or_values_that_are_not_finite():
     assert math.isnan(racing_index(*racing([1, 2], [[1, 2]], KINDS[:1]), 2))
     for wrong in (math.nan, math.inf):
         columns = [[1, 2], [wrong, 2], [1, 2]]
@@ -157,32 +165,32 @@ def test_numbers_that_are_not_finite_do_not_break_figures(tmp_path):
     assert "| 3, 3 | – | – |" in files[1].read_text()
 
 
-def refused(capsys, *arguments):
-    assert main([str(argument) for argument in arguments]) == 2
-    (line,) = capsys.readouterr().err.splitlines()
-    return line
+@pytest.mark.parametrize(
+    "name", ["classifier/kernel", "bert/embeddings/word_embeddings/embedding"]
+)
+def test_components_outside_the_layers_race_alone(tmp_path, name):
+    run = f"{FULL}/seed=1"
+    lines = [components_record(run, step, [step]) for step in (1, 2)]
+    write_study(tmp_path, [run_record(run, 0.7, steps=2)])
+    files = write_racing(write_components(tmp_path, [name], lines))
+    kinds = {path.stem.partition("_rte")[0] for path in files}
+    assert kinds == {"racing", "race", "grad_norm_by_layer", "param_norm_by_layer"}
 
 
-@pytest.mark.parametrize("command", ["racing", "unfreeze"])
-def test_what_the_commands_lack_is_named(tmp_path, capsys, command):
-    assert "there is no study.json" in refused(capsys, command, tmp_path)
+@pytest.mark.parametrize("write", [write_racing, write_unfreezing])
+def test_missing_records_are_named(tmp_path, write):
+    with pytest.raises(UserError, match=r"has no study\.json"):
+        write(tmp_path)
     write_study(tmp_path, [run_record(f"{FULL}/seed=1", 0.7)])
-    assert "no per-component statistics: run it with --statistics-every 20" in refused(
-        capsys, command, tmp_path
-    )
+    with pytest.raises(UserError, match="run the command with --statistics-every 20"):
+        write(tmp_path)
     line = components_record("another", 1, [0])
     write_components(tmp_path, ["classifier/bias"], [line])
-    assert "no finished run of" in refused(capsys, command, tmp_path)
+    with pytest.raises(UserError, match="no finished run in"):
+        write(tmp_path)
 
 
-def test_gradual_unfreezing_alone_is_no_race(tmp_path, capsys):
+def test_gradual_unfreezing_alone_is_no_race(tmp_path):
     measured_study(tmp_path, {GU: (0, 1)}, steps=40)
-    line = refused(capsys, "racing", tmp_path)
-    assert "is of gradual unfreezing" in line
-    assert "add another method" in line
-
-
-def test_the_commands_print_what_they_wrote(study, tmp_path, capsys):
-    assert main(["unfreeze", str(study), "--output", str(tmp_path)]) == 0
-    lines = capsys.readouterr().out.splitlines()
-    assert sorted(lines) == sorted(map(str, tmp_path.iterdir()))
+    with pytest.raises(UserError, match="is of gradual unfreezing.*another method"):
+        write_racing(tmp_path)

@@ -10,8 +10,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from cwgnc_train.analysis import write_report
+from cwgnc_train.config import UserError
 from tests.train.analysis.conftest import METRICS, demo_records, run_record, write_study
-from train.analysis.report import write_report
 
 
 class Page(html.parser.HTMLParser):
@@ -206,7 +207,7 @@ def test_too_few_runs_are_not_tested(tmp_path):
 def test_without_a_holdout_every_cell_is_listed(tmp_path):
     records = demo_records(("cola",), ("devlin", "cwgnc"), seeds=1, holdout=False)
     report = write_report(write_study(tmp_path, records))
-    assert "Nothing was selected by scores." in report.read_text()
+    assert "Nothing was chosen by scores." in report.read_text()
     assert len(table(report, "table1").query("source == 'this study'")) == 8
     assert not (report.parent / "tables" / "selection.csv").exists()
 
@@ -218,7 +219,7 @@ def test_the_report_counts_what_is_not_finished(tmp_path):
     ]
     text = write_report(write_study(tmp_path, records)).read_text()
     assert "1 finished, of which 0 failed" in text
-    assert "1 more have begun" in text
+    assert "1 more have started" in text
 
 
 def test_one_run_is_enough(tmp_path):
@@ -231,6 +232,88 @@ def test_one_run_is_enough(tmp_path):
     assert [path.name for path in (report.parent / "figures").glob("*.png")] == [
         "scores_rte.png"
     ]
+
+
+def finetune_study(folder, settings, **changes):
+    name = "rte/finetune/lr=2e-05/max_norm=0.05/seed="
+    records = [
+        run_record(f"{name}{seed}", 0.7, **{"task": "own", "train_examples": 90})
+        | changes
+        for seed in (1, 2)
+    ]
+    write_study(folder, records)
+    (folder / "study.json").write_text(json.dumps(settings))
+    return folder
+
+
+def test_a_folder_of_finetune_has_a_report(tmp_path):
+    settings = {
+        "model": "models/bert-tiny",
+        "task": None,
+        "train_file": "secret/place/reviews.csv",
+        "holdout": 0.1,
+        "max_length": 64,
+        "train_examples": 90,
+        "dropout": 0.2,
+        "dtype": "bfloat16",
+        "data": {"own": "4567"},
+        "commits": {"model": "0123"},
+    }
+    report = write_report(finetune_study(tmp_path, settings))
+    text = report.read_text()
+    assert "<h1>Fine-tuning bert-tiny: own data</h1>" in text
+    for name, value in {
+        "Training file": "reviews.csv",
+        "Longest text": "64 tokens",
+        "Training examples": "90",
+        "Holdout": "10 % of the training set",
+        "Dropout": "0.2",
+        "Precision": "bfloat16",
+    }.items():
+        assert f"<dt>{name}</dt><dd>{value}</dd>" in text
+    assert "secret" not in text
+    assert table(report, "table1")["method"].tolist() == ["finetune"]
+    assert "fine-tuning, own settings | 2e-5 | 0.05 | 2 |" in (
+        report.parent / "tables" / "table1.md"
+    ).read_text(encoding="utf-8")
+
+
+def test_a_report_needs_no_settings(tmp_path):
+    text = write_report(finetune_study(tmp_path, {})).read_text()
+    assert "unknown model" in text
+
+
+def test_a_learned_threshold_is_called_so_whatever_the_method(tmp_path):
+    report = write_report(finetune_study(tmp_path, {}, clip="adagc"))
+    text = (report.parent / "tables" / "table1.md").read_text(encoding="utf-8")
+    assert "| 2e-5 | learned | 2 |" in text
+    text = (report.parent / "tables" / "protocol.md").read_text(encoding="utf-8")
+    assert "| learned |" in text and "| adagc |" in text
+
+
+def test_runs_that_were_given_up_are_listed(tmp_path):
+    names = [f"rte/cwgnc/lr=2e-05/max_norm=1/seed={seed}" for seed in (1, 2)]
+    records = [run_record(names[0], 0.7), run_record(names[1], 0.7, gave_up_at_step=30)]
+    report = write_report(write_study(tmp_path, records))
+    text = report.read_text()
+    assert "of which 1 failed, 0 collapsed, 0 diverged, 1 given up" in text
+    text = (report.parent / "tables" / "failures.md").read_text(encoding="utf-8")
+    assert "| 2 (70.0) | – | – | 2 (30) |" in text
+
+
+def test_what_a_reproduction_cut_is_named(tmp_path):
+    run = run_record("rte/cwgnc/lr=2e-05/max_norm=1/seed=1", 0.7)
+    write_study(tmp_path, [run])
+    path = tmp_path / "reproduction.json"
+    path.write_text(json.dumps({"cut": ["5 seeds"], "budget_minutes": 90}))
+    text = write_report(tmp_path).read_text()
+    assert "<dt>Cut to 90 minutes</dt><dd>5 seeds</dd>" in text
+    path.write_text(json.dumps({"cut": [], "budget_minutes": None}))
+    assert "the paper&#39;s, in full" in write_report(tmp_path).read_text()
+    for damaged in ("[", "{}", '{"cut": [1]}', '{"cut": ["x"], "budget_minutes": "x"}'):
+        path.write_text(damaged)
+        with pytest.raises(UserError, match=r"reproduction\.json is damaged"):
+            write_report(tmp_path)
 
 
 HOSTILE = """<script>alert('x')</script>&"$\\frac{$ ../../up"""
@@ -282,7 +365,7 @@ def test_names_with_html_and_formulas_are_shown_as_they_are(tmp_path):
 def test_names_that_are_no_line_of_text_are_refused(tmp_path, name, value):
     record = run_record("rte/cwgnc/lr=2e-05/max_norm=1/seed=1", 0.7)
     write_study(tmp_path, [record | {name: value}])
-    with pytest.raises(ValueError, match=f"line 1: .*{name} must be a line of text"):
+    with pytest.raises(UserError, match=f"line 1: .*{name} must be a line of text"):
         write_report(tmp_path)
 
 
@@ -304,7 +387,7 @@ def test_the_report_says_which_lines_it_used(tmp_path):
         run_record(f"{task}/cwgnc/lr=2e-05/max_norm=1/seed=1", 0.78) for task in METRICS
     ]
     report = write_report(write_study(tmp_path, runs))
-    assert "lines of failure are computed from the data" in report.read_text()
+    assert "failure lines are computed from the data" in report.read_text()
     assert table(report, "failures")["task"].tolist() == ["mrpc"]
     report = write_report(tmp_path, tmp_path / "legacy", legacy_lines=True)
     assert "constants of the torch version for\nCoLA, MRPC, RTE" in report.read_text()

@@ -5,15 +5,18 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from cwgnc_train.analysis import write_report, write_unfreezing
+from cwgnc_train.analysis.component_courses import ComponentCourses, locate
+from cwgnc_train.analysis.sections import read_measured
+from cwgnc_train.analysis.study_records import read_study
+from cwgnc_train.analysis.unfreezing_iterations import (
+    layer_extremes,
+    unfreezing_groups,
+)
+from cwgnc_train.analysis.unfreezing_section import unfreezing_section
+from cwgnc_train.config import UserError
 from tests.train.analysis.conftest import measured_study, run_record, write_study
 from tests.train.analysis.test_report import Page
-from train.__main__ import main
-from train.analysis.components import Components, locate
-from train.analysis.iterations import layer_extremes, unfreezing_groups
-from train.analysis.report import write_report
-from train.analysis.sections import read_measured
-from train.analysis.study import read_study
-from train.analysis.unfreezing import unfreezing_section, write_unfreezing
 
 FULL = "rte/full/lr=2e-05/max_norm=inf"
 GU = "rte/gu/lr=2e-05/max_norm=inf"
@@ -50,7 +53,7 @@ def test_the_extreme_of_a_layer_leaves_out_heads_key_biases_and_no_numbers():
         "bert/pooler/dense/kernel": 8.0,
         "classifier/kernel": 9.0,
     }
-    measured = Components(locate(list(values)), {})
+    measured = ComponentCourses(locate(list(values)), {})
     numbers = np.array(list(values.values()))
     np.testing.assert_array_equal(
         layer_extremes(measured, numbers, max), [0.3, 0.5, math.nan, 0.1]
@@ -138,7 +141,7 @@ def test_captions_count_the_runs(study):
 def test_without_plain_fine_tuning_the_last_restart_stands_for_it(tmp_path):
     study = measured_study(tmp_path, {GU: (0, 1), RESTART: (0, 1)}, steps=40)
     _, rmsd, _ = unfreezing_section(*read_measured(study)).pictures
-    assert "the last iteration with restart stands for it" in rmsd.caption
+    assert "the last iteration with restart takes its place" in rmsd.caption
     labels = [text.get_text() for text in rmsd.figure.axes[0].get_legend().texts]
     assert labels == ["gradual unfreezing (restart)", "gradual unfreezing"]
 
@@ -161,8 +164,8 @@ def test_only_like_is_compared_with_like(tmp_path):
         for cell, changes in cells.items()
     ]
     groups = unfreezing_groups(read_study(write_study(tmp_path, records)).runs)
-    found = {group.clip: group.runs for group in groups}
-    assert {clip: list(runs) for clip, runs in found.items()} == {
+    found = {group.added: group.runs for group in groups}
+    assert {added: list(runs) for added, runs in found.items()} == {
         "": ["carry", "full"],
         "cwgnc": ["carry"],
     }
@@ -180,11 +183,11 @@ def test_runs_that_are_no_numbers_leave_gaps(tmp_path):
     assert len(write_unfreezing(tmp_path)) == 10
 
 
-def test_a_study_without_unfreezing_is_refused(tmp_path, capsys):
+def test_a_study_without_unfreezing_is_refused(tmp_path):
     measured_study(tmp_path, {FULL: (0, 1)}, steps=40)
-    assert main(["unfreeze", str(tmp_path)]) == 2
-    (line,) = capsys.readouterr().err.splitlines()
-    assert "is of gradual unfreezing: its methods are full; add gu" in line
+    message = "is of gradual unfreezing: the methods are full; add gu"
+    with pytest.raises(UserError, match=message):
+        write_unfreezing(tmp_path)
 
 
 def test_the_report_has_the_sections_that_the_records_suffice_for(study, tmp_path):

@@ -1,1 +1,0 @@
-"""Fine-tuning of encoders with component-wise clipping: ``python -m train``."""

@@ -1,0 +1,1 @@
+"""Fine-tuning of pretrained encoders with component-wise gradient norm clipping."""

@@ -1,0 +1,90 @@
+"""The commands, and what all of them do: find one, run it, report errors."""
+
+import errno
+import importlib
+import logging
+import sys
+from collections.abc import Sequence
+
+from cwgnc_train.commands.huge_pages import use_huge_pages
+from cwgnc_train.config import UserError, suggest
+
+__all__ = ("COMMANDS", "run", "use_huge_pages")
+
+COMMANDS = {
+    "finetune": "fine-tune a pretrained encoder on a task or on your own data",
+    "predict": "predict with a fine-tuned model",
+    "components": "list what the clip of a model treats as one, with shapes and sizes",
+    "stability": "fine-tune with many seeds, thresholds and methods",
+    "report": "tables, tests and figures of such a study",
+    "racing": "how the components of its runs converge, failed and successful",
+    "unfreeze": "what gradual unfreezing did in it, iteration by iteration",
+    "reproduce": "the paper's tables and figures, cut to a budget of minutes",
+}
+"""Each is a module of this package with a function of its name."""
+
+_LONGEST_MESSAGE = 2000
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Runs one command.
+
+    Args:
+      arguments: The command's name and its flags.
+
+    Returns:
+      The exit status: 0; 1 if all runs were given up; 2 if the input was wrong or
+      nothing could be written; 130 or 143 after SIGINT or SIGTERM. A bug raises.
+    """
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(_usage())
+        return 0 if arguments else 2
+    name, *flags = arguments
+    if name not in COMMANDS:
+        return _refuse(
+            f"unknown command {name!r}{suggest(name, COMMANDS) or ';'} "
+            f"the commands are {' '.join(COMMANDS)}"
+        )
+    # What Orbax's threads raise is raised by its callers as well.
+    logging.getLogger("absl").setLevel(logging.CRITICAL)
+    command = importlib.import_module(f"cwgnc_train.commands.{name}")
+    try:
+        return getattr(command, name)(flags)
+    except (UserError, OSError) as error:
+        return _refuse(error)
+    except KeyboardInterrupt as stop:
+        # Of the engine, after a checkpoint, or of Python itself before the first step.
+        print(
+            f"{str(stop) or 'interrupted'}; the same command with --resume goes on",
+            file=sys.stderr,
+        )
+        return getattr(stop, "status", 130)
+
+
+def _usage() -> str:
+    width = max(map(len, COMMANDS))
+    lines = [f"  {name:{width}}  {what}" for name, what in COMMANDS.items()]
+    return "\n".join(
+        [
+            "usage: cwgnc COMMAND [--help]",
+            "",
+            "commands:",
+            *lines,
+            "",
+            "shell completion: cwgnc COMMAND --tyro-print-completion bash",
+        ]
+    )
+
+
+def _refuse(error: object) -> int:
+    # Names from files may hold anything, such as what moves a terminal's cursor.
+    line = "".join(
+        char if char.isprintable() else char.encode("unicode_escape").decode()
+        for char in " ".join(str(error).split())
+    )
+    if len(line) > _LONGEST_MESSAGE:
+        line = f"{line[:_LONGEST_MESSAGE]}…"
+    if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+        line += "; make room: what was written is whole, and --resume goes on from it"
+    print(f"error: {line}", file=sys.stderr)
+    return 2

@@ -1,0 +1,70 @@
+"""Run configuration: frozen dataclasses, presets, methods, checks. No JAX here."""
+
+from cwgnc_train.config.cache_folder import cache_folder, make_private
+from cwgnc_train.config.checks import (
+    check_components,
+    check_finetune,
+    check_hosts,
+    check_predict,
+    check_reproduce,
+    check_stability,
+)
+from cwgnc_train.config.errors import UserError, listed, shown, suggest
+from cwgnc_train.config.finetune import PRESETS, FinetuneConfig, Preset
+from cwgnc_train.config.methods import METHODS, Method, find_method
+from cwgnc_train.config.predict import ComponentsConfig, PredictConfig
+from cwgnc_train.config.recipe import (
+    CLIP_NUMBERS,
+    DataConfig,
+    OptimizerConfig,
+    RegularizationConfig,
+    RunSpec,
+)
+from cwgnc_train.config.report import RacingConfig, ReportConfig, UnfreezeConfig
+from cwgnc_train.config.reproduce import ReproduceConfig
+from cwgnc_train.config.stability import CODE_SEEDS, OverridesConfig, StabilityConfig
+from cwgnc_train.config.training import (
+    CheckpointsConfig,
+    DevicesConfig,
+    HostsConfig,
+    TrainingConfig,
+)
+
+__all__ = (
+    "CLIP_NUMBERS",
+    "CODE_SEEDS",
+    "METHODS",
+    "PRESETS",
+    "CheckpointsConfig",
+    "ComponentsConfig",
+    "DataConfig",
+    "DevicesConfig",
+    "FinetuneConfig",
+    "HostsConfig",
+    "Method",
+    "OptimizerConfig",
+    "OverridesConfig",
+    "PredictConfig",
+    "Preset",
+    "RacingConfig",
+    "RegularizationConfig",
+    "ReportConfig",
+    "ReproduceConfig",
+    "RunSpec",
+    "StabilityConfig",
+    "TrainingConfig",
+    "UnfreezeConfig",
+    "UserError",
+    "cache_folder",
+    "check_components",
+    "check_finetune",
+    "check_hosts",
+    "check_predict",
+    "check_reproduce",
+    "check_stability",
+    "find_method",
+    "listed",
+    "make_private",
+    "shown",
+    "suggest",
+)

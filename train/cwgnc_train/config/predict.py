@@ -1,0 +1,55 @@
+"""The flags of the commands about one model: ``predict`` and ``components``."""
+
+import dataclasses
+from pathlib import Path
+
+from cwgnc_train.config.recipe import ComponentsName
+from cwgnc_train.config.training import DtypeName
+
+
+@dataclasses.dataclass(frozen=True)
+class PredictConfig:
+    """Predict with a fine-tuned model, and score it where labels are given."""
+
+    model: str
+    """The folder of a fine-tuned model (WORKDIR/model), or a hub id."""
+    output: Path
+    """The TSV file to write: index, prediction, and the probability of a class."""
+    task: str | None = None
+    """A GLUE task: cola sst2 mrpc stsb qqp mnli qnli rte wnli. Default: the task the
+    model was trained on, unless --input-file is given."""
+    data_dir: Path | None = None
+    """A folder with the official GLUE TSV files; without it, the hub is asked."""
+    split: str = "validation"
+    """The task's split: validation or test (mnli: validation_matched, ...)."""
+    input_file: Path | None = None
+    """Your own texts instead of a task: .csv, .tsv, .json, .jsonl, .ndjson or
+    .parquet."""
+    text_columns: tuple[str, ...] = ()
+    """Own texts: the column of the text, or the two columns of a pair. Default: those
+    the model was trained on."""
+    label_column: str | None = None
+    """Own texts: the column of the label, to score the predictions."""
+    batch_size: int = 64
+    """Examples per batch."""
+    max_length: int | None = None
+    """Truncate texts to this many tokens. Default: as in training, or 128."""
+    dtype: DtypeName | None = None
+    """Dtype of the computation. Default: as in training, or float32."""
+    cache: bool = True
+    """Keep tokens and compiled programs in $XDG_CACHE_HOME/cwgnc_jax, or
+    ~/.cache/cwgnc_jax, so that the next command starts sooner."""
+
+
+@dataclasses.dataclass(frozen=True)
+class ComponentsConfig:
+    """List the components of a model that the clip would treat as one each."""
+
+    model: str
+    """A folder with config.json and model.safetensors, or a hub id."""
+    components: ComponentsName = "by_parameter"
+    """What is clipped together."""
+    num_labels: int = 2
+    """Number of classes of the classifier."""
+    revision: str | None = None
+    """Revision of a hub model: a branch, tag or commit."""

@@ -1,0 +1,142 @@
+"""What defines a run: its optimizer, its regularization, its task and seeds."""
+
+import dataclasses
+from pathlib import Path
+from typing import Literal
+
+ComponentsName = Literal[
+    "by_parameter", "by_module", "by_module_type", "by_layer", "global"
+]
+"""What is clipped together."""
+
+ClipName = Literal["fixed", "adagc", "aggc", "olmo", "autoclip", "zclip"]
+"""Where a component's threshold comes from."""
+
+CLIP_NUMBERS: dict[ClipName, dict[str, float]] = {
+    "fixed": {},
+    "adagc": {"ratio": 1.05, "decay": 0.98, "max_global_norm": 1, "warmup_steps": 100},
+    # The authors of these two publish no interval and no ratio to take over.
+    "aggc": {"low": 0.5, "high": 2, "decay": 0.98},
+    "olmo": {"ratio": 2, "decay": 0.95},
+    "autoclip": {"percentile": 10},
+    "zclip": {"z_threshold": 2.5, "decay": 0.97, "warmup_steps": 25},
+}
+"""The numbers of each clip and their defaults."""
+
+Unfreezing = Literal["carry", "restart"]
+"""Gradual unfreezing: whether an iteration starts from the weights of the one before
+it, or from the pretrained ones."""
+
+
+@dataclasses.dataclass(frozen=True)
+class DataConfig:
+    """The texts and labels."""
+
+    data_dir: Path | None = None
+    """A folder with the official GLUE TSV files; without it, tasks come from the
+    Hugging Face hub."""
+    train_file: Path | None = None
+    """Your own training data instead of a GLUE task: .csv, .tsv, .json, .jsonl,
+    .ndjson or .parquet."""
+    validation_file: Path | None = None
+    """Your own validation data, with the columns of --train-file. Not needed with
+    --holdout."""
+    text_columns: tuple[str, ...] = ()
+    """Own data: the column of the text, or the two columns of a pair."""
+    label_column: str = "label"
+    """Own data: the column of the label."""
+    regression: bool = False
+    """Own data: the label is a number to predict, not a class."""
+    holdout: float = 0.0
+    """Keep this share of the training set back and score runs on it as well, to choose
+    among them; the same examples for every seed."""
+    max_length: int = 128
+    """Truncate texts to this many tokens."""
+    train_examples: int | None = None
+    """Train on this many examples only; the same ones for every seed."""
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimizerConfig:
+    """The clip, Adam, the decay and the schedule."""
+
+    learning_rate: float = 2e-5
+    """The peak learning rate; it falls linearly to 0 at the last step."""
+    warmup_ratio: float | None = None
+    """Share of all steps over which the learning rate rises from 0. Default: the
+    preset's."""
+    max_norm: float = 0.05
+    """Threshold for each component's gradient norm; inf turns the clip off."""
+    components: ComponentsName = "by_parameter"
+    """What is clipped together: each parameter (the paper), each module, each kind of
+    module across layers, each layer, or everything."""
+    clip: ClipName = "fixed"
+    """The threshold is --max-norm (fixed), or learned from each component's past norms
+    as AdaGC, AGGC, OLMo's trainer, AutoClip or ZClip do."""
+    clip_numbers: dict[str, float] = dataclasses.field(default_factory=dict)
+    """Numbers of a learned threshold to change from their defaults, such as
+    ratio 1.1 decay 0.9."""
+    nonfinite: Literal["propagate", "skip_step", "zero_component"] = "propagate"
+    """What to do with NaN and infinite gradients: propagate them, as torch does; skip
+    the step (it still counts for the schedule, not for Adam); or zero the gradients of
+    the components that have one."""
+    b1: float = 0.9
+    """Decay of Adam's first moment."""
+    b2: float = 0.999
+    """Decay of Adam's second moment."""
+    eps: float = 1e-8
+    """Added to the root of Adam's second moment before bias correction."""
+    bias_correction: bool = True
+    """Adam's bias correction; off is the BERT Adam of Devlin et al."""
+    weight_decay: float | None = None
+    """Decoupled weight decay of everything but biases and LayerNorm. Default: the
+    preset's."""
+    prior_decay: float = 0.0
+    """Decoupled weight decay towards the initial weights."""
+    layer_decay: float = 1.0
+    """Each layer's learning rate as a share of the rate of the layer above."""
+
+
+@dataclasses.dataclass(frozen=True)
+class RegularizationConfig:
+    """Dropout, Mixout and re-initialised layers."""
+
+    dropout: float | None = None
+    """Replaces the model's own dropout rates."""
+    mixout: float = 0.0
+    """Probability that a kernel's input uses the initial weights; needs --dropout 0."""
+    reinit_layers: int = 0
+    """Re-initialise the pooler and this many top layers before training."""
+
+
+@dataclasses.dataclass(frozen=True)
+class RunSpec:
+    """One run: everything that tells it from the other runs of a study."""
+
+    task: str
+    method: str
+    optimizer: OptimizerConfig
+    regularization: RegularizationConfig
+    epochs: int
+    seed: int
+    """Draws the weights of the new layers."""
+    data_seed: int
+    """Draws the order of the data and the dropout."""
+    unfreezing: Unfreezing | None = None
+    iterations: int | None = None
+    """Iterations of gradual unfreezing; None for one a layer."""
+    statistics_every: int = 0
+
+    @property
+    def cell(self) -> str:
+        """The name shared by all runs that differ only in their seeds."""
+        return (
+            f"{self.task}/{self.method}/lr={self.optimizer.learning_rate}/"
+            f"max_norm={self.optimizer.max_norm}"
+        )
+
+    @property
+    def name(self) -> str:
+        """The run's name in the records."""
+        data = "" if self.data_seed == self.seed else f"/data_seed={self.data_seed}"
+        return f"{self.cell}/seed={self.seed}{data}"

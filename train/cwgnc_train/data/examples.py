@@ -1,0 +1,366 @@
+"""Texts and labels: GLUE from its official files or the hub, and own files."""
+
+import dataclasses
+import math
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Int, Num
+
+from cwgnc_train.config import DataConfig, UserError, listed, shown
+from cwgnc_train.data.order import draw_order
+from cwgnc_train.data.table_files import Table, contents, read_official, read_table
+from cwgnc_train.data.tasks import Task, find_task, own_task
+
+_HUB = "nyu-mll/glue"
+# A longer text is taken for a quote that is never closed.
+_MOST_CHARACTERS = 1_000_000
+_LONGEST_LABEL = 1000
+# Control characters and line breaks would break tables of predictions.
+_CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029]")
+# More different labels than this, and than a tenth of the examples, are no classes.
+_MOST_CLASSES = 1000
+
+
+@dataclasses.dataclass(frozen=True)
+class Examples:
+    """Texts, and what to predict from each."""
+
+    texts: tuple[list[str], ...]
+    """One list of texts, or two lists whose items form pairs."""
+    labels: Num[np.ndarray, " examples"] | None
+    """Class indices (int32) or numbers (float32); None if unlabelled."""
+    commit: str | None = None
+    """Their commit on the Hugging Face hub; None for files."""
+
+    def __len__(self) -> int:
+        return len(self.texts[0])
+
+
+def load_examples(
+    task_name: str | None, data: DataConfig
+) -> tuple[Task, dict[str, Examples]]:
+    """Loads the examples that a run is trained and scored on.
+
+    Args:
+      task_name: A GLUE task; None for own files.
+      data: Where the examples come from: a GLUE task's from ``data_dir`` or else the
+        hub.
+
+    Returns:
+      The task, and its sets by name: "train", "holdout" if a part of train is kept
+      back, and "validation" if there is one. MNLI has "validation_matched" and
+      "validation_mismatched" instead.
+
+    Raises:
+      OSError: If a file cannot be read.
+      UserError: If a file is missing, its contents are not what the task needs, or the
+        hub cannot be reached.
+    """
+    if task_name is not None:
+        task = find_task(task_name)
+        splits = {
+            split: load_split(task, data.data_dir, split)
+            for split in task.splits
+            if not split.startswith("test")
+        }
+    else:
+        task, splits = _load_own(data)
+    if data.holdout:
+        splits = _keep_back(splits, data.holdout)
+    if data.train_examples is not None:
+        splits["train"] = _first(splits["train"], data.train_examples)
+    labels = splits["train"].labels
+    assert labels is not None
+    if task.label_names and np.unique(labels).size < 2:
+        raise UserError(
+            f"{data.train_file or task.name}: expected at least two classes to train "
+            f"on, but all {len(labels)} labels are {task.label_names[labels[0]]!r}"
+        )
+    return task, splits
+
+
+def load_split(task: Task, data_dir: Path | None, split: str) -> Examples:
+    """Loads one split of a GLUE task; the test splits have no labels.
+
+    In the official QQP files some questions contain line breaks. Rows that lack columns
+    are therefore dropped, as on the hub, and counted in the log. In the files of other
+    tasks they are an error.
+
+    Args:
+      task: One of the values of ``GLUE``.
+      data_dir: The folder with the official TSV files of all tasks or of this one; None
+        for the hub.
+      split: "train", "validation" or "test"; for MNLI the latter two end in
+        "_matched" or "_mismatched".
+
+    Returns:
+      The examples in the order of the file.
+
+    Raises:
+      OSError: If a file cannot be read.
+      UserError: If a file is missing, its contents are not those of this task, it has
+        no such split, or the hub cannot be reached.
+    """
+    if split not in task.splits:
+        raise UserError(
+            f"task {task.name} has no split {split!r}; it has {' '.join(task.splits)}"
+        )
+    labelled = not split.startswith("test")
+    indices = task.label_names and [str(i) for i in range(task.num_labels)]
+    if data_dir is None:
+        table, label = _read_hub(task, split), "label" if labelled else None
+        return _examples(table, task.text_columns, label, indices)
+    files = task.files
+    assert files is not None
+    path = _task_folder(task.name, files.folder, Path(data_dir)) / (
+        f"{split.replace('validation', 'dev')}.tsv"
+    )
+    table = read_official(
+        path, files.column_names if labelled else (), drop_broken=task.name == "qqp"
+    )
+    return _examples(
+        table,
+        files.text_columns or task.text_columns,
+        files.label_column if labelled else None,
+        task.label_names if files.named_classes else indices,
+    )
+
+
+def read_file(
+    path: Path,
+    text_columns: Sequence[str],
+    label_column: str | None = None,
+    label_names: Sequence[str] | None = None,
+) -> Examples:
+    """Reads own examples; the file's suffix names its format.
+
+    The formats are .csv and .tsv (with a header and the usual quotes), .jsonl, .ndjson
+    and .json (an object per line; .json may also be an array of objects) and .parquet.
+    Nothing is guessed: the text NA stays a text, and an empty text stays empty.
+
+    Args:
+      path: The file.
+      text_columns: The column of the text, or the two columns of a pair.
+      label_column: The column of the labels; None to leave them unread.
+      label_names: The classes in the order of their indices; None if the labels are
+        numbers.
+
+    Returns:
+      The examples in the order of the file.
+
+    Raises:
+      OSError: If the file cannot be read.
+      UserError: If it is missing, or its contents are not what was expected.
+    """
+    return _examples(read_table(Path(path)), text_columns, label_column, label_names)
+
+
+def is_label(value: object) -> bool:
+    """Says whether a value can name a class: a text of one line, not too long."""
+    return (
+        isinstance(value, str)
+        and 0 < len(value) <= _LONGEST_LABEL
+        and not _CONTROL.search(value)
+    )
+
+
+def _load_own(data: DataConfig) -> tuple[Task, dict[str, Examples]]:
+    assert data.train_file is not None
+    table = read_table(Path(data.train_file))
+    names = None
+    if not data.regression:
+        distinct = set(_class_labels(table, data.label_column))
+        if len(distinct) > max(_MOST_CLASSES, len(table.lines) // 10):
+            raise UserError(
+                f"{table.source}, column {data.label_column!r}: {len(distinct)} "
+                f"different labels in {len(table.lines)} examples are no classes; name "
+                f"another --label-column, or give --regression if they are numbers"
+            )
+        integers = all(re.fullmatch(r"[+-]?\d{1,18}", name) for name in distinct)
+        names = tuple(sorted(distinct, key=lambda n: (int(n) if integers else 0, n)))
+    text_columns, label_column = data.text_columns, data.label_column
+    splits = {"train": _examples(table, text_columns, label_column, names)}
+    if data.validation_file is not None:
+        splits["validation"] = read_file(
+            data.validation_file, text_columns, label_column, names
+        )
+    return own_task(text_columns, names), splits
+
+
+def _keep_back(splits: dict[str, Examples], part: float) -> dict[str, Examples]:
+    train = splits["train"]
+    count = round(part * len(train))
+    if not 0 < count < len(train):
+        raise UserError(
+            f"--holdout {part} of {len(train)} training examples keeps {count} back "
+            f"and leaves {len(train) - count} to train on; both must be at least 1"
+        )
+    order = _fixed_order(len(train))
+    kept_back = {
+        "train": _take(train, order[count:]),
+        "holdout": _take(train, order[:count]),
+    }
+    return kept_back | {name: splits[name] for name in splits if name != "train"}
+
+
+def _first(train: Examples, count: int) -> Examples:
+    if count > len(train):
+        raise UserError(
+            f"--train-examples {count}: there are only {len(train)} training examples"
+        )
+    return _take(train, _fixed_order(len(train))[:count])
+
+
+def _fixed_order(count: int) -> Int[np.ndarray, " count"]:
+    # The same for every seed of a run, and the key of no seed and epoch.
+    return draw_order((2**64 - 1, 2**64 - 1), count)
+
+
+def _take(examples: Examples, rows: np.ndarray) -> Examples:
+    """Takes some examples, in the order of the file."""
+    assert examples.labels is not None
+    rows = np.sort(rows)
+    texts = tuple([column[row] for row in rows] for column in examples.texts)
+    return dataclasses.replace(examples, texts=texts, labels=examples.labels[rows])
+
+
+def _examples(
+    table: Table,
+    text_columns: Sequence[str],
+    label_column: str | None,
+    label_values: Sequence[str] | None,
+) -> Examples:
+    texts = tuple(_texts(table, name) for name in text_columns)
+    if label_column is None:
+        labels = None
+    elif label_values is None:
+        labels = _numbers(table, label_column)
+    else:
+        labels = _classes(table, label_column, label_values)
+    return Examples(texts, labels, table.commit)
+
+
+def _texts(table: Table, column: str) -> list[str]:
+    texts = table.column(column)
+    for row, text in enumerate(texts):
+        if not isinstance(text, str):
+            raise UserError(
+                f"{table.where(row, column)}: expected a text, got {shown(text)}"
+            )
+        if len(text) > _MOST_CHARACTERS:
+            raise UserError(
+                f"{table.where(row, column)}: expected a text of at most "
+                f"{_MOST_CHARACTERS:,} characters, got {len(text):,}; cut it, or look "
+                f"for a quote that is not closed"
+            )
+    return texts
+
+
+def _numbers(table: Table, column: str) -> np.ndarray:
+    def number(value) -> float:
+        try:
+            return math.nan if isinstance(value, bool) else float(value)
+        except (TypeError, ValueError, OverflowError):
+            return math.nan
+
+    values = table.column(column)
+    numbers = np.array([number(value) for value in values])
+    bad = np.flatnonzero(~(np.abs(numbers) <= np.finfo(np.float32).max))
+    if bad.size:
+        raise UserError(
+            f"{table.where(bad[0], column)}: expected a finite number as label, got "
+            f"{shown(values[bad[0]])}"
+        )
+    return numbers.astype(np.float32)
+
+
+def _classes(table: Table, column: str, values: Sequence[str]) -> np.ndarray:
+    labels = _class_labels(table, column)
+    indices = {value: index for index, value in enumerate(values)}
+    for row, label in enumerate(labels):
+        if label not in indices:
+            hint = "; -1 marks an unlabelled test split" if label == "-1" else ""
+            raise UserError(
+                f"{table.where(row, column)}: unknown label {label!r:.60}, expected "
+                f"one of {listed(values)}{hint}"
+            )
+    return np.array([indices[label] for label in labels], np.int32)
+
+
+def _class_labels(table: Table, column: str) -> list[str]:
+    values = table.column(column)
+    labels = []
+    for row, value in enumerate(values):
+        # A column of integers that once had a gap holds floats.
+        if isinstance(value, float) and value.is_integer():
+            value = int(value)
+        missing = value is None or value != value or isinstance(value, list | dict)
+        label = "" if missing else str(value).strip()
+        if not label:
+            raise UserError(
+                f"{table.where(row, column)}: expected a label, got {shown(value)}"
+            )
+        if not is_label(label):
+            raise UserError(
+                f"{table.where(row, column)}: expected a label of one line and at most "
+                f"{_LONGEST_LABEL} characters, got {shown(label)}"
+            )
+        labels.append(label)
+    return labels
+
+
+def _task_folder(name: str, folder: str, data_dir: Path) -> Path:
+    entries = sorted(data_dir.iterdir()) if data_dir.is_dir() else []
+    for entry in entries:
+        if entry.name.lower() in (name, folder.lower()) and entry.is_dir():
+            return entry
+    if any(entry.suffix == ".tsv" for entry in entries):
+        return data_dir
+    raise UserError(
+        f"no folder {folder} or {name} with the official TSV files of task {name}; "
+        f"{contents(data_dir)}"
+    )
+
+
+def _read_hub(task: Task, split: str) -> Table:
+    import datasets
+    import huggingface_hub
+
+    commit = None
+    try:
+        if not huggingface_hub.is_offline_mode():
+            # Once, since load_dataset tries six times, for half a minute.
+            commit = huggingface_hub.HfApi().dataset_info(_HUB, timeout=10).sha
+        # Without trust_remote_code: the data are parquet files and need no script.
+        dataset = datasets.load_dataset(_HUB, task.name, revision=commit)[split]
+    except Exception as error:  # its HTTP library differs from version to version
+        reason = f"{type(error).__name__}: {error}".partition("\n")[0]
+        raise UserError(
+            f"cannot get task {task.name} from the hub ({reason}); without a network "
+            f"give --data-dir with the official TSV files, or set HF_HUB_OFFLINE=1 if "
+            f"{_HUB} is in the cache, or train on own data with --train-file"
+        ) from None
+    names = getattr(dataset.features.get("label"), "names", None)
+    if names and tuple(names) != task.label_names:
+        raise UserError(
+            f"{_HUB}, {task.name}: expected the classes "
+            f"{listed(task.label_names or ())} in this order, got {listed(names)}"
+        )
+
+    def read(name):
+        return list(dataset[name])
+
+    # Offline, the addresses of the cached files tell the commit.
+    sources = " ".join(dataset.info.download_checksums or ())
+    cached = re.search(rf"{_HUB}@([0-9a-f]{{40}})/", sources)
+    return Table(
+        source=f"{_HUB}, {task.name}, {split}",
+        names=dataset.column_names,
+        read=read,
+        lines=range(1, len(dataset) + 1),
+        unit="row",
+        commit=commit or (cached[1] if cached else None),
+    )

@@ -1,0 +1,93 @@
+"""The batch of a step, gathered on the device."""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Int, Num
+
+from cwgnc_train.data.packing import BatchIndices, Shape
+from cwgnc_train.data.tokens import TokenArrays
+
+
+class TokenTable(NamedTuple):
+    """The tokens and labels of examples, on the device or ready to be put there."""
+
+    input_ids: Int[Any, "examples length"]
+    token_type_ids: Int[Any, "examples length"]
+    lengths: Int[Any, " examples"]
+    labels: Num[Any, " examples"]
+
+
+def token_table(arrays: TokenArrays) -> TokenTable:
+    """Returns a labelled set of examples as :func:`packed_batch` reads it."""
+    return TokenTable(
+        input_ids=arrays.input_ids,
+        token_type_ids=arrays.token_type_ids,
+        lengths=arrays.lengths,
+        labels=arrays.labels,
+    )
+
+
+def join_tables(sets: Sequence[TokenArrays]) -> TokenTable:
+    """Joins sets into one table, one after another.
+
+    Args:
+      sets: Sets whose arrays have one length. Those without labels get zeros.
+
+    Returns:
+      The table.
+    """
+    labels = [
+        np.zeros(len(arrays), np.int32) if arrays.labels is None else arrays.labels
+        for arrays in sets
+    ]
+    return TokenTable(
+        input_ids=np.concatenate([arrays.input_ids for arrays in sets]),
+        token_type_ids=np.concatenate([arrays.token_type_ids for arrays in sets]),
+        lengths=np.concatenate([arrays.lengths for arrays in sets]),
+        labels=np.concatenate(labels),
+    )
+
+
+def packed_batch(
+    table: TokenTable, indices: BatchIndices, shape: Shape
+) -> dict[str, Num[Array, "..."]]:
+    """Gathers a batch on the device.
+
+    Args:
+      table: The examples to take from.
+      indices: Which examples, and where each begins.
+      shape: Rows and length of the batch, or of each part of it.
+
+    Returns:
+      ``input_ids``, ``token_type_ids`` and ``segment_ids``, all ``[rows, length]``,
+      and ``cls_positions``, ``labels`` and ``weights``, all ``[slots]``. A batch in
+      parts has a leading axis over parts.
+    """
+    if indices.weights.ndim == 2:
+        # One part at a time: finding each token's example takes far more memory than
+        # the tokens do.
+        return jax.lax.map(lambda part: packed_batch(table, part, shape), indices)
+    rows, length = shape
+    cells = jnp.arange(rows * length)[:, None]
+    first = indices.cls_positions[None]
+    inside = (first <= cells) & (cells < first + table.lengths[indices.examples][None])
+    slot = jnp.argmax(inside, axis=1)
+    taken = jnp.any(inside, axis=1)
+    row = jnp.where(taken, indices.examples[slot], 0)
+    column = jnp.where(taken, cells[:, 0] - indices.cls_positions[slot], 0)
+
+    def gathered(tokens):
+        return jnp.where(taken, tokens[row, column], 0).reshape(shape)
+
+    return {
+        "input_ids": gathered(table.input_ids),
+        "token_type_ids": gathered(table.token_type_ids),
+        "segment_ids": jnp.where(taken, slot + 1, 0).reshape(shape),
+        "cls_positions": jnp.minimum(indices.cls_positions, rows * length - 1),
+        "labels": table.labels[indices.examples],
+        "weights": indices.weights,
+    }

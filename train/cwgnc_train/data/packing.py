@@ -1,0 +1,303 @@
+"""How the examples of a batch lie in rows, planned on the host."""
+
+import dataclasses
+import itertools
+from collections.abc import Sequence
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+from jaxtyping import Float, Int
+
+from cwgnc_train.data.order import batch_parts, steps_per_epoch
+from cwgnc_train.data.tokens import TokenArrays
+
+Padding = Literal["packed", "longest", "max_length"]
+Shape = tuple[int, int]
+"""Rows and length of a batch."""
+
+# Each size that batches may have is one more program to compile.
+_SIZES = 3
+_SAMPLED_BATCHES = 512
+
+
+class BatchIndices(NamedTuple):
+    """Which examples a batch takes, and where each lies in its rows.
+
+    Padding slots have weight 0 and point past the last row. A batch in parts has a
+    leading axis over parts.
+    """
+
+    examples: Int[Any, "*parts slots"]
+    cls_positions: Int[Any, "*parts slots"]
+    """Where each example begins: row * length + column."""
+    weights: Float[Any, "*parts slots"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Packing:
+    """How the examples of a training set lie in rows.
+
+    With ``packed``, examples share rows of one length; with ``longest`` and
+    ``max_length`` each has its own row. A batch takes the smallest of a few shapes that
+    holds it. The shapes depend on the training set alone, so no run changes the shapes
+    of another.
+    """
+
+    padding: Padding
+    lengths: Int[np.ndarray, " examples"]
+    """The length of each example of the training set."""
+    batch_size: int
+    shapes: tuple[Shape, ...]
+    """The shapes, smallest first; the last one holds any batch."""
+    usual: Shape
+    """The smallest shape that holds all the batches sampled to choose the shapes."""
+    parts: int = 1
+    """How many parts a batch is split into, each with rows of its own."""
+    multiple: int = 1
+    """What the numbers of rows and of slots of a part are divisible by."""
+
+    def shape(self, seeds: Sequence[int], steps: Sequence[int]) -> Shape:
+        """Chooses the shape of the batches of one program.
+
+        Args:
+          seeds: The data seed of each run in it.
+          steps: The steps that it takes.
+
+        Returns:
+          Rows and length. A single run takes the smallest shape that holds its batches.
+          The shape of several must not depend on a run's neighbours, so all steps take
+          the usual one; hardly any batch exceeds it.
+        """
+        chosen = 0 if len(seeds) == 1 else self.shapes.index(self.usual)
+        for seed, step in itertools.product(seeds, steps):
+            for examples in self._parts(seed, step):
+                while not self._fits(examples, self.shapes[chosen]):
+                    chosen += 1
+        return self.shapes[chosen]
+
+    def batch_indices(self, seed: int, step: int, shape: Shape) -> BatchIndices:
+        """Lays the examples of a step into rows.
+
+        Args:
+          seed: Draws the order of the data.
+          step: Counts from 0 over all epochs.
+          shape: As :meth:`shape` returned it.
+
+        Returns:
+          The examples and their places.
+        """
+        slots = rounded(-(-self.batch_size // self.parts), self.multiple)
+        parts = []
+        for examples in self._parts(seed, step):
+            if self.padding == "packed":
+                positions, _ = first_fit(self.lengths[examples], shape[1])
+            else:
+                positions = np.arange(len(examples)) * shape[1]
+            parts.append(_filled(examples, positions, slots, shape))
+        if self.parts == 1:
+            return parts[0]
+        return BatchIndices(*map(np.stack, zip(*parts, strict=True)))
+
+    def _parts(self, seed: int, step: int) -> list[np.ndarray]:
+        count = len(self.lengths)
+        return batch_parts(count, seed, step, self.batch_size, self.parts)
+
+    def _fits(self, examples: np.ndarray, shape: Shape) -> bool:
+        lengths = self.lengths[examples]
+        if self.padding == "packed":
+            return first_fit(lengths, shape[1])[1] <= shape[0]
+        return lengths.max(initial=0) <= shape[1]
+
+
+def make_packing(
+    arrays: TokenArrays,
+    padding: Padding,
+    batch_size: int,
+    max_length: int,
+    multiple: int = 1,
+    parts: int = 1,
+) -> Packing:
+    """Chooses the few shapes that the batches of a training set may have.
+
+    They are those that leave the least padding in a sample of batches.
+
+    Args:
+      arrays: The training set.
+      padding: How examples lie in rows.
+      batch_size: Examples per batch.
+      max_length: The length of the rows with ``max_length``, and the most they may have
+        otherwise.
+      multiple: What the numbers of rows and of slots must be divisible by; padding
+        slots make up the difference.
+      parts: How many parts a batch is split into, each with rows of its own.
+
+    Returns:
+      The packing.
+    """
+    lengths, longest = arrays.lengths, arrays.input_ids.shape[1]
+    slots = rounded(-(-batch_size // parts), multiple)
+    sampled = [
+        lengths[part]
+        for step in range(_SAMPLED_BATCHES if padding != "max_length" else 0)
+        for part in batch_parts(len(lengths), 0, step, batch_size, parts)
+        if len(part)
+    ]
+    if padding == "max_length":
+        shapes = [(slots, max_length)]
+    elif padding == "longest":
+        needed = [min(longest, rounded(batch.max(), 8)) for batch in sampled]
+        shapes = [(slots, size) for size in best_sizes(needed, _SIZES)]
+    else:
+        most = min(max_length, longest * 3 // 2)
+        choices = [
+            _packed_shapes(sampled, length, multiple)
+            for length in (longest, *range(rounded(longest + 1, 16), most + 1, 16))
+        ]
+        shapes, _ = min(choices, key=lambda choice: choice[1])
+    usual = shapes[-1]
+    # Only a row for each example holds every batch.
+    any_batch = slots, longest if padding == "longest" else usual[1]
+    if usual != any_batch:
+        shapes.append(any_batch)
+    return Packing(
+        padding=padding,
+        lengths=lengths,
+        batch_size=batch_size,
+        shapes=tuple(shapes),
+        usual=usual,
+        parts=parts,
+        multiple=multiple,
+    )
+
+
+def evaluation_batches(
+    lengths: Sequence[Int[np.ndarray, " examples"]],
+    row_length: int,
+    batch_size: int,
+    multiple: int = 1,
+) -> tuple[Shape, list[BatchIndices]]:
+    """Packs whole sets into batches of one shape.
+
+    Args:
+      lengths: The lengths of the examples of each set.
+      row_length: The length of the rows.
+      batch_size: Examples per batch.
+      multiple: What the numbers of rows and of slots must be divisible by.
+
+    Returns:
+      The smallest shape that holds every batch, and the batches. No batch mixes sets;
+      examples are counted over all sets, one set after another.
+    """
+    starts = np.cumsum([0, *map(len, lengths[:-1])])
+    batches = [
+        (start + examples, *first_fit(of_set[examples], row_length))
+        for start, of_set in zip(starts, lengths, strict=True)
+        for examples in _alike(of_set, batch_size)
+    ]
+    slots = rounded(batch_size, multiple)
+    shape = rounded(max(rows for *_, rows in batches), multiple), row_length
+    return shape, [
+        _filled(examples, positions, slots, shape) for examples, positions, _ in batches
+    ]
+
+
+def first_fit(
+    lengths: Int[np.ndarray, " examples"], row_length: int
+) -> tuple[Int[np.ndarray, " examples"], int]:
+    """Packs examples into rows: longest first, each into the first row with room.
+
+    Args:
+      lengths: The lengths of the examples, none above ``row_length``.
+      row_length: The length of the rows.
+
+    Returns:
+      Where each example begins, row * row_length + column, and the number of rows.
+    """
+    cls_positions = np.empty(len(lengths), np.int32)
+    used: list[int] = []
+    for example in np.argsort(-lengths, kind="stable"):
+        length = int(lengths[example])
+        with_room = (
+            row for row, column in enumerate(used) if column + length <= row_length
+        )
+        row = next(with_room, len(used))
+        if row == len(used):
+            used.append(0)
+        cls_positions[example] = row * row_length + used[row]
+        used[row] += length
+    return cls_positions, len(used)
+
+
+def best_sizes(needed: Sequence[int], count: int) -> list[int]:
+    """Chooses at most ``count`` sizes so that rounding up to them costs the least.
+
+    Args:
+      needed: The sizes that occurred.
+      count: How many sizes there may be.
+
+    Returns:
+      The sizes in rising order; the last is the largest that occurred.
+    """
+    sizes, counts = np.unique(np.asarray(needed), return_counts=True)
+    # best[j]: the least cost of rounding all up to sizes[j], one of those chosen, and
+    # which are chosen.
+    best: list[tuple[int, list[int]]] = [
+        (int(sizes[j] * counts[: j + 1].sum()), [j]) for j in range(len(sizes))
+    ]
+    for _ in range(count - 1):
+        best = [
+            min(
+                [best[j]]
+                + [
+                    (cost + int(sizes[j] * counts[i + 1 : j + 1].sum()), [*chosen, j])
+                    for i, (cost, chosen) in enumerate(best[:j])
+                ]
+            )
+            for j in range(len(sizes))
+        ]
+    return [int(sizes[j]) for j in best[-1][1]]
+
+
+def rounded(size: int, multiple: int) -> int:
+    """Rounds up to a multiple."""
+    return -(-int(size) // multiple) * multiple
+
+
+def _packed_shapes(
+    sampled: Sequence[np.ndarray], length: int, multiple: int
+) -> tuple[list[Shape], int]:
+    """Chooses the best shapes with rows of one length.
+
+    Args:
+      sampled: The lengths of the examples of each batch.
+      length: The length of the rows.
+      multiple: What the number of rows must be divisible by.
+
+    Returns:
+      The shapes, and how many cells all batches take together.
+    """
+    needed = [rounded(first_fit(batch, length)[1], multiple) for batch in sampled]
+    sizes = np.asarray(best_sizes(needed, _SIZES))
+    taken = sizes[np.searchsorted(sizes, needed)]
+    return [(int(size), length) for size in sizes], int(taken.sum()) * length
+
+
+def _filled(
+    examples: np.ndarray, cls_positions: np.ndarray, slots: int, shape: Shape
+) -> BatchIndices:
+    """Fills a batch up with padding slots."""
+    indices = BatchIndices(
+        examples=np.zeros(slots, np.int32),
+        cls_positions=np.full(slots, shape[0] * shape[1], np.int32),
+        weights=np.zeros(slots, np.float32),
+    )
+    for array, values in zip(indices, (examples, cls_positions, 1), strict=True):
+        array[: len(examples)] = values
+    return indices
+
+
+def _alike(lengths: np.ndarray, batch_size: int) -> list[np.ndarray]:
+    """Splits examples into batches alike in number and in lengths."""
+    count = steps_per_epoch(len(lengths), batch_size)
+    order = np.argsort(lengths, kind="stable")
+    return [order[part::count] for part in range(count)]

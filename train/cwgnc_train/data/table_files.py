@@ -1,0 +1,289 @@
+"""Tables read from files, which know the line of each row for error messages."""
+
+import collections
+import csv
+import dataclasses
+import io
+import json
+import logging
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from cwgnc_train.config import UserError, listed, shown, suggest
+
+_logger = logging.getLogger(__name__)
+
+# A parquet file of a few bytes can claim to hold any number of rows and bytes. Beyond
+# these numbers it may hold only so many per byte of the file.
+_ROWS, _ROWS_PER_BYTE = 10**6, 10
+_BYTES, _BYTES_PER_BYTE = 2**28, 100
+
+
+@dataclasses.dataclass(frozen=True)
+class Table:
+    """Columns of at least one row."""
+
+    source: str
+    """Where it comes from, for messages."""
+    names: Sequence[str]
+    read: Callable[[str], list]
+    """Returns the values of a column."""
+    lines: Sequence[int]
+    """The number of each row in the source."""
+    unit: str = "line"
+    """What these numbers count."""
+    commit: str | None = None
+    """Its commit on the Hugging Face hub; None for a file."""
+
+    def __post_init__(self):
+        if len(set(self.names)) < len(self.names):
+            [(name, count)] = collections.Counter(self.names).most_common(1)
+            raise UserError(
+                f"{self.source} has {count} columns named {name!r:.60}; rename all "
+                f"but one"
+            )
+        if not self.lines:
+            raise UserError(f"{self.source} has no examples, only column names")
+
+    def column(self, name: str) -> list:
+        """Returns the values of a column; a missing one is a UserError."""
+        if name not in self.names:
+            raise UserError(
+                f"{self.source} has no column {name!r}"
+                f"{suggest(name, self.names) or ';'} it has "
+                f"{listed(self.names) or 'none'}"
+            )
+        return self.read(name)
+
+    def where(self, row: int, column: str) -> str:
+        """Names a cell for a message."""
+        return f"{self.source}, {self.unit} {self.lines[row]}, column {column!r}"
+
+
+def read_table(path: Path) -> Table:
+    """Reads a file; its suffix names its format."""
+    reader = _READERS.get(path.suffix.lower())
+    if reader is None:
+        raise UserError(
+            f"{path}: unknown suffix {path.suffix!r}, expected one of "
+            f"{' '.join(_READERS)}"
+        )
+    return reader(path)
+
+
+def read_official(path: Path, names: Sequence[str], drop_broken: bool) -> Table:
+    """Reads an official GLUE file.
+
+    Args:
+      path: The file.
+      names: The columns of a file without a header; empty if it has one.
+      drop_broken: Whether to leave out rows with too few or too many columns.
+    """
+    # Not csv: the official files have no quoting, but texts with lone double quotes.
+    # Nor splitlines: the texts contain U+0085 and other line breaks of Unicode.
+    lines = [line.removesuffix("\r") for line in _read_text(path).split("\n")]
+    rows = [(n, line.split("\t")) for n, line in enumerate(lines, start=1) if line]
+    if not names:
+        names = rows.pop(0)[1] if rows else []
+    broken = [(n, row) for n, row in rows if len(row) != len(names)]
+    if broken and not drop_broken:
+        line, row = broken[0]
+        raise UserError(
+            f"{path}, line {line}: expected {len(names)} columns separated by tabs, "
+            f"got {len(row)}"
+        )
+    if broken:
+        _logger.warning(
+            f"{path}: dropped {len(broken)} of {len(rows)} rows, which do not have "
+            f"{len(names)} columns (the first on line {broken[0][0]})"
+        )
+        rows = [(n, row) for n, row in rows if len(row) == len(names)]
+    return _of_rows(path, names, [row for _, row in rows], [n for n, _ in rows])
+
+
+def contents(folder: Path) -> str:
+    """Describes what a folder holds, for messages."""
+    if not folder.is_dir():
+        return f"{folder} is not a folder"
+    names = sorted(entry.name for entry in folder.iterdir())
+    return f"{folder} has {listed(names) or 'nothing in it'}"
+
+
+def _existing(path: Path) -> Path:
+    if path.is_dir():
+        raise UserError(f"{path} is a folder; expected a file")
+    if not path.exists():
+        raise UserError(f"no file {path}; {contents(path.parent)}")
+    if not path.stat().st_size:
+        raise UserError(f"{path} is empty; expected column names and examples")
+    return path
+
+
+def _read_text(path: Path) -> str:
+    raw = _existing(path).read_bytes()
+    try:
+        text = raw.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise UserError(
+            f"{path}: byte {error.start} ({raw[error.start]:#04x}) is not UTF-8; "
+            f"convert the file to UTF-8"
+        ) from None
+    if "\0" in text:
+        raise UserError(
+            f"{path}: byte {raw.index(0)} is NUL; expected a text file in UTF-8"
+        )
+    text = text.removeprefix("\ufeff")
+    if not text.strip():
+        raise UserError(f"{path} is empty; expected column names and examples")
+    return text
+
+
+def _of_rows(
+    path: Path, names: Sequence[str], rows: list[list[str]], lines: Sequence[int]
+) -> Table:
+    def read(name):
+        index = names.index(name)
+        return [row[index] for row in rows]
+
+    return Table(str(path), names, read, lines)
+
+
+def _read_csv(path: Path, delimiter: str = ",") -> Table:
+    text = _read_text(path)
+    # By default csv refuses texts of more than 131,072 characters.
+    csv.field_size_limit(max(csv.field_size_limit(), len(text)))
+    # Not pandas, which silently pads or truncates ragged rows. Strict, because a lone
+    # quote would otherwise swallow the rows after it.
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
+    rows, lines, line = [], [], 1
+    try:
+        for row in reader:
+            if row:
+                rows.append(row)
+                lines.append(line)
+            if row and len(row) != len(rows[0]):
+                raise UserError(
+                    f"{path}, line {line}: expected {len(rows[0])} columns as in the "
+                    f"header, got {len(row)}; put double quotes around texts with "
+                    f"{delimiter!r} or line breaks"
+                )
+            line = reader.line_num + 1
+    except csv.Error as error:
+        raise UserError(
+            f"{path}, line {line}: {error}; a text with double quotes needs double "
+            f"quotes around it, and its own doubled"
+        ) from None
+    return _of_rows(path, rows[0], rows[1:], lines[1:])
+
+
+def _read_tsv(path: Path) -> Table:
+    return _read_csv(path, "\t")
+
+
+def _read_json(path: Path) -> Table:
+    text = _read_text(path)
+    if path.suffix.lower() == ".json" and text.lstrip().startswith("["):
+        unit, rows = "row", _parse_json(text, str(path))
+        lines = range(1, len(rows) + 1)
+    else:
+        # Not splitlines: JSON strings may contain U+2028.
+        given = enumerate(text.split("\n"), start=1)
+        unit, numbered = "line", [(n, line) for n, line in given if line.strip()]
+        rows = [_parse_json(line, f"{path}, line {n}") for n, line in numbered]
+        lines = [n for n, _ in numbered]
+    for n, row in zip(lines, rows, strict=True):
+        if not isinstance(row, dict):
+            raise UserError(
+                f"{path}, {unit} {n}: expected an object of column names and values, "
+                f"got {shown(row)}"
+            )
+    names = list(dict.fromkeys(name for row in rows for name in row))
+
+    def read(name):
+        return [row.get(name) for row in rows]
+
+    return Table(str(path), names, read, lines, unit)
+
+
+# An escape of JSON that may be half of a surrogate pair.
+_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
+
+
+def _parse_json(text: str, place: str) -> Any:
+    def unique(pairs):
+        content = dict(pairs)
+        if len(content) < len(pairs):
+            names = collections.Counter(name for name, _ in pairs)
+            [(twice, _)] = names.most_common(1)
+            raise UserError(f"{place}: an object has {twice!r:.60} more than once")
+        return content
+
+    try:
+        content = json.loads(text, object_pairs_hook=unique)
+        if _SURROGATE.search(text):
+            json.dumps(content, ensure_ascii=False).encode()
+    except json.JSONDecodeError as error:
+        raise UserError(
+            f"{place}: not JSON, {error}; expected one object per line"
+        ) from None
+    except UnicodeEncodeError:
+        raise UserError(
+            f"{place}: a text has half a surrogate pair, which is not a character"
+        ) from None
+    except RecursionError:
+        raise UserError(
+            f"{place}: brackets are nested too deeply; expected one object per line"
+        ) from None
+    except ValueError as error:
+        raise UserError(f"{place}: {error}") from None
+    return content
+
+
+def _read_parquet(path: Path) -> Table:
+    import pyarrow
+    from pyarrow import parquet
+
+    size = _existing(path).stat().st_size
+    try:
+        # Not parquet.read_table, which adds columns for folders named KEY=VALUE.
+        with parquet.ParquetFile(path) as file:
+            found = file.metadata
+            groups = map(found.row_group, range(found.num_row_groups))
+            unpacked = sum(group.total_byte_size for group in groups)
+            if found.num_rows > max(_ROWS, _ROWS_PER_BYTE * size) or (
+                unpacked > max(_BYTES, _BYTES_PER_BYTE * size)
+            ):
+                raise UserError(
+                    f"{path} has {size} bytes and claims to hold {found.num_rows} rows "
+                    f"of {unpacked} bytes; write the file again"
+                )
+            table = file.read()
+        table.validate(full=True)
+    except (pyarrow.ArrowException, OSError) as error:
+        reason = str(error).partition("\n")[0]
+        raise UserError(f"{path} is not a parquet file: {reason}") from None
+
+    def read(name):
+        column = table.column(name)
+        try:
+            return column.to_pylist()
+        except (pyarrow.ArrowException, OverflowError, ValueError) as error:
+            raise UserError(
+                f"{path}: column {name!r:.60} of type {column.type} cannot be read: "
+                f"{error}"
+            ) from None
+
+    rows = range(1, table.num_rows + 1)
+    return Table(str(path), table.column_names, read, rows, "row")
+
+
+_READERS = {
+    ".csv": _read_csv,
+    ".tsv": _read_tsv,
+    ".json": _read_json,
+    ".jsonl": _read_json,
+    ".ndjson": _read_json,
+    ".parquet": _read_parquet,
+}

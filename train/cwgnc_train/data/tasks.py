@@ -1,0 +1,282 @@
+"""What is predicted and how it is scored: the nine GLUE tasks and own data.
+
+All scores lie in their natural range (accuracy in [0, 1]), never times 100.
+"""
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+from jaxtyping import Num
+
+from cwgnc_train.config import UserError, suggest
+
+
+@dataclasses.dataclass(frozen=True)
+class OfficialFiles:
+    """How the official TSV files of a GLUE task are laid out."""
+
+    folder: str
+    label_column: str = "label"
+    named_classes: bool = False
+    """Whether a label is the name of its class; otherwise it is its index."""
+    text_columns: tuple[str, ...] = ()
+    """The columns of the texts, if not those of the task."""
+    column_names: tuple[str, ...] = ()
+    """All columns of train and dev, if these files have no header."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+    """A text, or a pair of texts, and the class or number predicted from it."""
+
+    name: str
+    text_columns: tuple[str, ...]
+    label_names: tuple[str, ...] | None
+    """The classes in the order of their indices; None if a number is predicted."""
+    metrics: tuple[str, ...]
+    """The names of the scores, the main one first."""
+    files: OfficialFiles | None = None
+    """Its official files; None for own data."""
+
+    @property
+    def metric(self) -> str:
+        """The score that a run is judged by."""
+        return self.metrics[0]
+
+    @property
+    def regression(self) -> bool:
+        """Whether a number is predicted, not a class."""
+        return self.label_names is None
+
+    @property
+    def num_labels(self) -> int:
+        """How many outputs the classifier on top of the encoder has."""
+        return 1 if self.label_names is None else len(self.label_names)
+
+    @property
+    def splits(self) -> tuple[str, ...]:
+        """The names of a GLUE task's splits."""
+        if self.name != "mnli":
+            return "train", "validation", "test"
+        genres = "matched", "mismatched"
+        return "train", *(f"{s}_{g}" for s in ("validation", "test") for g in genres)
+
+
+_PAIR = ("sentence1", "sentence2")
+_ENTAILMENT = ("entailment", "not_entailment")
+_ACCURACY = ("accuracy",)
+_F1 = ("f1", "accuracy")
+
+# Columns, classes and their order are those of nyu-mll/glue on the hub, so output 0 of
+# a model fine-tuned here means what it means in any other.
+_GLUE = (
+    Task(
+        "cola",
+        ("sentence",),
+        ("unacceptable", "acceptable"),
+        ("matthews_correlation",),
+        OfficialFiles("CoLA", column_names=("source", "label", "mark", "sentence")),
+    ),
+    Task(
+        "sst2",
+        ("sentence",),
+        ("negative", "positive"),
+        _ACCURACY,
+        OfficialFiles("SST-2"),
+    ),
+    Task(
+        "mrpc",
+        _PAIR,
+        ("not_equivalent", "equivalent"),
+        _F1,
+        OfficialFiles("MRPC", "Quality", text_columns=("#1 String", "#2 String")),
+    ),
+    Task(
+        "stsb", _PAIR, None, ("pearson", "spearmanr"), OfficialFiles("STS-B", "score")
+    ),
+    Task(
+        "qqp",
+        ("question1", "question2"),
+        ("not_duplicate", "duplicate"),
+        _F1,
+        OfficialFiles("QQP", "is_duplicate"),
+    ),
+    Task(
+        "mnli",
+        ("premise", "hypothesis"),
+        ("entailment", "neutral", "contradiction"),
+        _ACCURACY,
+        OfficialFiles("MNLI", "gold_label", named_classes=True, text_columns=_PAIR),
+    ),
+    Task(
+        "qnli",
+        ("question", "sentence"),
+        _ENTAILMENT,
+        _ACCURACY,
+        OfficialFiles("QNLI", named_classes=True),
+    ),
+    Task(
+        "rte", _PAIR, _ENTAILMENT, _ACCURACY, OfficialFiles("RTE", named_classes=True)
+    ),
+    Task("wnli", _PAIR, _ENTAILMENT[::-1], _ACCURACY, OfficialFiles("WNLI")),
+)
+GLUE: dict[str, Task] = {task.name: task for task in _GLUE}
+
+
+def find_task(name: str) -> Task:
+    """Returns the GLUE task of this name.
+
+    Raises:
+      UserError: If there is no such task; the message suggests the nearest name.
+    """
+    if name in GLUE:
+        return GLUE[name]
+    raise UserError(
+        f"unknown task {name!r}{suggest(name, GLUE) or ':'} "
+        f"the tasks are {' '.join(GLUE)}; for own data give --train-file instead"
+    )
+
+
+def own_task(
+    text_columns: tuple[str, ...], label_names: tuple[str, ...] | None
+) -> Task:
+    """Returns the task of own data, named "own".
+
+    Two classes are scored by accuracy and the F1 of the second class, more classes by
+    accuracy and their mean F1, numbers by correlations and the mean squared error.
+
+    Args:
+      text_columns: The column of the text, or the two columns of a pair.
+      label_names: The classes; None if a number is predicted.
+    """
+    if label_names is None:
+        metrics = ("pearson", "spearmanr", "mse")
+    else:
+        metrics = ("accuracy", "f1" if len(label_names) == 2 else "macro_f1")
+    return Task("own", text_columns, label_names, metrics)
+
+
+def score(
+    task: Task,
+    predictions: Num[np.ndarray, " examples"],
+    labels: Num[np.ndarray, " examples"],
+) -> dict[str, float]:
+    """Scores predictions against the labels.
+
+    Predictions without information score 0 where the formula divides by zero: the
+    Matthews correlation and the F1 of a single class, and the correlation of a constant
+    or of non-finite numbers (of a run that diverged).
+
+    Args:
+      task: Names the metrics.
+      predictions: Class indices or numbers.
+      labels: The truth, likewise.
+
+    Returns:
+      The task's metrics by name, the main one first.
+
+    Raises:
+      ValueError: If their lengths differ or are 0.
+    """
+    predictions, labels = np.asarray(predictions), np.asarray(labels)
+    if predictions.shape != labels.shape or labels.ndim != 1 or not labels.size:
+        raise ValueError(
+            f"predictions and labels must be vectors of one length, at least 1; got "
+            f"shapes {predictions.shape} and {labels.shape}"
+        )
+    return {name: float(_METRICS[name](predictions, labels)) for name in task.metrics}
+
+
+def majority_line(task: Task, labels: Num[np.ndarray, " examples"]) -> dict[str, float]:
+    """Scores the classifier that always answers the most frequent of these labels.
+
+    A run whose final score is not above this line has failed: it has learnt nothing
+    from the texts. For numbers the answer is their mean, whose correlation is 0.
+
+    Args:
+      task: Names the metrics.
+      labels: The labels that the runs are scored on.
+
+    Returns:
+      The task's metrics by name, the main one first.
+    """
+    labels = np.asarray(labels)
+    if task.regression:
+        answer = labels.astype(np.float64).mean()
+    else:
+        answer = np.bincount(labels).argmax()
+    return score(task, np.full(labels.shape, answer), labels)
+
+
+def has_failed(score: float, line: float) -> bool:
+    """Says whether a run has failed: its score is NaN or not above the majority line.
+
+    Args:
+      score: The run's final score by the task's metric.
+      line: The majority classifier's score by the same metric.
+    """
+    return not score > line
+
+
+def collapsed(predictions: Num[np.ndarray, " examples"]) -> bool:
+    """Says whether all predictions are the same, whatever the text."""
+    return np.unique(predictions).size <= 1
+
+
+# scikit-learn and scipy take a second to import and only some metrics need them.
+
+
+def _accuracy(predictions, labels):
+    return np.mean(predictions == labels)
+
+
+def _f1(average):
+    def f1(predictions, labels):
+        from sklearn.metrics import f1_score
+
+        # scikit-learn's default "warn" makes type checkers expect a str.
+        zero: Any = 0.0
+        return f1_score(labels, predictions, average=average, zero_division=zero)
+
+    return f1
+
+
+def _matthews(predictions, labels):
+    from sklearn.metrics import matthews_corrcoef
+
+    # scikit-learn warns about a single class, which a collapsed run predicts.
+    if collapsed(predictions) or collapsed(labels):
+        return 0.0
+    return matthews_corrcoef(labels, predictions)
+
+
+def _correlation(name):
+    def correlation(predictions, labels):
+        from scipy import stats
+
+        if collapsed(predictions) or collapsed(labels):
+            return 0.0
+        if not np.isfinite(predictions).all():
+            return 0.0
+        # In float32 the mean of nearly equal numbers has an error as large as their
+        # spread.
+        x, y = predictions.astype(np.float64), labels.astype(np.float64)
+        return getattr(stats, name)(x, y).statistic
+
+    return correlation
+
+
+def _mse(predictions, labels):
+    return np.mean((predictions.astype(np.float64) - labels) ** 2)
+
+
+_METRICS = {
+    "accuracy": _accuracy,
+    "f1": _f1("binary"),
+    "macro_f1": _f1("macro"),
+    "matthews_correlation": _matthews,
+    "pearson": _correlation("pearsonr"),
+    "spearmanr": _correlation("spearmanr"),
+    "mse": _mse,
+}

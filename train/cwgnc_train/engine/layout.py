@@ -1,0 +1,278 @@
+"""Where runs lie on the devices: a mesh over ``run`` and ``data``."""
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from cwgnc_train.config import DevicesConfig, UserError
+from cwgnc_train.data import BatchIndices, TokenTable
+from cwgnc_train.engine import hosts
+
+# Below it, gathering a split array costs more than keeping a copy on every device.
+_LEAST_SPLIT_ELEMENTS = 4096
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """How the runs of one program lie on the devices.
+
+    Every array of a run's state has a leading axis over runs, which is split over the
+    mesh axis ``run``. On each device its runs go through the step in groups of
+    ``group``: those of a group together (``jax.vmap``), the groups one after the other
+    (``jax.lax.map``). The mesh axis ``data`` splits the rows of a batch.
+    """
+
+    mesh: Mesh
+    runs: int = 1
+    group: int = 1
+    shard_params: bool = False
+    """Whether parameters and moments are split over the axis ``data`` too."""
+    strategy: Literal["jit", "pmap"] = "jit"
+
+    @property
+    def run_devices(self) -> int:
+        """How many devices share the runs among them."""
+        return self.mesh.shape["run"]
+
+    @property
+    def data_devices(self) -> int:
+        """How many devices share the rows of a run's batch."""
+        return self.mesh.shape["data"]
+
+    @property
+    def platform(self) -> str:
+        """The platform that programs are written for: cpu, gpu or tpu."""
+        return self.mesh.devices.flat[0].platform
+
+    @property
+    def description(self) -> str:
+        """How many devices there are, and how they are used."""
+        split = ", split parameters" if self.shard_params else ""
+        return f"{self.run_devices} x {self.data_devices} by {self.strategy}{split}"
+
+    def whole(self) -> NamedSharding:
+        """The sharding of an array that every device has whole."""
+        return NamedSharding(self.mesh, PartitionSpec())
+
+    def over_runs(self) -> NamedSharding:
+        """The sharding of an array whose leading axis counts runs."""
+        return NamedSharding(self.mesh, PartitionSpec("run"))
+
+    def of_state(self, shape: Sequence[int]) -> NamedSharding:
+        """The sharding of an array of a run's state.
+
+        Args:
+          shape: The array's shape, the axis over runs leading.
+
+        Returns:
+          The sharding. With ``shard_params`` the largest axis that the devices divide
+          is split as well, if the array is large.
+        """
+        return NamedSharding(self.mesh, PartitionSpec("run", *self._split(shape[1:])))
+
+    def abstract(self, state: Any) -> Any:
+        """The shapes of runs, from arrays or shapes, with where they lie."""
+        return jax.tree.map(
+            lambda leaf: jax.ShapeDtypeStruct(
+                leaf.shape, leaf.dtype, sharding=self.of_state(leaf.shape)
+            ),
+            state,
+        )
+
+    def constrain(self, state: Any) -> Any:
+        """Keeps runs where they lie, inside ``jax.jit``."""
+        if self.mesh.size == 1:
+            return state
+        shardings = jax.tree.map(lambda leaf: self.of_state(leaf.shape), state)
+        return jax.lax.with_sharding_constraint(state, shardings)
+
+    def split_rows(self, batch: dict[str, jax.Array]) -> dict[str, jax.Array]:
+        """Lets the devices of the axis ``data`` share the rows of a batch."""
+        if self.data_devices == 1:
+            return batch
+        # A leading axis of parts, taken one after the other, stays whole.
+        parts = batch["weights"].ndim - 1
+        spec = PartitionSpec(*[None] * parts, "data")
+        return jax.lax.with_sharding_constraint(batch, self._inside(spec))
+
+    def gather(self, params: Any) -> Any:
+        """Gives every device the whole parameters of one run, to compute gradients.
+
+        Otherwise the compiler would split matrix products along the axes of their
+        kernels, and exchange activations.
+        """
+        if not self._splits_params:
+            return params
+        return jax.lax.with_sharding_constraint(params, self._inside(PartitionSpec()))
+
+    def scatter(self, grads: Any) -> Any:
+        """Splits the gradients of one run as its parameters are split."""
+        if not self._splits_params:
+            return grads
+        shardings = jax.tree.map(
+            lambda leaf: self._inside(PartitionSpec(*self._split(leaf.shape))), grads
+        )
+        return jax.lax.with_sharding_constraint(grads, shardings)
+
+    @property
+    def _splits_params(self) -> bool:
+        return self.shard_params and self.data_devices > 1
+
+    def _split(self, shape: Sequence[int]) -> list[str | None]:
+        """The mesh axes that split an array of one run: one of a large array."""
+        axes: list[str | None] = [None] * len(shape)
+        if self._splits_params and math.prod(shape) >= _LEAST_SPLIT_ELEMENTS:
+            even = [i for i, size in enumerate(shape) if size % self.data_devices == 0]
+            if even:
+                axes[max(even, key=lambda i: shape[i])] = "data"
+        return axes
+
+    def _inside(self, spec: PartitionSpec) -> NamedSharding:
+        """The sharding of an array of one run, inside a program."""
+        # Inside shard_map the mesh is the one of that place.
+        inside = jax.sharding.get_abstract_mesh()
+        return NamedSharding(self.mesh if inside.empty else inside, spec)
+
+    def place_table(self, table: TokenTable) -> TokenTable:
+        """Puts a table of tokens on every device."""
+        return place(table, self.whole())
+
+    def place_indices(self, of_runs: Sequence[Sequence[BatchIndices]]) -> BatchIndices:
+        """Puts the batches of some steps where their runs are.
+
+        Args:
+          of_runs: For each run the batches of its steps.
+
+        Returns:
+          All of them, with leading axes over runs and steps.
+        """
+        stacked = _stack([_stack(of_steps) for of_steps in of_runs])
+        # jax.pmap takes them from the host.
+        pmap = self.strategy == "pmap"
+        return stacked if pmap else place(stacked, self.over_runs())
+
+
+def choose_mesh(config: DevicesConfig, runs: int, examples: int) -> Mesh:
+    """Arranges devices along the axes ``run`` and ``data``.
+
+    Args:
+      config: What was asked for.
+      runs: How many runs there are to make.
+      examples: The most examples that devices can share at a time.
+
+    Returns:
+      The mesh. By default as many devices as can share the runs evenly, and all that
+      this leaves over share the batches.
+
+    Raises:
+      UserError: If there are not so many devices, or they cannot be split this way.
+    """
+    devices = jax.devices()
+    if config.devices is not None:
+        if not hosts.alone():
+            raise UserError(
+                f"--devices {config.devices}: several processes use all of their "
+                f"devices; drop --devices"
+            )
+        if config.devices > len(devices):
+            raise UserError(
+                f"--devices {config.devices}: there are {len(devices)}; give at most "
+                f"that many"
+            )
+        devices = devices[: config.devices]
+    elif runs == 1 and config.data_devices is None and hosts.alone():
+        # The devices of a CPU share its cores.
+        devices = devices[: 1 if devices[0].platform == "cpu" else examples]
+    data_devices = config.data_devices
+    if config.strategy == "pmap":
+        data_devices = len(devices)
+        if not hosts.alone():
+            raise UserError(
+                "--strategy pmap is for the devices of one process: use --strategy jit "
+                "with several"
+            )
+    if data_devices is None:
+        shares = [n for n in range(1, len(devices) + 1) if len(devices) % n == 0]
+        data_devices = len(devices) // max(n for n in shares if n <= runs)
+    if len(devices) % data_devices:
+        raise UserError(
+            f"--data-devices must divide the {len(devices)} devices in use, got "
+            f"{data_devices}"
+        )
+    return make_mesh(devices, data_devices)
+
+
+def make_mesh(devices: Sequence[jax.Device], data_devices: int = 1) -> Mesh:
+    """Arranges devices, of which ``data_devices`` share one run's batch."""
+    grid = np.array(devices).reshape(-1, data_devices)
+    # Under explicit axes an embedding lookup with sharded ids is an error.
+    return Mesh(grid, ("run", "data"), axis_types=(AxisType.Auto, AxisType.Auto))
+
+
+def place(tree: Any, sharding: NamedSharding) -> Any:
+    """Puts the host's arrays on devices, of which each process places its own.
+
+    Args:
+      tree: Arrays, the same in every process.
+      sharding: Where they are to lie.
+
+    Returns:
+      The arrays.
+    """
+    if sharding.is_fully_addressable:
+        return jax.device_put(tree, sharding)
+
+    def own_shards(leaf):
+        leaf = np.asarray(leaf)
+        return jax.make_array_from_callback(
+            leaf.shape, sharding, lambda index: leaf[index]
+        )
+
+    return jax.tree.map(own_shards, tree)
+
+
+def over_runs(function, layout: Layout, values: tuple, shared: tuple = (), alone=None):
+    """Calls ``function(*values of one run, *shared)`` for every run of ``values``.
+
+    Where a device has a single run, ``alone(*values, *shared)`` does the same, if
+    given.
+    """
+
+    def on_one_device(values, shared):
+        count = len(jax.tree.leaves(values)[0])
+        if count == 1 and alone is not None:
+            return alone(*values, *shared)
+        if count == 1:
+            out = function(*first_run(values), *shared)
+            return jax.tree.map(lambda leaf: leaf[None], out)
+        if count <= layout.group:
+            return jax.vmap(lambda values: function(*values, *shared))(values)
+        return jax.lax.map(
+            lambda values: function(*values, *shared), values, batch_size=layout.group
+        )
+
+    if layout.run_devices == 1:
+        return on_one_device(values, shared)
+    # The axis data stays with the compiler, which inserts its sums.
+    return jax.shard_map(
+        on_one_device,
+        mesh=layout.mesh,
+        in_specs=(PartitionSpec("run"), PartitionSpec()),
+        out_specs=PartitionSpec("run"),
+        axis_names={"run"},
+        check_vma=False,
+    )(values, shared)
+
+
+def first_run(values: Any) -> Any:
+    """Takes the first run of values whose leading axis counts runs."""
+    return jax.tree.map(lambda leaf: leaf[0], values)
+
+
+def _stack(items: Sequence[BatchIndices]) -> BatchIndices:
+    return BatchIndices(*map(np.stack, zip(*items, strict=True)))

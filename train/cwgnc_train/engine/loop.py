@@ -1,0 +1,256 @@
+"""The training loop: runs of a group, from their first step to their results."""
+
+import dataclasses
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from cwgnc_train.engine import checkpoints as ckpt
+from cwgnc_train.engine import hosts
+from cwgnc_train.engine.evaluation import Evaluation, evaluate
+from cwgnc_train.engine.group import RunGroup
+from cwgnc_train.engine.interruption import Interrupted, Interruption
+from cwgnc_train.engine.programs import Programs, steps_of_program
+from cwgnc_train.engine.progress import Progress
+from cwgnc_train.engine.recorder import Recorder
+from cwgnc_train.engine.step import Metrics, RunState
+
+# Metrics are fetched so many steps at a time, and never those of the steps that were
+# just dispatched, so that the device does not wait for the host.
+_CHUNK = 10
+
+
+@dataclasses.dataclass(frozen=True)
+class Start:
+    """Where runs stand: before their first step, or at a checkpoint."""
+
+    step: int = 0
+    seconds: float = 0.0
+    own_seconds: float = 0.0
+    records: dict[str, Any] = dataclasses.field(default_factory=dict)
+    """The recorder's state."""
+    checkpoint: Path | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Trained:
+    """Runs at their end."""
+
+    states: RunState
+    results: list[dict[str, Evaluation]]
+    """For each run its evaluation by the name of the set."""
+    step: int
+    seconds: float
+    own_seconds: float
+
+
+class Training:
+    """Trains a group of runs in one process.
+
+    Args:
+      group: The runs.
+      start: Where they stand.
+      programs: Compiles what they need.
+      recorder: Takes what they report.
+      checkpoints: Where to save them.
+      progress: Shows how far they are.
+      interruption: Says when to stop.
+      clock: Tells the time in seconds, without that of the compiler.
+    """
+
+    def __init__(
+        self,
+        group: RunGroup,
+        start: Start,
+        *,
+        programs: Programs,
+        recorder: Recorder,
+        checkpoints: ckpt.Checkpoints,
+        progress: Progress,
+        interruption: Interruption,
+        clock: Callable[[], float],
+    ):
+        self._group, self._start = group, start
+        self._programs, self._recorder = programs, recorder
+        self._checkpoints, self._progress = checkpoints, progress
+        self._interruption, self._clock = interruption, clock
+        self._agreed = hosts.Agreement()
+        self._scored_at = group.of_task.scored_at(group.first)
+        self._pending: tuple[int, int, list[Metrics]] | None = None
+        self._saved_at = start.step
+        self._own = start.own_seconds
+        self._evaluation = programs.evaluation(group)
+        self._begun = clock()
+
+    def train(self) -> Trained:
+        """Takes the steps that are left, and evaluates the runs.
+
+        Returns:
+          The runs at their end.
+
+        Raises:
+          Interrupted: If a signal came; the runs have been saved.
+          OSError: If a checkpoint or record cannot be written.
+        """
+        group, start = self._group, self._start
+        self._recorder.begin(group.runs, start.step, start.records)
+        # What was saved at the end of an iteration has the optimizer state of that one.
+        iteration = max(start.step - 1, 0) // group.iteration_steps
+        started, end = group.start(iteration), start.step
+        if start.checkpoint is not None:
+            started = ckpt.restore(start.checkpoint, started)
+            self._progress.skip(start.step * len(group.runs))
+        states = started
+        for end, reached, states, reported in self._steps(started, iteration):
+            self._flush()
+            self._pending = end, reached, reported
+            taken = sum(metrics.loss.shape[1] for metrics in reported)
+            self._progress.took(taken * len(group.runs), end, group.total_steps)
+            scored = end in self._scored_at and end < group.total_steps and reported
+            score = self._score(end, states) if scored else None
+            self._save_if_due(end, states, score)
+            if all(self._recorder.gave_up(run) for run in group.runs):
+                break
+        self._flush()
+        self._recorder.means(group, end)
+        results = self._final_evaluation(end, states)
+        self._checkpoints.wait()
+        return Trained(states, results, end, self._seconds(), self._own)
+
+    def _steps(
+        self, states: RunState, first: int
+    ) -> Iterator[tuple[int, int, RunState, list[Metrics]]]:
+        """Takes all steps that are left, without waiting for the device.
+
+        Yields:
+          The number of steps done, the iteration, the runs, and the metrics of the
+          steps since the last time. They are still being computed.
+        """
+        group, each = self._group, self._group.iteration_steps
+        step = self._start.step
+        for iteration in range(first, group.of_task.iterations(group.first)):
+            if iteration > first:
+                started = group.start(iteration)
+                if group.first.unfreezing == "carry":
+                    started = started._replace(params=states.params)
+                states = started
+            for end in self._ends(step, (iteration + 1) * each):
+                reported = []
+                while step < end and not self._stop_at_once():
+                    program, step = self._program(iteration, step, end)
+                    states, metrics = program(states)
+                    reported.append(metrics)
+                yield step, iteration, states, reported
+
+    def _ends(self, step: int, last: int) -> list[int]:
+        """The numbers of steps done at which to look up, to the end of an iteration."""
+        every = self._group.of_task.training.record_every
+        # Counted anew in each iteration, which is a fine-tuning of its own.
+        first = last - self._group.iteration_steps
+        ends = {*range(first, last, _CHUNK), *range(first, last, every), last}
+        return sorted(end for end in ends | self._scored_at if step < end <= last)
+
+    def _program(self, iteration: int, step: int, end: int):
+        group, first = self._group, iteration * self._group.iteration_steps
+        steps, alike = (
+            range(first + taken.start, first + taken.stop)
+            for taken in steps_of_program(
+                group.layout.platform, step - first, end - first
+            )
+        )
+        measured = [group.of_task.is_measured(group.first, number) for number in steps]
+        if any(measured):
+            steps = range(step, step + 1)
+        shape = group.batch_shape(alike)
+        program = self._programs.train_steps(
+            group, iteration, steps, shape, measured[0]
+        )
+        return program, steps.stop
+
+    def _flush(self) -> None:
+        """Records the steps of the last time."""
+        if self._pending is None:
+            return
+        end, iteration, reported = self._pending
+        self._pending = None
+        if reported:
+            loss = self._recorder.metrics(self._group, iteration, end, reported)
+            self._progress.loss = loss
+        every = self._group.of_task.training.record_every
+        in_iteration = end % self._group.iteration_steps
+        if in_iteration % every == 0 or end in self._scored_at:
+            self._recorder.means(self._group, end)
+
+    def _score(self, end: int, states: RunState) -> float:
+        """Evaluates runs; returns the best score."""
+        self._flush()
+        began = self._clock()
+        inputs = self._group.of_task.inputs
+        results = evaluate(self._evaluation, states.params, inputs)
+        self._recorder.evaluation(self._group, end, results)
+        self._own += self._clock() - began
+        metric = inputs.task.metric
+        of_runs = results[: len(self._group.runs)]
+        return max(result[inputs.judged].scores[metric] for result in of_runs)
+
+    def _final_evaluation(self, end: int, states: RunState):
+        began = self._clock()
+
+        def check():
+            # Several processes can only stop together.
+            if hosts.alone():
+                self._interruption.check()
+
+        try:
+            inputs = self._group.of_task.inputs
+            results = evaluate(self._evaluation, states.params, inputs, check)
+            signum, _ = self._agreed(self._interruption.signum, 0)
+            if signum:
+                raise Interrupted(signum)
+        except Interrupted:
+            if self._saved_at < end:
+                self._save(end, states, None)
+            self._checkpoints.wait()
+            raise
+        self._recorder.evaluation(self._group, end, results)
+        self._own += self._clock() - began
+        return results
+
+    def _stop_at_once(self) -> bool:
+        return hosts.alone() and self._interruption.stop_requested()
+
+    def _save_if_due(self, end: int, states: RunState, score: float | None) -> None:
+        due = hosts.is_primary() and self._checkpoints.due()
+        signum, due = self._agreed(self._interruption.signum, int(due))
+        config = self._group.of_task.training.checkpoints
+        best = config.keep_best and score is not None
+        unfinished = end < self._group.total_steps
+        if end > self._saved_at and (best or signum or (due and unfinished)):
+            self._save(end, states, score)
+        if signum:
+            self._checkpoints.wait()
+            raise Interrupted(signum)
+
+    def _save(self, end: int, states: RunState, score: float | None) -> None:
+        self._flush()
+        began, group = self._clock(), self._group
+        self._saved_at = end
+        notes = {
+            "step": end,
+            "runs": [run.name for run in group.runs],
+            "layout": {"runs": group.layout.runs, "group": group.layout.group},
+            "start": {
+                "step": end,
+                "seconds": self._seconds(),
+                "own_seconds": self._own,
+                "records": self._recorder.state(),
+            },
+            # Whoever reads the checkpoint finds the records of all steps before it.
+            "marks": self._recorder.marks(),
+            "fingerprint": ckpt.fingerprint(group.layout),
+        }
+        self._checkpoints.save(end, states, notes, score)
+        self._own += self._clock() - began
+
+    def _seconds(self) -> float:
+        return self._start.seconds + self._clock() - self._begun

@@ -1,0 +1,122 @@
+"""The folder of a fine-tuned model, as transformers reads it."""
+
+import dataclasses
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+from cwgnc_jax import models
+from cwgnc_train.config import UserError, shown
+from cwgnc_train.data import is_label
+from cwgnc_train.engine.inputs import Inputs
+from cwgnc_train.records import write_json
+
+_TRAINING = "training.json"
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainedWith:
+    """What a model was trained with, and what its outputs mean.
+
+    Models from elsewhere have no ``training.json``; its fields are None then.
+    """
+
+    label_names: tuple[str, ...] | None
+    """None if the model predicts a number."""
+    task: str | None = None
+    text_columns: tuple[str, ...] | None = None
+    max_length: int | None = None
+    dtype: str | None = None
+
+    @property
+    def num_labels(self) -> int:
+        """How many outputs the model has."""
+        return 1 if self.label_names is None else len(self.label_names)
+
+
+def save_model(
+    folder: Path, inputs: Inputs, params: Any, max_length: int, dtype: str
+) -> None:
+    """Writes weights, config, tokenizer and ``training.json``; replaces the folder.
+
+    Args:
+      folder: The model's folder.
+      inputs: What it was trained on.
+      params: Its parameters, on the host.
+      max_length: The most tokens of an example.
+      dtype: The dtype of the computation.
+    """
+    part = folder.with_name(folder.name + ".part")
+    shutil.rmtree(part, ignore_errors=True)
+    models.save_pretrained(
+        part,
+        inputs.checkpoint.config,
+        params,
+        label_names=inputs.task.label_names,
+        regression=inputs.task.regression,
+        source_config=inputs.checkpoint.source_config,
+    )
+    inputs.tokenizer.save(part)
+    trained_with = {
+        "task": inputs.task.name,
+        "text_columns": inputs.task.text_columns,
+        "max_length": max_length,
+        "dtype": dtype,
+    }
+    write_json(part / _TRAINING, trained_with)
+    gone = folder.with_name(folder.name + ".gone")
+    shutil.rmtree(gone, ignore_errors=True)
+    if folder.exists():
+        folder.rename(gone)
+    part.rename(folder)
+    shutil.rmtree(gone, ignore_errors=True)
+
+
+def read_trained_with(folder: Path) -> TrainedWith:
+    """Reads what a model was trained with.
+
+    Raises:
+      UserError: If there is no model, or a file is damaged.
+    """
+    path = folder / "config.json"
+    if not path.is_file():
+        raise UserError(f"no model in {folder}: it has no config.json")
+    try:
+        source: dict[str, Any] = json.loads(path.read_bytes())
+        names: dict[str, str] = source.get("id2label", {"0": "0", "1": "1"})
+        label_names = tuple(names[str(i)] for i in range(len(names)))
+        if not all(map(is_label, label_names)):
+            raise ValueError("id2label must hold a line of text for each output")
+        regression = source.get("problem_type") == "regression"
+    except (KeyError, AttributeError, TypeError, ValueError, RecursionError) as error:
+        raise UserError(f"{path} is damaged: {error!r}") from error
+    found = TrainedWith(None if regression else label_names)
+    path = folder / _TRAINING
+    if not path.is_file():
+        return found
+    try:
+        known = json.loads(path.read_bytes())
+        columns, length = known["text_columns"], known["max_length"]
+        expected = {
+            "task": isinstance(known["task"], str),
+            "text_columns": isinstance(columns, list)
+            and len(columns) in (1, 2)
+            and all(isinstance(name, str) for name in columns),
+            "max_length": type(length) is int and length >= 3,
+            "dtype": known["dtype"] in ("float32", "bfloat16"),
+        }
+        for name, is_right in expected.items():
+            if not is_right:
+                raise ValueError(f"{name} is {shown(known[name])}")
+        return dataclasses.replace(
+            found,
+            task=known["task"],
+            text_columns=tuple(columns),
+            max_length=length,
+            dtype=known["dtype"],
+        )
+    except (KeyError, TypeError, ValueError, RecursionError) as error:
+        raise UserError(
+            f"{path} is damaged: {error!r}; restore or remove it"
+        ) from error

@@ -1,0 +1,73 @@
+"""Training steps by ``jax.pmap``: one run whose devices share its batches."""
+
+import functools
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax
+
+from cwgnc_train.data import BatchIndices, Shape, TokenTable, packed_batch
+from cwgnc_train.engine.layout import Layout, first_run
+from cwgnc_train.engine.step import RunState, StepConfig, loss_and_grads, update
+
+_AXIS = "data"
+
+
+def pmap_train_steps(
+    config: StepConfig, layout: Layout, shape: Shape, measured: bool = False
+) -> Callable[..., Any]:
+    """Does what ``programs.compile_train_steps`` does, by ``jax.pmap``.
+
+    Args:
+      config: What is fixed at compilation.
+      layout: The devices.
+      shape: Rows and length of each device's part of a batch.
+      measured: Whether the steps measure the components.
+
+    Returns:
+      A function from the run, the training set and the batches of some steps, in as
+      many parts as there are devices, to the run after these steps and their metrics.
+    """
+    devices = list(layout.mesh.devices.flat)
+    on_devices = jax.pmap(
+        functools.partial(_steps, config, shape, measured),
+        axis_name=_AXIS,
+        in_axes=(None, None, 0),
+        out_axes=None,
+        devices=devices,
+        donate_argnums=0,
+    )
+
+    def steps(state: RunState, table: TokenTable, indices: BatchIndices):
+        def by_device(leaf):
+            # [1 run, steps, devices * parts, slots] to [devices, steps, (parts,) slots]
+            _, count, *parts, slots = leaf.shape
+            parts = math.prod(parts)
+            each = parts // len(devices)
+            leaf = leaf.reshape(count, len(devices), each, slots).swapaxes(0, 1)
+            return leaf[:, :, 0] if each == 1 else leaf
+
+        state, metrics = on_devices(state, table, jax.tree.map(by_device, indices))
+        return jax.device_put(state, layout.whole()), metrics
+
+    return steps
+
+
+def _steps(
+    config: StepConfig,
+    shape: Shape,
+    measured: bool,
+    state: RunState,
+    table: TokenTable,
+    indices: BatchIndices,
+):
+    def step(state, indices):
+        batch = packed_batch(table, indices, shape)
+        found = loss_and_grads(config, first_run(state), batch, axis_name=_AXIS)
+        found = jax.tree.map(lambda leaf: leaf[None], found)
+        updates = functools.partial(update, config, measured=measured)
+        return jax.vmap(updates)(state, *found)
+
+    state, metrics = jax.lax.scan(step, state, indices)
+    return state, jax.tree.map(lambda leaf: leaf.swapaxes(0, 1), metrics)

@@ -1,0 +1,316 @@
+"""The training step and the evaluation step of one run, as pure functions."""
+
+import dataclasses
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Bool, Float, Int, Key, PyTree
+
+import cwgnc_jax
+from cwgnc_jax import models
+from cwgnc_train.engine.component_statistics import component_statistics
+from cwgnc_train.engine.layout import Layout
+from cwgnc_train.engine.optimizer import (
+    Hparams,
+    linear_schedule,
+    make_clip,
+    make_optimizer,
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class StepConfig:
+    """What is fixed when a step is compiled; runs that share it share a program."""
+
+    model: models.EncoderConfig
+    regression: bool
+    components: str
+    b1: float
+    b2: float
+    dtype: str
+    mixout: bool = False
+    prior_decay: bool = False
+    layer_decay: bool = False
+    trained_layers: int | None = None
+    """How many top layers train, with the heads; None for everything."""
+    statistics: bool = False
+    """Whether some steps measure the components."""
+    remat: bool = False
+    """Whether the backward pass recomputes the inside of each layer."""
+    nonfinite: str = "propagate"
+    """The policy for non-finite gradients; see ``OptimizerConfig``."""
+    clip: str = "fixed"
+    """Where a component's threshold comes from; see ``OptimizerConfig``."""
+
+    def trains(self, path: str) -> bool:
+        """Whether the parameter at this path trains."""
+        if self.trained_layers is None:
+            return True
+        return cwgnc_jax.thawed(path, self.model.num_hidden_layers, self.trained_layers)
+
+
+class RunState(NamedTuple):
+    """A run as a value: all that its next step depends on, besides the batch.
+
+    ``init_params`` are the parameters it started from, if its config needs them.
+    """
+
+    params: PyTree[Float[Array, "..."]]
+    opt_state: PyTree
+    key: Key[Array, ""]
+    step: Int[Array, ""]
+    hparams: Hparams
+    init_params: PyTree[Float[Array, "..."]] | None = None
+
+
+class Metrics(NamedTuple):
+    """What a step reports."""
+
+    loss: Float[Array, ""]
+    """Mean over the examples of the batch, before the update."""
+    learning_rate: Float[Array, ""]
+    """The learning rate of this update; 0 if the update was skipped."""
+    grad_norm: Float[Array, ""]
+    """Norm of all gradients together, before the clip."""
+    clip_rate_components: Float[Array, ""]
+    """Share of the components that were clipped."""
+    clip_rate_elements: Float[Array, ""]
+    """The same, each component weighted by its size."""
+    norms: Float[Array, " components"]
+    """Each component's gradient norm before the clip."""
+    coefficients: Float[Array, " components"]
+    """What the clip scaled each component by."""
+    statistics: Float[Array, "statistics parameters"] | None = None
+    """See ``component_statistics``; None in a step that does not measure."""
+
+
+CURVES = Metrics._fields[:5]
+"""The metrics that are one number per step."""
+
+
+def init_run(
+    config: StepConfig,
+    params: PyTree[Float[Array, "..."]],
+    key: Key[Array, ""],
+    hparams: Hparams,
+) -> RunState:
+    """Makes a run before its first step."""
+    needed = config.mixout or config.prior_decay or config.statistics
+    init_params = params if needed else None
+    trained, _ = models.split_params(params, config.trains)
+    tx = _optimizer(config, hparams, jnp.zeros((), jnp.int32), init_params)
+    return RunState(
+        params=params,
+        opt_state=tx.init(trained),
+        key=key,
+        step=jnp.zeros((), jnp.int32),
+        hparams=hparams,
+        init_params=init_params,
+    )
+
+
+def train_step(
+    config: StepConfig,
+    state: RunState,
+    batch: dict[str, Array],
+    measured: bool = False,
+    layout: Layout | None = None,
+) -> tuple[RunState, Metrics]:
+    """Makes one update: forward, backward, clip, Adam, decay, learning rate.
+
+    Only what trains is differentiated: there is no backward pass below the lowest layer
+    that trains, and frozen parameters are passed on as they are.
+
+    A step that ``skip_step`` skips leaves parameters and optimizer state as they were,
+    Adam's count among them. It is still a step of the schedule and of the data order,
+    so that the learning rate reaches its end.
+
+    Args:
+      config: What is fixed at compilation.
+      state: The run so far.
+      batch: See ``data.packed_batch``; examples of weight 0 do not count. Arrays may
+        have a leading axis of parts, which are then taken one after the other in the
+        memory of one. The gradient is that of the mean over all examples.
+      measured: Whether to measure the components, with a config that has statistics.
+        Fixed at compilation: a branch inside the step would cost every step copies of
+        the parameters.
+      layout: Where parameters and gradients lie, if they may be split over devices.
+
+    Returns:
+      The run one step on, and what the step reports.
+    """
+    loss, grads = loss_and_grads(config, state, batch, layout)
+    return update(config, state, loss, grads, measured)
+
+
+def loss_and_grads(
+    config: StepConfig,
+    state: RunState,
+    batch: dict[str, Array],
+    layout: Layout | None = None,
+    axis_name: str | None = None,
+) -> tuple[Float[Array, ""], PyTree[Float[Array, "..."]]]:
+    """Computes the mean loss of a batch and its gradients by what trains.
+
+    Args:
+      config: See :func:`train_step`, as for the next two.
+      state: The run.
+      batch: The batch, or this device's share of it.
+      layout: See :func:`train_step`.
+      axis_name: The axis of the devices that share the batch under ``jax.pmap``.
+
+    Returns:
+      Loss and gradients, summed over all devices.
+    """
+    hparams = state.hparams
+    key = jax.random.fold_in(state.key, state.step)
+    params = state.params if layout is None else layout.gather(state.params)
+    trained, frozen = models.split_params(params, config.trains)
+    total = jnp.sum(batch["weights"])
+    if axis_name is not None:
+        total = jax.lax.psum(total, axis_name)
+
+    def loss_fn(trained, batch, dropout_key):
+        params = models.merge_params(trained, frozen)
+        if config.mixout:
+            # The model draws from the keys that fold_in makes of small numbers.
+            mixout_key = jax.random.fold_in(key, 2**31)
+            params = cwgnc_jax.mixout(
+                params, state.init_params, hparams.mixout_rate, mixout_key
+            )
+        logits = models.apply(
+            config.model,
+            params,
+            batch["input_ids"],
+            token_type_ids=batch["token_type_ids"],
+            segment_ids=batch["segment_ids"],
+            cls_positions=batch["cls_positions"],
+            key=dropout_key,
+            dropout_rate=hparams.dropout_rate,
+            dtype=jnp.dtype(config.dtype),
+            remat=config.remat,
+        ).logits
+        losses = example_losses(config, logits, batch["labels"])
+        return jnp.sum(losses * batch["weights"]) / total
+
+    def value_and_grad(trained, batch, dropout_key):
+        loss, grads = jax.value_and_grad(loss_fn)(trained, batch, dropout_key)
+        return loss, grads if layout is None else layout.scatter(grads)
+
+    parts = batch["weights"].shape[0] if batch["weights"].ndim == 2 else 1
+    first = 0 if axis_name is None else parts * jax.lax.axis_index(axis_name)
+    if batch["weights"].ndim == 2:
+
+        def add(sums, part):
+            batch, index = part
+            found = value_and_grad(trained, batch, jax.random.fold_in(key, index))
+            return jax.tree.map(jnp.add, sums, found), None
+
+        zeros = jnp.zeros((), total.dtype), jax.tree.map(jnp.zeros_like, trained)
+        found, _ = jax.lax.scan(add, zeros, (batch, first + jnp.arange(parts)))
+    elif axis_name is not None:
+        found = value_and_grad(trained, batch, jax.random.fold_in(key, first))
+    else:
+        found = value_and_grad(trained, batch, key)
+    return found if axis_name is None else jax.lax.psum(found, axis_name)
+
+
+def update(
+    config: StepConfig,
+    state: RunState,
+    loss: Float[Array, ""],
+    grads: PyTree[Float[Array, "..."]],
+    measured: bool = False,
+) -> tuple[RunState, Metrics]:
+    """Applies gradients; see :func:`train_step`."""
+    trained, frozen = models.split_params(state.params, config.trains)
+    tx = _optimizer(config, state.hparams, state.step, state.init_params)
+    updates, opt_state = tx.update(grads, state.opt_state, trained)
+    report = cwgnc_jax.clip_report(opt_state)
+    norms = jnp.stack(list(report.norm.values()))
+    learning_rate = linear_schedule(state.hparams)(state.step)
+    stepped = optax.apply_updates(trained, updates)
+    if config.nonfinite == "skip_step":
+        finite = jnp.all(jnp.isfinite(norms))
+        stepped, opt_state = _where(
+            finite, (stepped, opt_state), (trained, state.opt_state)
+        )
+        learning_rate = jnp.where(finite, learning_rate, 0.0)
+    params = models.merge_params(stepped, frozen)
+    statistics = None
+    if measured:
+        clip = _clip(config, state.hparams)
+        clipped, _ = clip.update(grads, state.opt_state[0])
+        zeros = jax.tree.map(jnp.zeros_like, frozen)
+        changes = [models.merge_params(x, zeros) for x in (grads, clipped, updates)]
+        statistics = component_statistics(params, state.init_params, *changes)
+    metrics = Metrics(
+        loss=loss,
+        learning_rate=learning_rate,
+        grad_norm=jnp.sqrt(jnp.sum(jnp.square(norms))),
+        clip_rate_components=report.clip_rate_components,
+        clip_rate_elements=report.clip_rate_elements,
+        norms=norms,
+        coefficients=jnp.stack(list(report.coefficient.values())),
+        statistics=statistics,
+    )
+    state = state._replace(params=params, opt_state=opt_state, step=state.step + 1)
+    return state, metrics
+
+
+def eval_step(
+    config: StepConfig, params: PyTree[Float[Array, "..."]], batch: dict[str, Array]
+) -> Float[Array, "examples labels"]:
+    """Computes the logits of a batch, without dropout."""
+    return models.apply(
+        config.model,
+        params,
+        batch["input_ids"],
+        token_type_ids=batch["token_type_ids"],
+        segment_ids=batch["segment_ids"],
+        cls_positions=batch["cls_positions"],
+        dtype=jnp.dtype(config.dtype),
+    ).logits
+
+
+def example_losses(
+    config: StepConfig, logits: Float[Array, "examples labels"], labels: Array
+) -> Float[Array, " examples"]:
+    """Computes each example's cross entropy, or squared error in a regression."""
+    if config.regression:
+        return jnp.square(logits[:, 0] - labels)
+    return optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+
+
+def _optimizer(
+    config: StepConfig,
+    hparams: Hparams,
+    step: Int[Array, ""],
+    init_params: PyTree | None,
+) -> optax.GradientTransformation:
+    if init_params is not None:
+        init_params, _ = models.split_params(init_params, config.trains)
+    return make_optimizer(
+        hparams,
+        _clip(config, hparams),
+        learning_rate=linear_schedule(hparams)(step),
+        b1=config.b1,
+        b2=config.b2,
+        prior=init_params if config.prior_decay else None,
+        layer_decay=config.layer_decay,
+    )
+
+
+def _clip(config: StepConfig, hparams: Hparams) -> optax.GradientTransformation:
+    return make_clip(
+        hparams,
+        config.clip,
+        config.components,
+        zero_nonfinite=config.nonfinite == "zero_component",
+    )
+
+
+def _where(condition: Bool[Array, ""], new: PyTree, old: PyTree) -> PyTree:
+    return jax.tree.map(lambda n, o: jnp.where(condition, n, o), new, old)

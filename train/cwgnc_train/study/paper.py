@@ -1,0 +1,184 @@
+"""What the paper shows, as the runs of one study, and what they cost."""
+
+import dataclasses
+import math
+from collections.abc import Mapping
+
+from cwgnc_train.config import ReproduceConfig, RunSpec, StabilityConfig, UserError
+
+# Table 1 compares these, Table 2 the thresholds of the last one, figures 1, 2, 4 and 5
+# gradual unfreezing with full fine-tuning.
+TABLE_METHODS = ("devlin", "bias_correction", "mixout", "mosbach", "cwgnc")
+THRESHOLDS = (0.01, 0.05, 0.1, 0.5, 1.0, 5.0, math.inf)
+FIGURE_METHODS = ("gu", "gu_restart", "full")
+# Those whose race is measured: with the paper's clip, and two without.
+RACING_METHODS = ("devlin", "cwgnc", *FIGURE_METHODS)
+_FEWEST_THRESHOLDS = (0.05, 1.0, math.inf)
+_FIGURE_SEEDS = 5
+_FEWEST_SEEDS = 3
+_FEWEST_STEPS = 4
+
+
+@dataclasses.dataclass(frozen=True)
+class Scale:
+    """How much of the protocol is carried out."""
+
+    seeds: int
+    """Runs of each cell of the tables."""
+    train_examples: int | None = None
+    """None for all."""
+    evaluations: int | None = None
+    """None for one an epoch."""
+    thresholds: tuple[float, ...] = THRESHOLDS
+    every: int = 20
+    """Steps between two measurements of the components, and two lines of losses."""
+
+    @property
+    def figure_seeds(self) -> int:
+        """Runs of each method of the figures."""
+        return min(self.seeds, _FIGURE_SEEDS)
+
+
+@dataclasses.dataclass(frozen=True)
+class Speed:
+    """What a task costs on a machine, in seconds."""
+
+    step: float
+    evaluation: float
+    compilation: float
+    examples: int
+    layers: int
+
+
+def study_config(config: ReproduceConfig, scale: Scale) -> StabilityConfig:
+    """Returns the settings that all runs of the reproduction share."""
+    return StabilityConfig(
+        model=config.model,
+        workdir=config.workdir,
+        tasks=config.tasks,
+        methods=(*TABLE_METHODS, *FIGURE_METHODS),
+        learning_rates=(config.learning_rate,),
+        seeds=scale.seeds,
+        data=dataclasses.replace(config.data, train_examples=scale.train_examples),
+        training=dataclasses.replace(
+            config.training,
+            evaluations=scale.evaluations,
+            record_every=scale.every,
+            statistics_every=scale.every,
+            norms_every=0,
+        ),
+    )
+
+
+def paper_runs(config: ReproduceConfig, scale: Scale) -> list[RunSpec]:
+    """Lists the runs behind the tables and figures."""
+    shared = study_config(config, scale)
+    figures = "rte" if "rte" in config.tasks else config.tasks[0]
+    thresholds = "cola" if "cola" in config.tasks else config.tasks[-1]
+    parts = [
+        dataclasses.replace(shared, methods=TABLE_METHODS),
+        dataclasses.replace(
+            shared,
+            tasks=(thresholds,),
+            methods=TABLE_METHODS[-1:],
+            max_norms=scale.thresholds,
+        ),
+        dataclasses.replace(
+            shared,
+            tasks=(figures,),
+            methods=FIGURE_METHODS,
+            seeds=scale.figure_seeds,
+        ),
+    ]
+    runs = {run.name: run for part in parts for run in part.runs()}
+    return [
+        run
+        if run.task == figures and run.method in RACING_METHODS
+        else dataclasses.replace(run, statistics_every=0)
+        for run in runs.values()
+    ]
+
+
+def cut_to(config: ReproduceConfig, speeds: Mapping[str, Speed]) -> Scale:
+    """Finds how much of the protocol fits into the budget of minutes.
+
+    Args:
+      config: The reproduction's config, with a budget.
+      speeds: What each task costs.
+
+    Returns:
+      The scale.
+
+    Raises:
+      UserError: If not even the least that makes sense fits.
+    """
+    assert config.budget_minutes is not None
+    # The rest is for reading, figures and what the estimate misses.
+    seconds = 0.85 * 60 * config.budget_minutes
+    # All tasks have so many; none is asked for more than it has.
+    most = min(speed.examples for speed in speeds.values())
+    batch = config.training.batch_size
+    whole, fewest = -(-most // batch), min(_FEWEST_SEEDS, config.seeds)
+    fuller = [Scale(n) for n in range(config.seeds, fewest - 1, -1)]
+    few = Scale(fewest, thresholds=_FEWEST_THRESHOLDS)
+    shorter = [
+        dataclasses.replace(
+            few,
+            train_examples=min(most, batch * steps),
+            evaluations=1,
+            every=max(3, min(20, 3 * steps // 20)),
+        )
+        for steps in range(whole, min(_FEWEST_STEPS, whole) - 1, -1)
+    ]
+    for scale in (*fuller, few, *shorter):
+        if _seconds(config, scale, speeds) <= seconds:
+            return scale
+    least = _seconds(config, shorter[-1], speeds) / seconds * config.budget_minutes
+    raise UserError(
+        f"--budget-minutes {config.budget_minutes:g} is too little: {fewest} seeds of "
+        f"{shorter[-1].train_examples} examples take about {least:.0f} minutes; give "
+        f"more, or lower --max-length, or name fewer --tasks"
+    )
+
+
+def describe(scale: Scale, config: ReproduceConfig) -> list[str]:
+    """Says what of the protocol was cut."""
+    cuts = []
+    if scale.seeds < config.seeds:
+        cuts.append(f"{scale.seeds} runs a cell instead of {config.seeds}")
+    if scale.figure_seeds < _FIGURE_SEEDS:
+        cuts.append(f"{scale.figure_seeds} runs in the figures instead of 5")
+    if scale.thresholds != THRESHOLDS:
+        cuts.append(
+            f"{len(scale.thresholds)} thresholds in Table 2 instead of "
+            f"{len(THRESHOLDS)}"
+        )
+    if scale.train_examples is not None:
+        cuts.append(f"at most {scale.train_examples} training examples of a task")
+    if scale.evaluations is not None:
+        cuts.append("scores at the end of a run or iteration instead of every epoch")
+    return cuts
+
+
+def _seconds(
+    config: ReproduceConfig, scale: Scale, speeds: Mapping[str, Speed]
+) -> float:
+    """Estimates how long the runs of a scale take one after the other."""
+    total, programs = 0.0, set()
+    for run in paper_runs(config, scale):
+        speed = speeds[run.task]
+        examples = min(speed.examples, scale.train_examples or speed.examples)
+        steps = run.epochs * -(-examples // config.training.batch_size)
+        iterations = speed.layers if run.unfreezing else 1
+        for i in range(iterations):
+            # A forward pass costs one third of a step, a whole backward pass two.
+            trained = (i + 1) / speed.layers if run.unfreezing else 1.0
+            total += steps * speed.step * (1 + 2 * trained) / 3
+            if run.statistics_every:
+                total += 0.2 * steps / run.statistics_every * speed.step
+            programs.add((run.task, run.optimizer.components, run.regularization, i))
+        scored = scale.evaluations or run.epochs
+        total += speed.evaluation * (iterations if run.unfreezing else scored)
+    compilations = [speeds[task].compilation for task, *_ in programs]
+    # Measured steps are programs of their own.
+    return total + 2 * sum(compilations)

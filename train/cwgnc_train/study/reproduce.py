@@ -1,0 +1,136 @@
+"""The paper's tables and figures from one command, cut to a budget."""
+
+import dataclasses
+import time
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from cwgnc_train.config import ReproduceConfig, UserError, check_reproduce
+from cwgnc_train.engine import Programs, RunGroup, evaluate, hosts, seconds_saved
+from cwgnc_train.records import read_json_object, write_json
+from cwgnc_train.study.folder import flattened
+from cwgnc_train.study.paper import (
+    Scale,
+    Speed,
+    cut_to,
+    describe,
+    paper_runs,
+    study_config,
+)
+from cwgnc_train.study.study import Study, prepare_stability
+
+_TIMED_STEPS = 5
+
+
+def prepare_reproduction(config: ReproduceConfig) -> tuple[Study, list[str]]:
+    """Reads and checks what the reproduction needs, and decides on its scale.
+
+    With a budget, a few steps of every task are timed. What was decided is kept in
+    ``reproduction.json``, so that the same command goes on with the same runs.
+
+    Args:
+      config: The reproduction's config.
+
+    Returns:
+      The study, ready to start or to go on, and what of the protocol was cut.
+
+    Raises:
+      UserError: If a setting, the data or the weights are wrong, the budget is too
+        small, or the folder holds another reproduction.
+      OSError: If a file cannot be read or a hub cannot be reached.
+    """
+    with hosts.together("start"):
+        check_reproduce(config)
+        path = config.workdir / "reproduction.json"
+        settings = flattened(config)
+        settings |= {"seeds": config.seeds, "tasks": list(config.tasks)}
+        known = _read(path, settings) if path.exists() else None
+        if known is not None:
+            scale = _scale(known)
+        else:
+            scale = Scale(config.seeds)
+            if config.budget_minutes is not None:
+                scale = cut_to(config, _speeds(_study(config, scale)))
+        study = _study(config, scale)
+    if known is None and hosts.is_primary():
+        # The budget is spent from now on; a folder is made only when all is well.
+        config.workdir.mkdir(parents=True, exist_ok=True)
+        decided = {"scale": dataclasses.asdict(scale), "cut": describe(scale, config)}
+        write_json(path, settings | decided)
+    return study, describe(scale, config)
+
+
+def _study(config: ReproduceConfig, scale: Scale) -> Study:
+    return prepare_stability(study_config(config, scale), paper_runs(config, scale))
+
+
+def _read(path: Path, settings: dict[str, Any]) -> dict[str, Any]:
+    known = read_json_object(path, "the settings of a reproduction")
+    try:
+        _scale(known)
+    except (KeyError, TypeError, ValueError):
+        raise UserError(
+            f"{path} is damaged: expected the settings of a reproduction; restore it, "
+            f"or start anew in another --workdir"
+        ) from None
+    for name, value in settings.items():
+        if known.get(name) != value:
+            flag = name.replace("_", "-")
+            raise UserError(
+                f"{path.parent} holds a reproduction with --{flag} {known.get(name)}, "
+                f"not {value}. Give the same to go on with it, or another --workdir"
+            )
+    return known
+
+
+def _scale(known: dict[str, Any]) -> Scale:
+    # JSON has lists, and infinity as a string.
+    scale = known["scale"]
+    return Scale(**scale | {"thresholds": tuple(map(float, scale["thresholds"]))})
+
+
+def _speeds(study: Study) -> dict[str, Speed]:
+    """Times a few steps and an evaluation of every task."""
+    programs = Programs(say=lambda line: None)
+    return {task: _speed(study, programs, task) for task in study.tasks}
+
+
+def _speed(study: Study, programs: Programs, task: str) -> Speed:
+    run = next(run for run in study.runs if run.task == task and not run.unfreezing)
+    run = dataclasses.replace(run, statistics_every=0)
+    # Every device that runs lie on must have one.
+    layout = dataclasses.replace(study.layout, runs=study.layout.run_devices)
+    group = RunGroup(study.tasks[task], (run,), layout)
+    inputs, before = group.of_task.inputs, programs.seconds
+    # One shape that holds them all, so that nothing is compiled between them.
+    shape = group.batch_shape(range(_TIMED_STEPS + 1))
+
+    def step(states, number):
+        return programs.train_steps(group, 0, [number], shape, False)(states)[0]
+
+    with seconds_saved() as saved:
+        states = step(group.start(), 0)
+    # This program may have been kept on disk; those of the study need not have been.
+    compilation = programs.seconds - before + sum(saved)
+    jax.block_until_ready(states.params)
+    start = time.monotonic()
+    for number in range(1, _TIMED_STEPS + 1):
+        states = step(states, number)
+    jax.block_until_ready(states.params)
+    stepped = time.monotonic()
+    program = programs.evaluation(group)
+    compiled = time.monotonic()
+    evaluate(program, states.params, inputs)
+    # Those of the slowest process, so that all decide on the same scale.
+    step_seconds, evaluation, compilation = hosts.largest(
+        (stepped - start) / _TIMED_STEPS, time.monotonic() - compiled, compilation
+    )
+    return Speed(
+        step=step_seconds,
+        evaluation=evaluation,
+        compilation=compilation,
+        examples=len(inputs.train),
+        layers=inputs.layers,
+    )

@@ -1,1 +1,0 @@
-"""The paper's studies: many runs that differ in seed, threshold and method."""
