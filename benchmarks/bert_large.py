@@ -11,7 +11,7 @@ With --json a page is written beside the file.
 
 if __name__ == "__main__":
     # Before all other imports, which the process that is started anew makes again.
-    from train.huge_pages import use_huge_pages
+    from cwgnc_train.commands import use_huge_pages
 
     use_huge_pages()
 
@@ -25,7 +25,7 @@ from typing import Any
 from benchmarks.finetune import timed
 from benchmarks.measure import machine, publish, where
 from benchmarks.training import BATCH, NAMES, SIZES, complete_checkpoint
-from train import batches
+from cwgnc_train.data import load_tokenizer
 
 WHOLE = {"size": "large", "epochs": 3, "train_examples": None, "seeds": 25, "times": 2}
 QUICK = {"size": "minilm", "epochs": 1, "train_examples": 32, "seeds": 2, "times": 1}
@@ -39,7 +39,7 @@ def measure(
     with tempfile.TemporaryDirectory() as name:
         folder, seeds = Path(name), scale["seeds"]
         complete_checkpoint(folder / "model", SIZES[scale["size"]])
-        batches.load_tokenizer(tokenizer).save_pretrained(folder / "model")
+        load_tokenizer(tokenizer).save_pretrained(folder / "model")
         shared = [
             *("--model", folder / "model", "--data-dir", data_dir),
             *("--epochs", scale["epochs"], "--batch-size", BATCH),

@@ -11,7 +11,7 @@ measured in the same rounds. --quick takes less than two minutes on two cores. W
 
 if __name__ == "__main__":
     # Before all other imports, which the process that is started anew makes again.
-    from train.huge_pages import use_huge_pages
+    from cwgnc_train.commands import use_huge_pages
 
     use_huge_pages()
 
@@ -49,7 +49,7 @@ from benchmarks.training import (
     SIZES,
     loss_of,
     random_texts,
-    recipe_of,
+    step_config,
 )
 from cwgnc_jax import models
 
@@ -124,7 +124,7 @@ def measure_step(size: str, rounds: int) -> list[dict[str, Any]]:
     """
     config = CONFIGS[size]
     texts = random_texts(config, STEP_TEXTS, STEP_LENGTH)
-    loss_fn = loss_of(recipe_of(config), texts)
+    loss_fn = loss_of(step_config(config), texts)
 
     def step_of(update):
         def step(kept, key):

@@ -11,7 +11,7 @@ written beside the file.
 
 if __name__ == "__main__":
     # Before all other imports, which the process that is started anew makes again.
-    from train.huge_pages import use_huge_pages
+    from cwgnc_train.commands import use_huge_pages
 
     use_huge_pages()
 
@@ -46,7 +46,7 @@ def measure_task(task: str, args: argparse.Namespace) -> dict[str, Any]:
     rows = []
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        ours = ["train", "finetune", "--preset", "code", *flags, "--workdir"]
+        ours = ["cwgnc_train", "finetune", "--preset", "code", *flags, "--workdir"]
         for side in (COLD, WARM):
             workdir = folder / side
             row = timed([*ours, workdir], folder / "cache")

@@ -26,15 +26,16 @@ from benchmarks.training import (
     LEARNING_RATE,
     MINILM,
     Steps,
+    one_run,
     random_texts,
-    recipe_of,
     setting,
+    step_config,
     taken,
 )
 from cwgnc_jax import models
-from train.batches import TokenArrays
-from train.huge_pages import use_huge_pages
-from train.parallel import Layout
+from cwgnc_train.commands import use_huge_pages
+from cwgnc_train.data import TokenArrays
+from cwgnc_train.engine import Layout
 
 
 class Torch:
@@ -70,15 +71,18 @@ class Torch:
         return loss.item()
 
 
-def layouts(counts: list[int], backend: str) -> dict[str, Layout]:
+def layouts(counts: list[int]) -> dict[str, Layout]:
     """The layouts to measure, by name: all runs together, or in groups."""
-    group = 2 if backend == "cpu" else 4
+    one = one_run()
+    group = 2 if one.platform == "cpu" else 4
     found = {}
     for count in counts:
+        together = dataclasses.replace(one, runs=count, group=count)
         if count > 1:
-            found[f"{count} runs, vmap"] = Layout(count, count)
+            found[f"{count} runs, vmap"] = together
         if count > group:
-            found[f"{count} runs, map over groups of {group}"] = Layout(count, group)
+            groups = dataclasses.replace(together, group=group)
+            found[f"{count} runs, map over groups of {group}"] = groups
     return found
 
 
@@ -101,10 +105,10 @@ def measure(
         check_equal(checkpoint, directory, rows, length)
         rows_of = [
             measure_layout(checkpoint, name, layout, rows, length, rounds)
-            for name, layout in layouts(counts, jax.default_backend()).items()
+            for name, layout in layouts(counts).items()
         ]
         texts = random_texts(source.config, rows, length)
-        alone = Steps(checkpoint, recipe_of(checkpoint.config), texts)
+        alone = Steps(checkpoint, step_config(checkpoint.config), texts)
         theirs = Torch(directory, texts, None)
         timed = in_turn({"jax": alone.step, "torch": theirs.step}, rounds)
     return {
@@ -129,7 +133,7 @@ def measure(
 def check_equal(checkpoint, directory, rows, length) -> None:
     """Raises if the sides do not compute the same losses without dropout."""
     texts = random_texts(checkpoint.config, rows, length)
-    ours = Steps(checkpoint, recipe_of(checkpoint.config), texts, dropout=0.0)
+    ours = Steps(checkpoint, step_config(checkpoint.config), texts, dropout=0.0)
     theirs = Torch(directory, texts, 0.0)
     for _ in range(3):
         np.testing.assert_allclose(ours.step()[0], theirs.step(), rtol=1e-3)
@@ -139,10 +143,10 @@ def measure_layout(checkpoint, name, layout, rows, length, rounds) -> dict[str, 
     """One layout against the same runs one after the other."""
     texts = random_texts(checkpoint.config, layout.runs * rows, length)
     seeds = range(layout.runs)
-    recipe = recipe_of(checkpoint.config)
-    together = Steps(checkpoint, recipe, texts, seeds, layout)
+    config = step_config(checkpoint.config)
+    together = Steps(checkpoint, config, texts, seeds, layout)
     singles = [
-        Steps(checkpoint, recipe, taken(texts, slice(i * rows, (i + 1) * rows)), [i])
+        Steps(checkpoint, config, taken(texts, slice(i * rows, (i + 1) * rows)), [i])
         for i in seeds
     ]
     for single in singles[1:]:

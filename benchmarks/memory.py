@@ -10,7 +10,7 @@ cores. With --json a page is written beside the file.
 
 if __name__ == "__main__":
     # Before all other imports, which the process that is started anew makes again.
-    from train.huge_pages import use_huge_pages
+    from cwgnc_train.commands import use_huge_pages
 
     use_huge_pages()
 
@@ -38,7 +38,7 @@ from benchmarks.training import (
     complete_checkpoint,
     equal_shapes,
     random_texts,
-    recipe_of,
+    step_config,
 )
 from cwgnc_jax import models
 
@@ -52,8 +52,8 @@ def measure_side(name: str, size: str, directory: Path) -> dict[str, Any]:
     config, imported = SIZES[size], _resident()
     analysis = None
     if name in OURS:
-        recipe = dataclasses.replace(recipe_of(config), remat=name == OURS[1])
-        run = Steps(_loaded(directory), recipe, random_texts(config, BATCH, LENGTH))
+        variant = dataclasses.replace(step_config(config), remat=name == OURS[1])
+        run = Steps(_loaded(directory), variant, random_texts(config, BATCH, LENGTH))
         analysis = run.step_fn.memory_analysis()
         steps = lambda: [run.step() for _ in range(STEPS)]
     else:

@@ -1,4 +1,4 @@
-"""This project's training step, as ``python -m train finetune`` takes it."""
+"""This project's training step, as ``cwgnc finetune`` takes it."""
 
 import functools
 from collections.abc import Callable
@@ -8,11 +8,10 @@ import jax
 import numpy as np
 
 from benchmarks.sides import MATMUL, Losses, Ways, serve
-from benchmarks.training import LENGTH, SEED, Work, recipe_of, start
+from benchmarks.training import LENGTH, SEED, Work, one_run, start, step_config
 from cwgnc_jax import models
-from train import parallel
-from train.packing import Padding, make_packing, training_set
-from train.parallel import ONE_RUN
+from cwgnc_train.data import make_packing, token_table
+from cwgnc_train.engine import compile_train_steps, steps_of_program
 
 
 def make(
@@ -22,34 +21,33 @@ def make(
     jax.config.update("jax_default_matmul_precision", MATMUL[precision])
     checkpoint = models.load_pretrained(directory, num_labels=2, key=jax.random.key(0))
     dtype = "bfloat16" if precision == "bfloat16" else "float32"
-    recipe = recipe_of(checkpoint.config, dtype)
-    run = start(
-        *(checkpoint, recipe),
+    config, layout = step_config(checkpoint.config, dtype), one_run()
+    states = start(
+        checkpoint,
+        config,
         dropout=None if dropout else 0.0,
         learning_rate=learning_rate,
     )
-    program_of = functools.cache(
-        functools.partial(parallel.compile_train_steps, recipe, ONE_RUN)
-    )
+    program_of = functools.cache(functools.partial(compile_train_steps, config, layout))
 
-    def over(work: Work, padding: Padding) -> Callable[[], Losses]:
+    def over(work: Work, padding: str) -> Callable[[], Losses]:
         packing = make_packing(work.examples, padding, work.batch, LENGTH)
-        examples = parallel.place_training_set(ONE_RUN, training_set(work.examples))
+        table = layout.place_table(token_table(work.examples))
         programs, first, count = [], 0, len(work.steps)
         while first < count:
-            taken, _ = parallel.steps_of_program(first, count)
+            taken, _ = steps_of_program(layout.platform, first, count)
             first = taken.stop
             steps = [work.steps[number] for number in taken]
             shape = packing.shape([SEED], steps)
-            plans = [packing.plan(SEED, step, shape) for step in steps]
-            placed = parallel.place_plans(ONE_RUN, [plans])
+            batches = [packing.batch_indices(SEED, step, shape) for step in steps]
+            placed = layout.place_indices([batches])
             programs.append((program_of(shape), placed))
 
         def take():
-            nonlocal run
+            nonlocal states
             losses = []
-            for program, plans in programs:
-                run, metrics = program(run, examples, plans)
+            for program, indices in programs:
+                states, metrics = program(states, table, indices)
                 losses.append(metrics.loss[0])
             return np.concatenate(jax.device_get(losses)).tolist()
 

@@ -9,7 +9,7 @@ less than two minutes on two cores. With --json a page is written beside the fil
 
 if __name__ == "__main__":
     # Before all other imports, which the process that is started anew makes again.
-    from train.huge_pages import use_huge_pages
+    from cwgnc_train.commands import use_huge_pages
 
     use_huge_pages()
 
@@ -33,12 +33,13 @@ from benchmarks.training import (
     NAMES,
     SIZES,
     abstract_runs,
+    one_run,
     random_texts,
-    recipe_of,
+    step_config,
 )
+from cwgnc_train.data import BatchIndices, token_table
+from cwgnc_train.engine import compile_train_steps
 from examples.acceptability import write_corpus
-from train import parallel
-from train.packing import Plan, training_set
 
 
 def measure_command(model: Path, rounds: int) -> list[dict[str, float]]:
@@ -62,7 +63,7 @@ def timed(command: Sequence[Any], environment: Mapping[str, str]) -> dict[str, f
     """Seconds until the application has taken its first step, and until it ends."""
     start, found = time.perf_counter(), {}
     process = subprocess.Popen(
-        [sys.executable, "-m", "train", *map(str, command)],
+        [sys.executable, "-m", "cwgnc_train", *map(str, command)],
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         env=environment,
@@ -79,16 +80,16 @@ def timed(command: Sequence[Any], environment: Mapping[str, str]) -> dict[str, f
 
 def measure_compilation(size: str) -> dict[str, Any]:
     """Seconds to trace and to compile the step of a size, from shapes alone."""
-    recipe = recipe_of(SIZES[size])
+    config, layout = step_config(SIZES[size]), one_run()
     numbers = np.arange(BATCH, dtype=np.int32)
-    plan = Plan(numbers, numbers * LENGTH, np.ones(BATCH, np.float32))
+    batch = BatchIndices(numbers, numbers * LENGTH, np.ones(BATCH, np.float32))
     inputs = (
-        training_set(random_texts(recipe.model, BATCH, LENGTH)),
-        parallel.place_plans(parallel.ONE_RUN, [[plan]]),
+        token_table(random_texts(config.model, BATCH, LENGTH)),
+        layout.place_indices([[batch]]),
     )
     start = time.perf_counter()
-    steps = parallel.compile_train_steps(recipe, parallel.ONE_RUN, (BATCH, LENGTH))
-    lowered = steps.lower(abstract_runs(recipe), *inputs)
+    steps = compile_train_steps(config, layout, (BATCH, LENGTH))
+    lowered = steps.lower(abstract_runs(config), *inputs)
     lowered_at = time.perf_counter()
     lowered.compile()
     return {
@@ -111,7 +112,7 @@ def page(result: dict[str, Any]) -> str:
         f"Medians of {len(warm)} times each, once where nothing is cached. "
         f"{where(result)}",
         "",
-        f"`python -m train --help` takes {statistics.median(result['help']):.2f} s.",
+        f"`cwgnc --help` takes {statistics.median(result['help']):.2f} s.",
         "",
         f"| {result['model']}, a single step of {BATCH} sentences, then an evaluation "
         "and the model saved | the step is taken | the end |",

@@ -25,21 +25,21 @@ from benchmarks.training import (
     Steps,
     loss_of,
     random_texts,
-    recipe_of,
     setting,
+    step_config,
 )
 from cwgnc_jax import models
-from train.batches import TokenArrays
-from train.huge_pages import use_huge_pages
-from train.steps import Recipe
+from cwgnc_train.commands import use_huge_pages
+from cwgnc_train.data import TokenArrays
+from cwgnc_train.engine import StepConfig
 
 EVERY = 20
 _BETWEEN = "between measurements"
 
 
-def forward(checkpoint, recipe: Recipe, texts: TokenArrays) -> Any:
+def forward(checkpoint, config: StepConfig, texts: TokenArrays) -> Any:
     """The loss alone, with dropout, as a function without arguments."""
-    key, loss = jax.random.key(0), jax.jit(loss_of(recipe, texts))
+    key, loss = jax.random.key(0), jax.jit(loss_of(config, texts))
     return lambda: jax.device_get(loss(checkpoint.params, key))
 
 
@@ -54,15 +54,15 @@ def measure(
         checkpoint = models.load_pretrained(
             model or folder, num_labels=2, key=jax.random.key(0)
         )
-    config = checkpoint.config
-    texts = random_texts(config, rows, length)
-    full = recipe_of(config)
+    model_config = checkpoint.config
+    texts = random_texts(model_config, rows, length)
+    full = step_config(model_config)
     kept = dataclasses.replace(full, statistics=True)
-    layers = config.num_hidden_layers
+    layers = model_config.num_hidden_layers
     sides = {"full": Steps(checkpoint, full, texts)}
     for trained in range(1, layers):
-        recipe = dataclasses.replace(full, trained_layers=trained)
-        sides[f"iteration {trained}"] = Steps(checkpoint, recipe, texts)
+        config = dataclasses.replace(full, trained_layers=trained)
+        sides[f"iteration {trained}"] = Steps(checkpoint, config, texts)
     sides[_BETWEEN] = Steps(checkpoint, kept, texts)
     sides["measured"] = Steps(checkpoint, kept, texts, measured=True)
     losses = np.concatenate([side.step() for side in sides.values()])

@@ -16,7 +16,7 @@ from benchmarks.sides import Losses, Ways, serve
 from benchmarks.torch_device import DEVICE
 from benchmarks.torch_version import clip_with_records, logits_of, make_optimizer
 from benchmarks.training import LEARNING_RATE, LENGTH, MAX_NORM, TOTAL_STEPS, Work
-from train.batches import TokenArrays
+from cwgnc_train.data import TokenArrays
 
 Batch = dict[str, torch.Tensor]
 PAPER, WELL = "torch, as the paper", "torch, well written"

@@ -3,7 +3,7 @@
     python -m benchmarks.torch_version --model DIR --task cola --data-dir DIR \
         --epochs 3 --learning-rate 1e-4 --seed 1 --json FILE
 
-It reads the same examples in the same order as ``python -m train finetune`` and scores
+It reads the same examples in the same order as ``cwgnc finetune`` and scores
 them with the same metrics; model, dropout, optimizer and clip are torch's, on a GPU if
 torch sees one. As the paper's code it pads to --max-length and measures every parameter
 in every step.
@@ -22,10 +22,17 @@ import torch
 import transformers
 from torch.utils.data import DataLoader, TensorDataset
 
+from benchmarks.padded import padded_batch
 from benchmarks.torch_device import DEVICE, wait
-from train import batches, tasks
-from train.config import DataConfig
-from train.examples import load_examples
+from cwgnc_train.config import DataConfig
+from cwgnc_train.data import (
+    TokenArrays,
+    load_examples,
+    load_tokenizer,
+    score,
+    steps_per_epoch,
+    tokenize,
+)
 
 
 class AdamW(torch.optim.Optimizer):
@@ -123,7 +130,7 @@ def finetune(
 
     Args:
       model: In training mode, or in evaluation mode for no dropout.
-      batch_of: The batch of a step, as ``train.batches.train_batch`` returns it.
+      batch_of: The batch of a step; see :func:`padded_batch`.
       steps: Steps to take.
       learning_rate: The highest learning rate; it falls linearly to 0.
       max_norm: The clip's threshold for every parameter.
@@ -176,7 +183,7 @@ def logits_of(model: torch.nn.Module, batch: Mapping[str, torch.Tensor]):
 
 
 @torch.no_grad()
-def evaluate(model: torch.nn.Module, arrays: batches.TokenArrays) -> np.ndarray:
+def evaluate(model: torch.nn.Module, arrays: TokenArrays) -> np.ndarray:
     """The logits of a whole set, ``[examples, classes]``, without dropout."""
     model.eval()
     names = ("input_ids", "attention_mask", "token_type_ids")
@@ -207,13 +214,11 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
 
-    data = DataConfig(
-        task=args.task, data_dir=args.data_dir, train_examples=args.train_examples
-    )
-    task, examples = load_examples(data)
-    tokenizer = batches.load_tokenizer(Path(args.model))
+    data = DataConfig(data_dir=args.data_dir, train_examples=args.train_examples)
+    task, examples = load_examples(args.task, data)
+    tokenizer = load_tokenizer(Path(args.model))
     sets = {
-        name: batches.tokenize(tokenizer, part, args.max_length, args.max_length)
+        name: tokenize(tokenizer, part, args.max_length, args.max_length)
         for name, part in examples.items()
     }
     torch.manual_seed(args.seed)
@@ -222,7 +227,7 @@ def main() -> None:
     )
     model = model.to(DEVICE).train()
     train = sets.pop("train")
-    per_epoch = batches.steps_per_epoch(len(train.input_ids), args.batch_size)
+    per_epoch = steps_per_epoch(len(train.input_ids), args.batch_size)
     load_before = os.getloadavg()[0]
     start = time.monotonic()
 
@@ -233,7 +238,7 @@ def main() -> None:
     steps = args.epochs * per_epoch
     finetune(
         model,
-        lambda step: batches.train_batch(train, args.seed, step, args.batch_size),
+        lambda step: padded_batch(train, args.seed, step, args.batch_size),
         steps=steps,
         learning_rate=args.learning_rate,
         warmup_steps=math.ceil(args.warmup_ratio * steps),
@@ -244,7 +249,7 @@ def main() -> None:
     wait()
     trained = time.monotonic()
     scores = {
-        name: tasks.score(task, evaluate(model, arrays).argmax(-1), arrays.labels)
+        name: score(task, evaluate(model, arrays).argmax(-1), arrays.labels)
         for name, arrays in sets.items()
     }
     result = {

@@ -16,7 +16,7 @@ minutes on two cores. With --json a page is written beside the file.
 
 if __name__ == "__main__":
     # Before all other imports, which the process that is started anew makes again.
-    from train.huge_pages import use_huge_pages
+    from cwgnc_train.commands import use_huge_pages
 
     use_huge_pages()
 

@@ -14,14 +14,35 @@ import numpy as np
 from benchmarks.measure import provenance
 from benchmarks.sides import ARRAYS
 from cwgnc_jax import models
-from train import batches, memory, parallel
-from train.batches import TokenArrays
-from train.config import PRESETS, DataConfig, RegularizationConfig
-from train.examples import load_examples
-from train.optimizer import hyperparameters
-from train.packing import Plan, training_set
-from train.parallel import ONE_RUN, Layout
-from train.steps import Recipe, Run, example_losses, init_run
+from cwgnc_train.config import (
+    PRESETS,
+    DataConfig,
+    OptimizerConfig,
+    RegularizationConfig,
+)
+from cwgnc_train.data import (
+    BatchIndices,
+    TokenArrays,
+    batch_examples,
+    load_examples,
+    load_tokenizer,
+    steps_per_epoch,
+    token_table,
+    tokenize,
+)
+from cwgnc_train.engine import (
+    Hparams,
+    Layout,
+    RunState,
+    StepConfig,
+    compile_train_steps,
+    example_losses,
+    init_run,
+    make_hparams,
+    make_mesh,
+    memory,
+    start_runs,
+)
 
 MINILM = models.BertConfig(
     vocab_size=30522,
@@ -74,14 +95,12 @@ class Work:
     @property
     def steps_per_epoch(self) -> int:
         """Batches of an epoch, the last partial one included."""
-        return batches.steps_per_epoch(len(self.examples), self.batch)
+        return steps_per_epoch(len(self.examples), self.batch)
 
     def rows(self) -> np.ndarray:
         """Which examples each step takes, integers of shape (steps, batch)."""
         count = len(self.examples)
-        rows = [
-            batches.examples_of(count, SEED, step, self.batch) for step in self.steps
-        ]
+        rows = [batch_examples(count, SEED, step, self.batch) for step in self.steps]
         return np.stack(rows)
 
     def batches(self) -> list[TokenArrays]:
@@ -101,10 +120,10 @@ class Steps:
 
     Args:
       checkpoint: What the runs start from.
-      recipe: What is fixed at compilation.
+      config: What is fixed at compilation.
       texts: The batches of all runs, one behind the other; the same in every step.
       seeds: One for each run.
-      layout: How the runs lie.
+      layout: How the runs lie; None for one run on one device.
       dropout: Replaces the model's rates.
       measured: Whether every step measures the components.
     """
@@ -112,89 +131,100 @@ class Steps:
     def __init__(
         self,
         checkpoint: models.Checkpoint,
-        recipe: Recipe,
+        config: StepConfig,
         texts: TokenArrays,
         seeds: Sequence[int] = (0,),
-        layout: Layout = ONE_RUN,
+        layout: Layout | None = None,
         dropout: float | None = None,
         measured: bool = False,
     ):
+        layout = layout or one_run()
         rows, length = len(texts) // layout.runs, texts.input_ids.shape[1]
         own = np.arange(rows, dtype=np.int32)
-        plans = [
-            [Plan(own + run * rows, own * length, np.ones(rows, np.float32))]
+        batches = [
+            [BatchIndices(own + run * rows, own * length, np.ones(rows, np.float32))]
             for run in range(layout.runs)
         ]
-        self.runs = start(checkpoint, recipe, seeds, layout, dropout)
+        self.states = start(checkpoint, config, seeds, layout, dropout)
         self.inputs = (
-            parallel.place_training_set(layout, training_set(texts)),
-            parallel.place_plans(layout, plans),
+            layout.place_table(token_table(texts)),
+            layout.place_indices(batches),
         )
         began = time.perf_counter()
-        steps = parallel.compile_train_steps(recipe, layout, (rows, length), measured)
-        self.step_fn = steps.lower(self.runs, *self.inputs).compile()
+        steps = compile_train_steps(config, layout, (rows, length), measured)
+        self.step_fn = steps.lower(self.states, *self.inputs).compile()
         self.compile_seconds = time.perf_counter() - began
         self.bytes = memory.bytes_needed(self.step_fn)
 
     def step(self) -> np.ndarray:
         """Takes a step and waits for it; the losses before it."""
-        self.runs, metrics = self.step_fn(self.runs, *self.inputs)
+        self.states, metrics = self.step_fn(self.states, *self.inputs)
         return jax.device_get(metrics.loss)[:, 0]
+
+
+def one_run() -> Layout:
+    """One run on one device."""
+    return Layout(make_mesh(jax.devices()[:1]))
 
 
 def start(
     checkpoint: models.Checkpoint,
-    recipe: Recipe,
+    config: StepConfig,
     seeds: Sequence[int] = (0,),
-    layout: Layout = ONE_RUN,
+    layout: Layout | None = None,
     dropout: float | None = None,
     learning_rate: float = LEARNING_RATE,
-) -> Run:
+) -> RunState:
     """Runs before their first step, with the preset of the paper's code."""
-    return parallel.init_runs(
-        *(recipe, checkpoint, [(seed, seed) for seed in seeds]),
-        *([_numbers(dropout, learning_rate)] * layout.runs, layout),
+    return start_runs(
+        config,
+        checkpoint,
+        [(seed, seed) for seed in seeds],
+        [_hparams(dropout, learning_rate)] * len(seeds),
+        layout or one_run(),
     )
 
 
-def abstract_runs(recipe: Recipe) -> Run:
+def abstract_runs(config: StepConfig) -> RunState:
     """The shapes of a run alone before its first step."""
     key = jax.random.key(0)
-    params = jax.eval_shape(lambda: models.init_params(recipe.model, key))
+    params = jax.eval_shape(lambda: models.init_params(config.model, key))
     run = jax.eval_shape(
-        functools.partial(init_run, recipe), params, key, _numbers(None, LEARNING_RATE)
+        functools.partial(init_run, config), params, key, _hparams(None, LEARNING_RATE)
     )
     return jax.tree.map(
         lambda leaf: jax.ShapeDtypeStruct((1, *leaf.shape), leaf.dtype), run
     )
 
 
-def _numbers(dropout: float | None, learning_rate: float):
-    numbers = hyperparameters(
-        PRESETS["code"].optimizer, RegularizationConfig(dropout), TOTAL_STEPS
+def _hparams(dropout: float | None, learning_rate: float) -> Hparams:
+    hparams = make_hparams(
+        PRESETS["code"].complete(OptimizerConfig()),
+        RegularizationConfig(dropout),
+        TOTAL_STEPS,
     )
-    return numbers._replace(learning_rate=np.float32(learning_rate))
+    return hparams._replace(learning_rate=np.float32(learning_rate))
 
 
-def recipe_of(config: models.BertConfig, dtype: str = "float32") -> Recipe:
-    """A classifier's recipe with the clip by parameter."""
-    return Recipe(config, False, "by_parameter", 0.9, 0.999, dtype)
+def step_config(model: models.BertConfig, dtype: str = "float32") -> StepConfig:
+    """A classifier's step with the clip by parameter."""
+    return StepConfig(model, False, "by_parameter", 0.9, 0.999, dtype)
 
 
-def loss_of(recipe: Recipe, texts: TokenArrays) -> Callable[..., jax.Array]:
+def loss_of(config: StepConfig, texts: TokenArrays) -> Callable[..., jax.Array]:
     """The mean loss of texts, with dropout, as a function of parameters and a key."""
 
     def loss(params, key):
         output = models.apply(
-            recipe.model,
+            config.model,
             params,
             texts.input_ids,
             texts.attention_mask,
             texts.token_type_ids,
             key=key,
-            dtype=recipe.dtype,
+            dtype=config.dtype,
         )
-        return jnp.mean(example_losses(recipe, output.logits, texts.labels))
+        return jnp.mean(example_losses(config, output.logits, texts.labels))
 
     return loss
 
@@ -230,10 +260,8 @@ def real_work(
     task: str, data_dir: Path, tokenizer: Path, steps: int, batch: int
 ) -> Work:
     """Steps from all over an epoch of a task, without its last, partial batch."""
-    _, examples = load_examples(DataConfig(task=task, data_dir=data_dir))
-    tokens = batches.tokenize(
-        batches.load_tokenizer(tokenizer), examples["train"], LENGTH
-    )
+    _, examples = load_examples(task, DataConfig(data_dir=data_dir))
+    tokens = tokenize(load_tokenizer(tokenizer), examples["train"], LENGTH)
     chosen = np.linspace(0, len(tokens) // batch - 1, steps).round().astype(int)
     return Work(task, tokens, tuple(chosen.tolist()), batch)
 

@@ -31,6 +31,8 @@ def _equations(jaxpr):
     for equation in jaxpr.eqns:
         yield equation
         for value in equation.params.values():
+            # Of the branches for several platforms one is computed.
+            value = value[0] if isinstance(value, tuple) and value else value
             inner = getattr(value, "jaxpr", value)
             if hasattr(inner, "eqns"):
                 yield from _equations(inner)

@@ -9,8 +9,8 @@ from benchmarks.torch_step import PAPER, WELL
 from benchmarks.train_step import check_equal, makers_of
 from benchmarks.training import Work, complete_checkpoint, equal_shapes
 from cwgnc_jax import models
+from cwgnc_train.data import TokenArrays
 from tests.benchmarks.conftest import CONFIG
-from train.batches import TokenArrays
 
 
 class Arguments:
