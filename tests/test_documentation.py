@@ -6,13 +6,11 @@ from pathlib import Path
 
 import jax
 import pytest
-import tyro
 
 import cwgnc_jax
 from cwgnc_jax import models
-from train import config
-from train.experiments.paper import ReproduceConfig
-from train.experiments.plan import StabilityConfig
+from cwgnc_train.commands import COMMANDS
+from tests.train.command_lines import parse
 
 ROOT = Path(__file__).parent.parent
 PAGES = sorted((ROOT / "docs").rglob("*.md"))
@@ -55,32 +53,17 @@ def test_every_public_name_is_in_the_reference(module):
 
 
 def test_every_command_is_in_the_documentation():
-    usage = (ROOT / "train/__main__.py").read_text()
-    commands = re.findall(r"^        \"(\w+)\": _", usage, re.M)
     page = (ROOT / "docs/reference/commands.md").read_text()
-    assert len(commands) > 7
-    assert re.findall(r"^\| `(\w+)` \|", page, re.M) == commands
-
-
-CONFIGS = {
-    "finetune": config.FinetuneConfig,
-    "predict": config.PredictConfig,
-    "components": config.ComponentsConfig,
-    "stability": StabilityConfig,
-    "report": config.ReportConfig,
-    "racing": config.RacingConfig,
-    "unfreeze": config.UnfreezeConfig,
-    "reproduce": ReproduceConfig,
-}
+    assert re.findall(r"^\| `(\w+)` \|", page, re.M) == list(COMMANDS)
 
 
 def commands_of(page):
-    """The command lines of ``python -m train`` in a page, as far as they are whole."""
+    """The ``cwgnc`` command lines in a page, as far as they are whole."""
     for block in re.findall(r"^```sh\n(.*?)^```", page.read_text(), re.S | re.M):
         for line in block.replace("\\\n", " ").splitlines():
-            _, called, rest = line.partition("python -m train ")
-            if called and "..." not in rest:
-                yield shlex.split(re.split(r" && |\"$", rest)[0], comments=True)
+            called = re.search(r"(?:^|[\s\"])cwgnc (.*)", line)
+            if called and "..." not in called[1]:
+                yield shlex.split(re.split(r" && |\"$", called[1])[0], comments=True)
 
 
 @pytest.mark.parametrize(
@@ -90,4 +73,4 @@ def commands_of(page):
 )
 def test_the_commands_of_a_page_are_taken_by_the_command_line(page):
     for name, *arguments in commands_of(page):
-        tyro.cli(CONFIGS[name], args=arguments)
+        parse(name, arguments)
