@@ -18,7 +18,7 @@ from cwgnc_train.commands import run as main
 from cwgnc_train.config import CLIP_NUMBERS, OptimizerConfig, RegularizationConfig
 from cwgnc_train.engine.component_statistics import STATISTICS
 from cwgnc_train.engine.optimizer import _LEARNED_CLIPS, make_hparams
-from cwgnc_train.engine.step import init_run, train_step
+from cwgnc_train.engine.step import init_run, train_step, update
 from tests.train.conftest import MODEL, STEP_CONFIG, a_batch, by_component, padded
 
 pytestmark = pytest.mark.usefixtures("compilation_cache")
@@ -73,6 +73,50 @@ def test_the_step_reports_what_the_clip_makes_of_its_norms(clip):
         assert metrics.clip_rate_components == pytest.approx(rates[-1])
         elements = sum(sizes[name] for name in clipped) / sum(sizes.values())
         assert metrics.clip_rate_elements == pytest.approx(elements, rel=1e-5)
+    assert any(0 < rate < 1 for rate in rates)
+
+
+@pytest.mark.parametrize(
+    ("clip", "nonfinite"),
+    [*((clip, "propagate") for clip in CLIP_NUMBERS), ("fixed", "zero_component")],
+)
+def test_what_was_clipped_is_counted_as_clip_report_counts_it(clip, nonfinite):
+    config = dataclasses.replace(
+        STEP_CONFIG, clip=clip, components="by_module", nonfinite=nonfinite
+    )
+    run = a_run(config, clip=clip, clip_numbers=QUICK.get(clip, {}), max_norm=1.0)
+    if clip == "fixed":
+        tx = cwgnc_jax.component_clip_by_global_norm(
+            1.0,
+            cwgnc_jax.by_module,
+            nonfinite="zero" if nonfinite == "zero_component" else "propagate",
+            keep_report=True,
+        )
+    else:
+        numbers = CLIP_NUMBERS[clip] | QUICK[clip]
+        tx = _LEARNED_CLIPS[clip](
+            component_fn=cwgnc_jax.by_module, keep_report=True, **numbers
+        )
+    step, clip_step = jax.jit(functools.partial(update, config)), jax.jit(tx.update)
+    state, rng, rates = tx.init(run.params), np.random.default_rng(0), []
+    for scale in (0.3, 0.1, 0.5, 0.2):
+        scales = jax.tree.map(lambda _, s=scale: s * rng.uniform(0.5, 2), run.params)
+        grads = jax.tree.map(
+            lambda leaf, s: rng.normal(0, s, leaf.shape).astype(np.float32),
+            run.params,
+            scales,
+        )
+        if scale == 0.2:
+            grads["classifier"]["bias"][0] = np.nan
+        _, state = clip_step(grads, state)
+        run, metrics = step(run, np.float32(1), grads)
+        report = cwgnc_jax.clip_report(state)
+        np.testing.assert_array_equal(metrics.norms, list(report.norm.values()))
+        coefficients = list(report.coefficient.values())
+        np.testing.assert_allclose(metrics.coefficients, coefficients, rtol=1e-6)
+        for name in ("clip_rate_components", "clip_rate_elements"):
+            rates.append(getattr(report, name))
+            assert getattr(metrics, name) == pytest.approx(rates[-1], rel=1e-6)
     assert any(0 < rate < 1 for rate in rates)
 
 

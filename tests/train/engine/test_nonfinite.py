@@ -8,15 +8,24 @@ import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
+import cwgnc_jax
 from cwgnc_jax import models
 from cwgnc_train.commands import run as main
 from cwgnc_train.config import OptimizerConfig, RegularizationConfig
 from cwgnc_train.engine.nonfinite import NonfiniteSteps
-from cwgnc_train.engine.optimizer import make_hparams
+from cwgnc_train.engine.optimizer import linear_schedule, make_hparams
 from cwgnc_train.engine.step import init_run, train_step
-from tests.train.conftest import MODEL, STEP_CONFIG, a_batch, sentences, write_tsv
+from tests.train.conftest import (
+    MODEL,
+    STEP_CONFIG,
+    a_batch,
+    padded,
+    sentences,
+    write_tsv,
+)
 
 pytestmark = pytest.mark.usefixtures("compilation_cache")
 
@@ -51,6 +60,71 @@ def test_a_skipped_step_changes_nothing_but_the_count_of_steps():
     assert not jnp.array_equal(
         again.params["classifier"]["kernel"], after.params["classifier"]["kernel"]
     )
+
+
+def test_a_skipped_step_counts_for_the_schedule_and_not_for_adam():
+    # A rate of 1 over ten steps: the fifth has .6, and the last, as always, .1.
+    hparams = start().hparams._replace(
+        learning_rate=np.float32(1), eps=np.float32(1e-3), max_norm=np.float32(0.05)
+    )
+    run, skipped, rates = start()._replace(hparams=hparams), {1, 2, 3}, []
+    by_hand = optax.chain(
+        cwgnc_jax.component_clip_by_global_norm(0.05),
+        cwgnc_jax.scale_by_adam(eps=1e-3),
+        optax.scale(-1.0),
+    )
+    state = by_hand.init(run.params)
+
+    @jax.jit
+    def at_rate_one(params, state, batch):
+        def loss_fn(params):
+            logits = models.apply(MODEL, params, *padded(batch)).logits
+            return optax.softmax_cross_entropy_with_integer_labels(
+                logits, batch["labels"]
+            ).mean()
+
+        return by_hand.update(jax.grad(loss_fn)(params), state)
+
+    for step in range(10):
+        before, batch = run.params, BAD if step in skipped else a_batch(seed=step)
+        run, metrics = step_of("skip_step")(run, batch)
+        rates.append(float(metrics.learning_rate))
+        if step in skipped:
+            chex.assert_trees_all_equal(run.params, before)
+            continue
+        updates, state = at_rate_one(before, state, batch)
+        applied = jax.tree.map(jnp.subtract, run.params, before)
+        expected = optax.tree.scale(rates[-1], updates)
+        chex.assert_trees_all_close(applied, expected, rtol=1e-3, atol=1e-4)
+        # The size alone tells one rate from the next.
+        size = optax.tree.norm(applied) / optax.tree.norm(updates)
+        assert size == pytest.approx(rates[-1], rel=1e-3)
+    assert rates == pytest.approx([1, 0, 0, 0, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1])
+    assert linear_schedule(hparams)(run.step) == 0
+    assert optax.tree.get(run.opt_state, "count") == 7
+
+
+@pytest.mark.parametrize("policy", ["propagate", "skip_step"])
+def test_a_run_that_diverges_changes_no_bit_of_its_neighbour(policy):
+    config = dataclasses.replace(STEP_CONFIG, nonfinite=policy)
+    step = jax.jit(jax.vmap(functools.partial(train_step, config), in_axes=(0, None)))
+
+    def two_runs(other_rate):
+        states = jax.tree.map(lambda leaf: jnp.stack([leaf, leaf]), start())
+        rates = np.array([1e-2, other_rate], np.float32)
+        states = states._replace(hparams=states.hparams._replace(learning_rate=rates))
+        reported = []
+        for seed in range(3):
+            states, metrics = step(states, a_batch(seed=seed))
+            reported.append(metrics)
+        states = states._replace(key=jax.random.key_data(states.key))
+        return jax.device_get((states, reported))
+
+    calm, spoiled = two_runs(1e-2), two_runs(np.inf)
+    assert not np.isfinite(spoiled[0].params["classifier"]["kernel"][1]).all()
+    assert not np.isfinite(spoiled[1][-1].norms[1]).all()
+    for one, other in zip(jax.tree.leaves(calm), jax.tree.leaves(spoiled), strict=True):
+        assert one[0].tobytes() == other[0].tobytes()
 
 
 def test_nan_propagates_without_a_policy_and_not_with_zero_component():
@@ -116,6 +190,7 @@ def finetune(tiny_model, tmp_path, compilation_cache):
             "--text-columns": "text",
             "--epochs": 3,
             "--batch-size": 4,
+            "--warmup-ratio": 0,
             "--max-length": 16,
             "--record-every": 1,
             "--workdir": tmp_path / "run",
@@ -145,6 +220,17 @@ def test_a_run_goes_on_and_tells_of_it(finetune, tmp_path, capsys, policy):
     assert results["diverged_at_step"] is None
     assert "classifier/kernel" in found["components"]
     assert recorded[0]["components"] == found["components"]
+    rates = {
+        line["step"]: line["learning_rate"]
+        for line in lines(tmp_path / "run", "metrics")
+    }
+    skipped = {line["step"] for line in recorded} if policy == "skip_step" else {}
+    assert rates == pytest.approx(
+        {
+            step: 0 if step in skipped else 2e-5 * (19 - step) / 18
+            for step in range(1, 19)
+        }
+    )
     assert np.isfinite(results["scores"]["validation"]["pearson"])
     printed = capsys.readouterr().out
     assert "gradients were not finite in 3 steps, first in step" in printed

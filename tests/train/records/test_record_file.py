@@ -87,16 +87,18 @@ def test_a_torn_last_line_is_removed(tmp_path):
     assert [line["run"] for line in lines_of(path)] == ["a", "b"]
 
 
-def test_a_file_that_gets_no_line_is_left_as_it_was(tmp_path):
+def test_a_file_that_is_only_looked_at_is_left_as_it_was(tmp_path):
     torn, path = b'{"run": "a"}\n{"ru', tmp_path / "records.jsonl"
     with RecordFile(path):
         pass
     assert not path.exists()
     path.write_bytes(torn)
     with RecordFile(path) as file:
-        mark = file.mark()
+        assert file.lines == [{"run": "a"}] and file.problem(file.mark()) is None
+    assert path.read_bytes() == torn
+    with RecordFile(path) as file:
         file.drop(lambda line: False)
-        assert path.read_bytes() == torn and file.problem(mark) is None
+        assert path.read_bytes() == b'{"run": "a"}\n'
         file.drop(lambda line: True)
         file.append({"run": "b"})
     assert [line["run"] for line in lines_of(path)] == ["b"]

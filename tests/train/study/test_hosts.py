@@ -263,7 +263,7 @@ def test_a_signal_to_one_process_stops_all_and_any_number_goes_on(
     [path] = folder.iterdir()
     step = int(path.name)
     assert 0 < step < 120 and len(losses(workdir)) == step
-    for count in (1, 2, 4):
+    for count in (1, 4):
         copy = Path(shutil.copytree(workdir, tmp_path / f"by{count}"))
         again = flags(copy, **long)
         if count == 1:

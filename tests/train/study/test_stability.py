@@ -1,5 +1,6 @@
 """What a study records of its runs."""
 
+import dataclasses
 import re
 
 import jax
@@ -7,9 +8,14 @@ import numpy as np
 import pytest
 
 from cwgnc_train.commands import run as command
-from cwgnc_train.config import FinetuneConfig, OptimizerConfig, UserError
+from cwgnc_train.config import (
+    FinetuneConfig,
+    OptimizerConfig,
+    TrainingConfig,
+    UserError,
+)
 from cwgnc_train.data import batch_examples, find_task, score
-from cwgnc_train.engine import RunGroup, programs
+from cwgnc_train.engine import Layout, Recorder, RunGroup, make_mesh, programs
 from cwgnc_train.study import finetune, prepare_stability
 from tests.train.configs import replaced
 from tests.train.engine.test_writers import values
@@ -183,34 +189,47 @@ def test_fewer_runs_go_together_when_memory_runs_out(config, monkeypatch):
     assert {run["runs_per_program"] for run in of_kind(lines, "run")} == {2}
 
 
-def test_layouts_are_found_again_by_what_was_wanted_and_the_devices(config, capsys):
-    """Each start makes one more run; a line is written where a layout is chosen."""
+def test_layouts_are_found_again_by_what_was_wanted(config, capsys):
+    """Each start makes more runs; a line is written where a layout is chosen."""
 
     def chosen(seeds, **changes):
         changes |= {"seeds": seeds, "max_norms": (0.05,)}
         # A single step.
         changes |= {"train_examples": 8, "epochs": 1, "evaluations": 1}
-        lines = study(config, **changes)
-        return [
-            (line["wanted"], line["devices"], line["runs"])
-            for line in of_kind(lines, "layout")
-        ]
+        lines = of_kind(study(config, **changes), "layout")
+        return [(line["wanted"], line["runs"]) for line in lines]
 
-    first = ("auto", "1 x 1 by jit", 1)
-    assert chosen(1) == [first]
+    assert chosen(1) == [("auto", 1)]
     assert "1 at a time" not in capsys.readouterr().err
-    assert chosen(2) == [first]
-    second = (2, "1 x 1 by jit", 2)
-    assert chosen(4, runs_per_program=2) == [first, second]
+    assert chosen(3, runs_per_program=2) == [("auto", 1), (2, 2)]
     assert "2 at a time (as asked for" in capsys.readouterr().err
-    assert chosen(5) == [first, second]
-    third = ("auto", "2 x 1 by jit", 2)
-    assert chosen(6, devices=2, data_devices=1) == [first, second, third]
-    assert chosen(7, devices=2, data_devices=1) == [first, second, third]
-    assert chosen(9, runs_per_program=2) == [first, second, third]
+    assert chosen(4) == [("auto", 1), (2, 2)]
     runs = of_kind(records(config.workdir), "run")
-    together = [run["runs_per_program"] for run in runs]
-    assert together == [1, 1, 2, 2, 1, 2, 2, 2, 2]
+    assert [run["runs_per_program"] for run in runs] == [1, 2, 2, 1]
+
+
+def test_layouts_are_found_again_by_the_devices(tmp_path):
+    one, two, shared = (
+        Layout(make_mesh(jax.devices()[:count], data_devices))
+        for count, data_devices in ((1, 1), (2, 1), (2, 2))
+    )
+    with Recorder(tmp_path, TrainingConfig()) as recorder:
+        recorder.add_layout("program", "auto", dataclasses.replace(two, runs=6), "")
+        recorder.add_layout("program", 4, dataclasses.replace(one, runs=4), "")
+        # Four did not fit.
+        recorder.add_layout("program", 4, dataclasses.replace(one, runs=2), "")
+    with Recorder(tmp_path, TrainingConfig()) as recorder:
+        found = {
+            (wanted, layout.description): recorder.layout("program", wanted, layout)
+            for wanted in ("auto", 4)
+            for layout in (one, two, shared)
+        }
+        assert recorder.layout("other program", "auto", two) is None
+    expected = {
+        ("auto", two.description): dataclasses.replace(two, runs=6),
+        (4, one.description): dataclasses.replace(one, runs=2),
+    }
+    assert {key: layout for key, layout in found.items() if layout} == expected
 
 
 def test_a_device_too_small_for_one_run_is_told_so(config, monkeypatch):

@@ -17,8 +17,8 @@ class RecordFile:
     """A file of JSON lines, open for more.
 
     Each line is written in one piece and at once. If the process died inside one, its
-    torn rest is removed before the next line is written. A file that is opened and
-    gets no line is left as it was, or missing. Use as a context manager; one process
+    torn rest is removed before lines are written or dropped. A file that is only
+    looked at is left as it was, or missing. Use as a context manager; one process
     at a time.
 
     ``lines`` are those that were there when it was opened.
@@ -61,9 +61,7 @@ class RecordFile:
         if not self._written:
             return
         line = checked_line(record)
-        if self._is_torn:
-            self._file.truncate(self._bytes)
-            self._is_torn = False
+        self._remove_torn()
         self._file.write(line)
         self._file.flush()
         self._bytes += len(line)
@@ -90,7 +88,8 @@ class RecordFile:
         """Removes the lines of which ``unwanted`` says so."""
         if not self._written:
             return
-        texts = self._content()[: self._bytes].splitlines(keepends=True)
+        self._remove_torn()
+        texts = self._content().splitlines(keepends=True)
         records = parse_lines(self._path, b"".join(texts))
         kept = [
             text
@@ -102,8 +101,12 @@ class RecordFile:
         write_whole(self._path, b"".join(kept))
         self._file.close()
         self._open()
-        self._is_torn = False
         self._count(b"".join(kept))
+
+    def _remove_torn(self) -> None:
+        if self._is_torn:
+            self._file.truncate(self._bytes)
+            self._is_torn = False
 
     def _open(self) -> None:
         if not self._written:
