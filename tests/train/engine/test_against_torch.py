@@ -1,7 +1,5 @@
 """Twenty steps of the whole recipe beside torch's, on real weights."""
 
-import functools
-
 import numpy as np
 import pytest
 import safetensors.numpy
@@ -16,8 +14,7 @@ from cwgnc_train.config import (
     OptimizerConfig,
     RegularizationConfig,
 )
-from cwgnc_train.data import token_table
-from cwgnc_train.engine import RunGroup, compile_train_steps
+from cwgnc_train.engine import Programs, RunGroup
 from cwgnc_train.engine.layout import first_run
 from cwgnc_train.study import prepare_finetune
 
@@ -50,7 +47,7 @@ def compare(data, max_norm, weight_decay, minilm, tmp_path):
     )
     study = prepare_finetune(config)
     [of_task], [spec] = study.tasks.values(), study.runs
-    group, layout = RunGroup(of_task, (spec,), study.layout), study.layout
+    group = RunGroup(of_task, (spec,), study.layout)
     step_config, train = of_task.step_config(spec), of_task.inputs.train
     batch_size = config.training.batch_size
 
@@ -62,15 +59,11 @@ def compare(data, max_norm, weight_decay, minilm, tmp_path):
     state = state._replace(hparams=state.hparams._replace(total_steps=total))
     start = tmp_path / "start"
     models.save_pretrained(start, step_config.model, first_run(state.params))
-    table = layout.place_table(token_table(train))
-    program_of = functools.cache(
-        functools.partial(compile_train_steps, step_config, layout)
-    )
-    losses = []
+    programs, losses = Programs(say=print), []
     for step in range(STEPS):
         shape = group.batch_shape([step])
-        indices = layout.place_indices(group.batch_indices([step], shape))
-        state, metrics = program_of(shape)(state, table, indices)
+        program = programs.train_steps(group, 0, [step], shape, measured=False)
+        state, metrics = program(state)
         losses.append(float(metrics.loss[0, 0]))
     # Several examples to a row, where torch has one.
     assert max(rows for rows, _ in of_task.packing.shapes[:-1]) < batch_size

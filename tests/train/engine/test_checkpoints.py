@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import resource
 import shutil
 import threading
 import time
@@ -328,6 +329,27 @@ def test_a_full_disk_leaves_the_last_checkpoint_as_it_is(tmp_path, monkeypatch):
     shutil.rmtree(tmp_path / "c")
     with pytest.raises(OSError, match="step 2: .*there is none before it"):
         save(tmp_path / "c", 2)
+
+
+def test_a_failure_of_orbax_is_told_as_one_error(tmp_path):
+    """It raises what went wrong in the background, and once more when it is closed."""
+    save(tmp_path / "c", 1)
+    rng = np.random.default_rng(0)
+    params = {"a": jnp.array(rng.normal(size=(8, 20_000)), jnp.float32)}
+    large = runs_of(2)._replace(params=params)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    message = "cannot write the checkpoint of step 2: .*the last one is .*c/1"
+    with (
+        pytest.raises(OSError, match=message),
+        Checkpoints(tmp_path / "c", CheckpointsConfig(), 1) as checkpoints,
+    ):
+        resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, hard))
+        try:
+            checkpoints.save(2, large, {"step": 2})
+            checkpoints.wait()
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert newest(tmp_path / "c")[1]["n"] == 1
 
 
 def test_the_cores_that_may_be_used_are_part_of_the_fingerprint(monkeypatch):

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import re
+from pathlib import Path
 
 import chex
 import jax
@@ -390,3 +391,11 @@ def test_devices_go_to_runs_first_and_to_batches_where_runs_leave_them(
 def test_steps_of_a_program_follow_the_platform_of_the_layout(platform):
     taken, alike = steps_of_program(platform, 20, 100)
     assert (len(taken), len(alike)) == ((1, 1) if platform == "cpu" else (10, 10))
+
+
+def test_nothing_asks_the_host_for_what_the_mesh_decides():
+    root = Path(__file__).parents[3]
+    sources = [*(root / "train").rglob("*.py"), *(root / "cwgnc_jax").rglob("*.py")]
+    assert len(sources) > 100
+    found = [path for path in sources if "default_backend" in path.read_text()]
+    assert found == []

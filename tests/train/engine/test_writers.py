@@ -128,7 +128,8 @@ def workdir(tiny_model, tiny_data, tmp_path_factory, compilation_cache):
     more += ["--writers", "tensorboard", "wandb"]
     with offline(folder):
         assert main([*flags_of(tiny_model, tiny_data, folder / "run"), *more]) == 0
-    return folder / "run"
+        # At its teardown the package itself ends what is still open.
+        yield folder / "run"
 
 
 def expected_of(workdir, run):

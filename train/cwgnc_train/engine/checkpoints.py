@@ -1,5 +1,6 @@
 """The state of runs on disk: Orbax's checkpoints, with a manifest in each."""
 
+import contextlib
 import importlib.metadata
 import os
 import shutil
@@ -109,10 +110,13 @@ class Checkpoints:
     def __enter__(self):
         return self
 
-    def __exit__(self, *exception):
+    def __exit__(self, kind, *exception):
         self._thread.shutdown()
         if self._checkpointer is not None:
-            self._checkpointer.close()
+            # What made a save fail is raised once more here.
+            known = () if kind is None else (Exception,)
+            with contextlib.suppress(*known):
+                self._checkpointer.close()
 
     def due(self) -> bool:
         """Says whether it is time for another checkpoint."""
