@@ -8,7 +8,6 @@ import pytest
 
 from cwgnc_train.config import (
     CLIP_NUMBERS,
-    CODE_SEEDS,
     METHODS,
     DataConfig,
     StabilityConfig,
@@ -55,8 +54,8 @@ def test_initialisation_and_data_can_have_seeds_of_their_own():
 
 def test_the_seeds_of_the_code_are_thirty():
     runs = study(seed_list=("code",)).runs()
-    assert tuple(run.seed for run in runs) == CODE_SEEDS
-    assert len(CODE_SEEDS) == 30 and CODE_SEEDS[-1] == 1021
+    seeds = [run.seed for run in runs]
+    assert len(set(seeds)) == 30 and (seeds[0], seeds[-1]) == (1, 1021)
 
 
 def test_methods_follow_their_papers():

@@ -2,16 +2,16 @@
 
 from cwgnc_train.config.cache_folder import cache_folder, make_private
 from cwgnc_train.config.checks import (
-    check_components,
     check_finetune,
     check_hosts,
+    check_numbers,
     check_predict,
     check_reproduce,
     check_stability,
 )
 from cwgnc_train.config.errors import UserError, listed, shown, suggest
-from cwgnc_train.config.finetune import PRESETS, FinetuneConfig, Preset
-from cwgnc_train.config.methods import METHODS, Method, find_method
+from cwgnc_train.config.finetune import PRESETS, FinetuneConfig
+from cwgnc_train.config.methods import METHODS, find_method
 from cwgnc_train.config.predict import ComponentsConfig, PredictConfig
 from cwgnc_train.config.recipe import (
     CLIP_NUMBERS,
@@ -22,7 +22,7 @@ from cwgnc_train.config.recipe import (
 )
 from cwgnc_train.config.report import RacingConfig, ReportConfig, UnfreezeConfig
 from cwgnc_train.config.reproduce import ReproduceConfig
-from cwgnc_train.config.stability import CODE_SEEDS, OverridesConfig, StabilityConfig
+from cwgnc_train.config.stability import OverridesConfig, StabilityConfig
 from cwgnc_train.config.training import (
     CheckpointsConfig,
     DevicesConfig,
@@ -32,7 +32,6 @@ from cwgnc_train.config.training import (
 
 __all__ = (
     "CLIP_NUMBERS",
-    "CODE_SEEDS",
     "METHODS",
     "PRESETS",
     "CheckpointsConfig",
@@ -41,11 +40,9 @@ __all__ = (
     "DevicesConfig",
     "FinetuneConfig",
     "HostsConfig",
-    "Method",
     "OptimizerConfig",
     "OverridesConfig",
     "PredictConfig",
-    "Preset",
     "RacingConfig",
     "RegularizationConfig",
     "ReportConfig",
@@ -56,9 +53,9 @@ __all__ = (
     "UnfreezeConfig",
     "UserError",
     "cache_folder",
-    "check_components",
     "check_finetune",
     "check_hosts",
+    "check_numbers",
     "check_predict",
     "check_reproduce",
     "check_stability",

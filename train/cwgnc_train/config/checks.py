@@ -1,12 +1,13 @@
 """Checks of what users ask for; each error names the flag and the fix."""
 
+import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 from cwgnc_train.config.errors import UserError, suggest
 from cwgnc_train.config.finetune import PRESETS, FinetuneConfig
-from cwgnc_train.config.predict import ComponentsConfig, PredictConfig
+from cwgnc_train.config.predict import PredictConfig
 from cwgnc_train.config.recipe import (
     CLIP_NUMBERS,
     DataConfig,
@@ -17,6 +18,51 @@ from cwgnc_train.config.reproduce import ReproduceConfig
 from cwgnc_train.config.stability import StabilityConfig
 from cwgnc_train.config.training import DevicesConfig, HostsConfig, TrainingConfig
 
+# What a number must be, how to tell, and the fields that it holds for. NaN is refused
+# because no comparison with it is true.
+_BOUNDS: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
+    (
+        "be at least 0",
+        lambda x: x >= 0,
+        "checkpoint_seconds data_seeds norms_every reinit_layers statistics_every",
+    ),
+    (
+        "be at least 1",
+        lambda x: x >= 1,
+        "accumulate batch_size data_devices devices epochs epochs_per_iteration "
+        "eval_batch_size evaluations give_up_after iterations keep num_labels "
+        "record_every runs_per_program seeds train_examples",
+    ),
+    ("be at least 3 (two special tokens and a word)", lambda x: x >= 3, "max_length"),
+    ("lie in [0, 1)", lambda x: 0 <= x < 1, "b1 b2 dropout holdout mixout"),
+    ("lie in [0, 1]", lambda x: 0 <= x <= 1, "warmup_ratio"),
+    ("lie in (0, 1]", lambda x: 0 < x <= 1, "layer_decay"),
+    (
+        "be 0 or a positive number",
+        lambda x: 0 <= x < math.inf,
+        "eps learning_rate prior_decay weight_decay",
+    ),
+    ("be a positive number", lambda x: 0 < x < math.inf, "budget_minutes"),
+    ("be a positive number, or inf for no clip", lambda x: x > 0, "max_norm"),
+)
+_BOUND_OF = {
+    name: (words, holds) for words, holds, names in _BOUNDS for name in names.split()
+}
+
+
+def check_numbers(config: Any) -> None:
+    """Raises a UserError if a number in a config, or in a part of it, is out of bounds.
+
+    A setting that is None or a word, such as auto, has none.
+    """
+    for name, value in vars(config).items():
+        if dataclasses.is_dataclass(value):
+            check_numbers(value)
+        elif name in _BOUND_OF and isinstance(value, int | float):
+            words, holds = _BOUND_OF[name]
+            if not holds(value):
+                raise UserError(f"{_flag(name)} must {words}, got {value}")
+
 
 def check_finetune(config: FinetuneConfig) -> None:
     """Raises a UserError if a setting is wrong."""
@@ -24,10 +70,11 @@ def check_finetune(config: FinetuneConfig) -> None:
         raise UserError(
             f"unknown preset {config.preset!r}; expected one of {' '.join(PRESETS)}"
         )
+    check_numbers(config)
     _check_data((config.task,) if config.task else (), config.data)
-    _check_optimizer(config.optimizer)
-    _check_regularization(config.regularization)
-    _check_at_least(1, {"--epochs": config.epochs, "--seeds": config.seeds})
+    clip, numbers = config.optimizer.clip, config.optimizer.clip_numbers
+    _check_clip_numbers(numbers, CLIP_NUMBERS[clip], f"--clip {clip}")
+    _check_recipe(config.optimizer, config.regularization)
     if not 0 <= config.seed < 2**63 - config.seeds:
         raise UserError(f"--seed must lie in [0, 2**63), got {config.seed}")
     _check_training(config.training, config.epochs)
@@ -35,47 +82,34 @@ def check_finetune(config: FinetuneConfig) -> None:
 
 def check_stability(config: StabilityConfig) -> None:
     """Raises a UserError if a setting is wrong."""
-    _check_at_least(
-        1,
-        {
-            "--seeds": config.seeds,
-            "--epochs": config.epochs,
-            "--epochs-per-iteration": config.epochs_per_iteration,
-            "--iterations": config.iterations,
-        },
-    )
-    _check_at_least(0, {"--data-seeds": config.data_seeds})
-    for flag, values in (
-        ("--methods", config.methods),
-        ("--max-norms", config.max_norms),
-        ("--learning-rates", config.learning_rates),
-        ("--seed-list", config.all_seeds()),
+    check_numbers(config)
+    for name, values in (
+        ("methods", config.methods),
+        ("max_norms", config.max_norms),
+        ("learning_rates", config.learning_rates),
+        ("seed_list", config.all_seeds()),
+        ("tasks", config.tasks),
     ):
-        if not values:
-            raise UserError(f"{flag} names nothing, so there is no run to make")
-        _check_distinct(flag, values)
-    _check_distinct("--tasks", config.tasks)
+        if not values and name != "tasks":
+            raise UserError(f"{_flag(name)} names nothing, so there is no run to make")
+        repeated = [value for i, value in enumerate(values) if value in values[:i]]
+        if repeated:
+            raise UserError(f"{_flag(name)} names {repeated[0]} twice; name each once")
     _check_data(config.tasks, config.data)
-    recipes = [recipe for name in config.methods for recipe in config.recipes(name)]
-    for optimizer, regularization in recipes:
-        _check_optimizer(optimizer)
-        _check_regularization(regularization)
-    known = {name for recipe, _ in recipes for name in CLIP_NUMBERS[recipe.clip]}
-    for name in config.overrides.clip_numbers:
-        if name not in known:
-            raise UserError(
-                f"--clip-numbers {name}: no method in --methods has such a number"
-                f"{suggest(name, known) or '.'} They have "
-                f"{' '.join(sorted(known)) or 'none'}"
-            )
+    known = set()
+    for name in config.methods:
+        for optimizer, regularization in config.recipes(name):
+            check_numbers(optimizer)
+            _check_recipe(optimizer, regularization)
+            known |= CLIP_NUMBERS[optimizer.clip].keys()
+    methods = f"--methods {' '.join(config.methods)}"
+    _check_clip_numbers(config.overrides.clip_numbers, sorted(known), methods)
     _check_training(config.training, config.epochs)
 
 
 def check_reproduce(config: ReproduceConfig) -> None:
     """Raises a UserError if a setting is wrong that its study does not check."""
-    budget = config.budget_minutes
-    if budget is not None and not (budget > 0 and math.isfinite(budget)):
-        raise UserError(f"--budget-minutes must be a positive number, got {budget}")
+    check_numbers(config)
     if not config.tasks:
         raise UserError("--tasks names nothing, so there is no run to make")
 
@@ -121,15 +155,9 @@ def check_predict(config: PredictConfig) -> None:
             f"--text-columns takes one column, or two for pairs of texts; got "
             f"{len(config.text_columns)}"
         )
-    _check_at_least(1, {"--batch-size": config.batch_size})
-    _check_at_least(3, {"--max-length": config.max_length})
+    check_numbers(config)
     if config.output.exists():
         raise UserError(f"--output {config.output} exists already; name a new file")
-
-
-def check_components(config: ComponentsConfig) -> None:
-    """Raises a UserError if a number lies outside its range."""
-    _check_at_least(1, {"--num-labels": config.num_labels})
 
 
 def _check_data(tasks: Sequence[str], data: DataConfig) -> None:
@@ -153,14 +181,6 @@ def _check_data(tasks: Sequence[str], data: DataConfig) -> None:
         )
     else:
         _check_own_data(data)
-    if not 0 <= data.holdout < 1:
-        raise UserError(f"--holdout must lie in [0, 1), got {data.holdout}")
-    _check_at_least(1, {"--train-examples": data.train_examples})
-    if data.max_length < 3:
-        raise UserError(
-            f"--max-length must be at least 3 (two special tokens and a word), got "
-            f"{data.max_length}"
-        )
 
 
 def _check_own_data(data: DataConfig) -> None:
@@ -187,26 +207,6 @@ def _check_own_data(data: DataConfig) -> None:
 
 
 def _check_training(training: TrainingConfig, epochs: int | None) -> None:
-    _check_at_least(
-        1,
-        {
-            "--batch-size": training.batch_size,
-            "--accumulate": training.accumulate,
-            "--eval-batch-size": training.eval_batch_size,
-            "--evaluations": training.evaluations,
-            "--record-every": training.record_every,
-            "--give-up-after": training.give_up_after,
-            "--keep": training.checkpoints.keep,
-        },
-    )
-    _check_at_least(
-        0,
-        {
-            "--norms-every": training.norms_every,
-            "--statistics-every": training.statistics_every,
-            "--checkpoint-seconds": training.checkpoints.checkpoint_seconds,
-        },
-    )
     if training.batch_size % training.accumulate:
         raise UserError(
             f"--accumulate must divide --batch-size {training.batch_size} into equal "
@@ -218,89 +218,47 @@ def _check_training(training: TrainingConfig, epochs: int | None) -> None:
             "--evaluations 2 or more"
         )
     check_hosts(training.hosts)
-    _check_devices(training.devices)
+    _check_pmap(training.devices)
 
 
-def _check_devices(devices: DevicesConfig) -> None:
-    together = devices.runs_per_program
-    _check_at_least(
-        1,
-        {
-            "--devices": devices.devices,
-            "--data-devices": devices.data_devices,
-            "--runs-per-program": None if together == "auto" else together,
-        },
-    )
-    if devices.strategy == "pmap":
-        if devices.shard_params:
-            raise UserError(
-                "--strategy pmap keeps all parameters on every device: drop "
-                "--shard-params, or use --strategy jit"
-            )
-        if together not in ("auto", 1):
-            raise UserError(
-                f"--strategy pmap trains one run at a time: drop --runs-per-program "
-                f"{together}, or use --strategy jit"
-            )
+def _check_pmap(devices: DevicesConfig) -> None:
+    if devices.strategy != "pmap":
+        return
+    if devices.shard_params:
+        raise UserError(
+            "--strategy pmap keeps all parameters on every device: drop "
+            "--shard-params, or use --strategy jit"
+        )
+    if devices.runs_per_program not in ("auto", 1):
+        raise UserError(
+            f"--strategy pmap trains one run at a time: drop --runs-per-program "
+            f"{devices.runs_per_program}, or use --strategy jit"
+        )
 
 
-def _check_optimizer(optimizer: OptimizerConfig) -> None:
-    known = CLIP_NUMBERS[optimizer.clip]
-    for name in optimizer.clip_numbers:
+def _check_clip_numbers(
+    given: Collection[str], known: Collection[str], holder: str
+) -> None:
+    for name in given:
         if name not in known:
             raise UserError(
-                f"--clip-numbers {name}: --clip {optimizer.clip} has no such number"
+                f"--clip-numbers {name}: {holder} has no such number"
                 f"{suggest(name, known) or '.'} "
                 f"It has {' '.join(known) or 'none, but --max-norm'}"
             )
+
+
+def _check_recipe(
+    optimizer: OptimizerConfig, regularization: RegularizationConfig
+) -> None:
     if optimizer.clip != "fixed" and optimizer.nonfinite == "zero_component":
         raise UserError(
             f"--nonfinite zero_component works with --clip fixed only, not with "
             f"{optimizer.clip}; use skip_step, or another clip"
         )
-    if not optimizer.max_norm > 0:
-        raise UserError(
-            f"--max-norm must be a positive number, or inf for no clip; got "
-            f"{optimizer.max_norm}"
-        )
-    for flag, value in (
-        ("--learning-rate", optimizer.learning_rate),
-        ("--eps", optimizer.eps),
-        ("--weight-decay", optimizer.weight_decay),
-        ("--prior-decay", optimizer.prior_decay),
-    ):
-        if not (value is not None and value >= 0 and math.isfinite(value)):
-            raise UserError(f"{flag} must be 0 or a positive number, got {value}")
-    for flag, value in (("--b1", optimizer.b1), ("--b2", optimizer.b2)):
-        if not 0 <= value < 1:
-            raise UserError(f"{flag} must lie in [0, 1), got {value}")
-    warmup = optimizer.warmup_ratio
-    if warmup is None or not 0 <= warmup <= 1:
-        raise UserError(f"--warmup-ratio must lie in [0, 1], got {warmup}")
-    if not 0 < optimizer.layer_decay <= 1:
-        raise UserError(
-            f"--layer-decay must lie in (0, 1], got {optimizer.layer_decay}"
-        )
-
-
-def _check_regularization(regularization: RegularizationConfig) -> None:
-    dropout, mixout = regularization.dropout, regularization.mixout
-    if dropout is not None and not 0 <= dropout < 1:
-        raise UserError(f"--dropout must lie in [0, 1), got {dropout}")
-    if not 0 <= mixout < 1:
-        raise UserError(f"--mixout must lie in [0, 1), got {mixout}")
-    if mixout and dropout != 0:
+    if regularization.mixout and regularization.dropout != 0:
         raise UserError("--mixout replaces dropout and needs --dropout 0 beside it")
-    _check_at_least(0, {"--reinit-layers": regularization.reinit_layers})
 
 
-def _check_at_least(least: int, values: dict[str, float | None]) -> None:
-    for flag, value in values.items():
-        if value is not None and not value >= least:
-            raise UserError(f"{flag} must be at least {least}, got {value}")
-
-
-def _check_distinct(flag: str, values: Sequence[Any]) -> None:
-    repeated = [value for i, value in enumerate(values) if value in values[:i]]
-    if repeated:
-        raise UserError(f"{flag} names {repeated[0]} twice; name each once")
+def _flag(name: str) -> str:
+    return f"--{name.replace('_', '-')}"

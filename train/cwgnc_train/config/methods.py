@@ -2,9 +2,10 @@
 
 import dataclasses
 import math
+from typing import Any
 
 from cwgnc_train.config.errors import UserError, suggest
-from cwgnc_train.config.finetune import PRESETS
+from cwgnc_train.config.finetune import PRESETS, PresetName
 from cwgnc_train.config.recipe import (
     CLIP_NUMBERS,
     ClipName,
@@ -19,7 +20,6 @@ from cwgnc_train.config.recipe import (
 class Method:
     """A recipe: optimizer, regularization and length of training."""
 
-    summary: str
     optimizer: OptimizerConfig
     epochs: int
     regularization: RegularizationConfig = RegularizationConfig()
@@ -29,9 +29,24 @@ class Method:
     """Kind of gradual unfreezing; the epochs are those of each iteration."""
 
 
-_PAPER = PRESETS["paper"].complete(OptimizerConfig())
-_CODE = PRESETS["code"].complete(OptimizerConfig())
-_FULL = dataclasses.replace(_CODE, max_norm=math.inf)
+def _preset(name: PresetName, swept: bool = False, **changes: Any) -> Method:
+    """The numbers of the paper's text or code, but for some changes."""
+    preset = PRESETS[name]
+    optimizer = dataclasses.replace(preset.complete(OptimizerConfig()), **changes)
+    return Method(optimizer, preset.epochs, swept=swept)
+
+
+def _learned(clip: ClipName, components: ComponentsName) -> Method:
+    """The paper's text with a threshold learned from past norms."""
+    return _preset(
+        "paper",
+        components=components,
+        clip=clip,
+        clip_numbers=CLIP_NUMBERS[clip],
+        max_norm=math.inf,
+    )
+
+
 # Devlin et al. (2019) as Mosbach et al. (2021) state it, with the global clip.
 _DEVLIN = OptimizerConfig(
     components="global",
@@ -44,111 +59,40 @@ _DEVLIN = OptimizerConfig(
 _CORRECTED = dataclasses.replace(_DEVLIN, bias_correction=True)
 # Zhang et al. (2021): a corrected Adam without weight decay.
 _ZHANG = dataclasses.replace(_CORRECTED, eps=1e-8, weight_decay=0.0)
-
-
-def _as_cwgnc(
-    summary: str,
-    components: ComponentsName,
-    clip: ClipName = "fixed",
-    max_norm: float = math.inf,
-) -> Method:
-    """The recipe of the paper's text with another clip."""
-    optimizer = dataclasses.replace(
-        _PAPER,
-        components=components,
-        clip=clip,
-        clip_numbers=CLIP_NUMBERS[clip],
-        max_norm=max_norm,
-    )
-    return Method(summary, optimizer, PRESETS["paper"].epochs)
-
+_FULL = _preset("code", max_norm=math.inf)
 
 METHODS: dict[str, Method] = {
-    "cwgnc": Method(
-        "component-wise clip, as the paper's text has it",
-        _PAPER,
-        PRESETS["paper"].epochs,
-        swept=True,
-    ),
-    "cwgnc_code": Method(
-        "component-wise clip, with the values of the paper's code",
-        _CODE,
-        PRESETS["code"].epochs,
-        swept=True,
-    ),
-    "full": Method(
-        "plain fine-tuning: no clip, with the values of the paper's code",
-        _FULL,
-        PRESETS["code"].epochs,
-    ),
-    "gu": Method(
-        "gradual unfreezing: plain fine-tuning of the top layer, the top two, ...",
-        _FULL,
-        3,
-        unfreezing="carry",
-    ),
-    "gu_restart": Method(
-        "the same, each iteration from the pretrained weights",
-        _FULL,
-        3,
-        unfreezing="restart",
-    ),
-    "devlin": Method("Adam without bias correction, global clip", _DEVLIN, 3),
-    "bias_correction": Method("the same with bias correction", _CORRECTED, 3),
-    "mosbach": Method("with bias correction, and long", _CORRECTED, 20),
+    # The component-wise clip, as the paper's text has it and with its code's values.
+    "cwgnc": _preset("paper", swept=True),
+    "cwgnc_code": _preset("code", swept=True),
+    # Plain fine-tuning: no clip, with the values of the paper's code.
+    "full": _FULL,
+    # The same of the top layer, the top two, ...; each time going on from the weights
+    # before, or from the pretrained ones.
+    "gu": dataclasses.replace(_FULL, unfreezing="carry"),
+    "gu_restart": dataclasses.replace(_FULL, unfreezing="restart"),
+    "devlin": Method(_DEVLIN, 3),
+    "bias_correction": Method(_CORRECTED, 3),
+    "mosbach": Method(_CORRECTED, 20),
+    # Lee et al. (2020): Mixout in place of dropout, and no clip.
     "mixout": Method(
-        "as devlin without a clip, Mixout in place of dropout (Lee et al.)",
         dataclasses.replace(_DEVLIN, max_norm=math.inf),
         3,
         RegularizationConfig(dropout=0.0, mixout=0.9),
     ),
-    "reinit": Method(
-        "pooler and top 5 layers drawn anew (Zhang et al.)",
-        _ZHANG,
-        3,
-        RegularizationConfig(reinit_layers=5),
-    ),
-    "llrd": Method(
-        "smaller learning rates for lower layers (Zhang et al.)",
-        dataclasses.replace(_ZHANG, layer_decay=0.95),
-        3,
-    ),
-    "prior_decay": Method(
-        "weight decay towards the pretrained weights (Zhang et al.)",
-        dataclasses.replace(_ZHANG, prior_decay=1e-3),
-        3,
-    ),
-    "none": _as_cwgnc("as cwgnc without a clip", "by_parameter"),
-    "global": _as_cwgnc("as cwgnc with a global clip", "global", max_norm=1.0),
-    "adagc": _as_cwgnc(
-        "as cwgnc; each parameter's threshold from the average of its norms "
-        "(Wang et al., 2025)",
-        "by_parameter",
-        "adagc",
-    ),
-    "aggc": _as_cwgnc(
-        "as cwgnc; each kind of module kept in an interval around its average norm "
-        "(Li et al., 2026)",
-        "by_module_type",
-        "aggc",
-    ),
-    "olmo": _as_cwgnc(
-        "as cwgnc; each parameter's threshold from the average of its norms, without a "
-        "warm-up (OLMo's trainer)",
-        "by_parameter",
-        "olmo",
-    ),
-    "autoclip": _as_cwgnc(
-        "as cwgnc; the global norm clipped to a percentile of its past "
-        "(Seetharaman et al., 2020)",
-        "global",
-        "autoclip",
-    ),
-    "zclip": _as_cwgnc(
-        "as cwgnc; outliers of the global norm reduced (Kumar et al., 2025)",
-        "global",
-        "zclip",
-    ),
+    # Zhang et al. (2021): pooler and top layers drawn anew, smaller learning rates for
+    # lower layers, weight decay towards the pretrained weights.
+    "reinit": Method(_ZHANG, 3, RegularizationConfig(reinit_layers=5)),
+    "llrd": Method(dataclasses.replace(_ZHANG, layer_decay=0.95), 3),
+    "prior_decay": Method(dataclasses.replace(_ZHANG, prior_decay=1e-3), 3),
+    # As cwgnc, with no clip or another one.
+    "none": _preset("paper", max_norm=math.inf),
+    "global": _preset("paper", components="global", max_norm=1.0),
+    "adagc": _learned("adagc", "by_parameter"),  # Wang et al. (2025)
+    "aggc": _learned("aggc", "by_module_type"),  # Li et al. (2026)
+    "olmo": _learned("olmo", "by_parameter"),  # OLMo's trainer
+    "autoclip": _learned("autoclip", "global"),  # Seetharaman et al. (2020)
+    "zclip": _learned("zclip", "global"),  # Kumar et al. (2025)
 }
 
 
@@ -174,7 +118,6 @@ def find_method(name: str) -> Method:
         )
     return dataclasses.replace(
         method,
-        summary=f"{method.summary}, and the component-wise clip",
         optimizer=dataclasses.replace(method.optimizer, components="by_parameter"),
         swept=True,
     )

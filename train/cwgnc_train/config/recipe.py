@@ -12,6 +12,8 @@ ComponentsName = Literal[
 ClipName = Literal["fixed", "adagc", "aggc", "olmo", "autoclip", "zclip"]
 """Where a component's threshold comes from."""
 
+NonfiniteName = Literal["propagate", "skip_step", "zero_component"]
+
 CLIP_NUMBERS: dict[ClipName, dict[str, float]] = {
     "fixed": {},
     "adagc": {"ratio": 1.05, "decay": 0.98, "max_global_norm": 1, "warmup_steps": 100},
@@ -76,7 +78,7 @@ class OptimizerConfig:
     clip_numbers: dict[str, float] = dataclasses.field(default_factory=dict)
     """Numbers of a learned threshold to change from their defaults, such as
     ratio 1.1 decay 0.9."""
-    nonfinite: Literal["propagate", "skip_step", "zero_component"] = "propagate"
+    nonfinite: NonfiniteName = "propagate"
     """What to do with NaN and infinite gradients: propagate them, as torch does; skip
     the step (it still counts for the schedule, not for Adam); or zero the gradients of
     the components that have one."""

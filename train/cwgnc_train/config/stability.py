@@ -1,8 +1,8 @@
 """The flags of ``stability``, and the runs they stand for."""
 
 import dataclasses
+import itertools
 from pathlib import Path
-from typing import Literal
 
 import tyro
 
@@ -13,6 +13,7 @@ from cwgnc_train.config.recipe import (
     ClipName,
     ComponentsName,
     DataConfig,
+    NonfiniteName,
     OptimizerConfig,
     RegularizationConfig,
     RunSpec,
@@ -30,32 +31,25 @@ CODE_SEEDS = (
 class OverridesConfig:
     """Numbers to use instead of each method's own."""
 
-    warmup_ratio: float | None = None
-    """Share of all steps over which the learning rate rises."""
-    components: ComponentsName | None = None
-    """What is clipped together."""
-    clip: ClipName | None = None
-    """Where a component's threshold comes from."""
+    # Each comment here is the help of its flag.
+    warmup_ratio: float | None = None  # Share of steps with a rising learning rate.
+    components: ComponentsName | None = None  # What is clipped together.
+    clip: ClipName | None = None  # Where a component's threshold comes from.
     clip_numbers: dict[str, float] = dataclasses.field(default_factory=dict)
     """Numbers of the learned thresholds, such as ratio 1.1 decay 0.9."""
-    nonfinite: Literal["propagate", "skip_step", "zero_component"] | None = None
+    nonfinite: NonfiniteName | None = None
     """What to do with NaN and infinite gradients; see finetune --help."""
-    b1: float | None = None
-    """Decay of Adam's first moment."""
-    b2: float | None = None
-    """Decay of Adam's second moment."""
+    b1: float | None = None  # Decay of Adam's first moment.
+    b2: float | None = None  # Decay of Adam's second moment.
     eps: float | None = None
     """Added to the root of Adam's second moment before bias correction."""
-    bias_correction: bool | None = None
-    """Adam's bias correction."""
-    weight_decay: float | None = None
-    """Decoupled weight decay."""
+    bias_correction: bool | None = None  # Adam's bias correction.
+    weight_decay: float | None = None  # Decoupled weight decay.
     prior_decay: float | None = None
     """Decoupled weight decay towards the initial weights."""
     layer_decay: float | None = None
     """Each layer's learning rate as a share of the rate of the layer above."""
-    dropout: float | None = None
-    """Replaces the model's own dropout rates."""
+    dropout: float | None = None  # Replaces the model's own dropout rates.
     mixout: float | None = None
     """Probability that a kernel's input uses the initial weights."""
     reinit_layers: int | None = None
@@ -65,27 +59,21 @@ class OverridesConfig:
         self, optimizer: OptimizerConfig, regularization: RegularizationConfig
     ) -> tuple[OptimizerConfig, RegularizationConfig]:
         """Replaces the numbers that are given here."""
-        given = {
-            field.name: getattr(self, field.name)
-            for field in dataclasses.fields(self)
-            if getattr(self, field.name) not in (None, {})
-        }
-
-        def replaced(config):
-            names = {field.name for field in dataclasses.fields(config)}
-            changes = {name: given[name] for name in given if name in names}
-            return dataclasses.replace(config, **changes)
-
+        given = {n: v for n, v in vars(self).items() if v is not None}
         clip = self.clip or optimizer.clip
-        numbers = {} if clip != optimizer.clip else optimizer.clip_numbers
+        numbers = optimizer.clip_numbers if clip == optimizer.clip else {}
         # Methods without learned thresholds have no use for their numbers.
-        numbers = numbers | {
+        given["clip_numbers"] = numbers | {
             name: value
             for name, value in self.clip_numbers.items()
             if name in CLIP_NUMBERS[clip]
         }
-        optimizer = dataclasses.replace(replaced(optimizer), clip_numbers=numbers)
-        return optimizer, replaced(regularization)
+
+        def replaced(config):
+            changes = {name: given[name] for name in given if hasattr(config, name)}
+            return dataclasses.replace(config, **changes)
+
+        return replaced(optimizer), replaced(regularization)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -129,24 +117,27 @@ class StabilityConfig:
 
     def runs(self) -> list[RunSpec]:
         """Lists the runs in the order they are carried out, cell by cell."""
-        return [
-            RunSpec(
-                task=task,
-                method=name,
-                optimizer=optimizer,
-                regularization=regularization,
-                epochs=self._epochs(name),
-                seed=seed,
-                data_seed=data_seed,
-                unfreezing=find_method(name).unfreezing,
-                iterations=self.iterations,
-                statistics_every=self.training.statistics_every,
-            )
-            for task in self.tasks or ("own",)
-            for name in self.methods
-            for optimizer, regularization in self.recipes(name)
-            for seed, data_seed in self._seed_pairs()
-        ]
+        runs = []
+        for task, name in itertools.product(self.tasks or ("own",), self.methods):
+            method = find_method(name)
+            epochs = self.epochs or method.epochs
+            runs += [
+                RunSpec(
+                    task=task,
+                    method=name,
+                    optimizer=optimizer,
+                    regularization=regularization,
+                    epochs=self.epochs_per_iteration if method.unfreezing else epochs,
+                    seed=seed,
+                    data_seed=data_seed,
+                    unfreezing=method.unfreezing,
+                    iterations=self.iterations,
+                    statistics_every=self.training.statistics_every,
+                )
+                for optimizer, regularization in self.recipes(name)
+                for seed, data_seed in self._seed_pairs()
+            ]
+        return runs
 
     def recipes(self, name: str) -> list[tuple[OptimizerConfig, RegularizationConfig]]:
         """Lists a method's recipes, one for each learning rate and threshold."""
@@ -179,12 +170,6 @@ class StabilityConfig:
                 )
             seeds.append(int(word))
         return seeds
-
-    def _epochs(self, name: str) -> int:
-        method = find_method(name)
-        if method.unfreezing:
-            return self.epochs_per_iteration
-        return self.epochs or method.epochs
 
     def _seed_pairs(self) -> list[tuple[int, int]]:
         if not self.data_seeds:
