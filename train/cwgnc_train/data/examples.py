@@ -53,11 +53,6 @@ def load_examples(
       The task, and its sets by name: "train", "holdout" if a part of train is kept
       back, and "validation" if there is one. MNLI has "validation_matched" and
       "validation_mismatched" instead.
-
-    Raises:
-      OSError: If a file cannot be read.
-      UserError: If a file is missing, its contents are not what the task needs, or the
-        hub cannot be reached.
     """
     if task_name is not None:
         task = find_task(task_name)
@@ -85,24 +80,10 @@ def load_examples(
 def load_split(task: Task, data_dir: Path | None, split: str) -> Examples:
     """Loads one split of a GLUE task; the test splits have no labels.
 
-    In the official QQP files some questions contain line breaks. Rows that lack columns
-    are therefore dropped, as on the hub, and counted in the log. In the files of other
-    tasks they are an error.
-
-    Args:
-      task: One of the values of ``GLUE``.
-      data_dir: The folder with the official TSV files of all tasks or of this one; None
-        for the hub.
-      split: "train", "validation" or "test"; for MNLI the latter two end in
-        "_matched" or "_mismatched".
-
-    Returns:
-      The examples in the order of the file.
-
-    Raises:
-      OSError: If a file cannot be read.
-      UserError: If a file is missing, its contents are not those of this task, it has
-        no such split, or the hub cannot be reached.
+    ``data_dir`` holds the official TSV files of all tasks or of this one; without it
+    the hub is asked. In the official QQP files some questions contain line breaks. Rows
+    that lack columns are therefore dropped, as on the hub, and counted in the log. In
+    the files of other tasks they are an error.
     """
     if split not in task.splits:
         raise UserError(
@@ -115,7 +96,7 @@ def load_split(task: Task, data_dir: Path | None, split: str) -> Examples:
         return _examples(table, task.text_columns, label, indices)
     files = task.files
     assert files is not None
-    path = _task_folder(task.name, files.folder, Path(data_dir)) / (
+    path = _task_folder(task.name, files.folder, data_dir) / (
         f"{split.replace('validation', 'dev')}.tsv"
     )
     table = read_official(
@@ -147,15 +128,8 @@ def read_file(
       label_column: The column of the labels; None to leave them unread.
       label_names: The classes in the order of their indices; None if the labels are
         numbers.
-
-    Returns:
-      The examples in the order of the file.
-
-    Raises:
-      OSError: If the file cannot be read.
-      UserError: If it is missing, or its contents are not what was expected.
     """
-    return _examples(read_table(Path(path)), text_columns, label_column, label_names)
+    return _examples(read_table(path), text_columns, label_column, label_names)
 
 
 def is_label(value: object) -> bool:
@@ -169,7 +143,7 @@ def is_label(value: object) -> bool:
 
 def _load_own(data: DataConfig) -> tuple[Task, dict[str, Examples]]:
     assert data.train_file is not None
-    table = read_table(Path(data.train_file))
+    table = read_table(data.train_file)
     names = None
     if not data.regression:
         distinct = set(_class_labels(table, data.label_column))
@@ -350,16 +324,13 @@ def _read_hub(task: Task, split: str) -> Table:
             f"{listed(task.label_names or ())} in this order, got {listed(names)}"
         )
 
-    def read(name):
-        return list(dataset[name])
-
     # Offline, the addresses of the cached files tell the commit.
     sources = " ".join(dataset.info.download_checksums or ())
     cached = re.search(rf"{_HUB}@([0-9a-f]{{40}})/", sources)
     return Table(
         source=f"{_HUB}, {task.name}, {split}",
         names=dataset.column_names,
-        read=read,
+        read=lambda name: list(dataset[name]),
         lines=range(1, len(dataset) + 1),
         unit="row",
         commit=commit or (cached[1] if cached else None),

@@ -22,45 +22,23 @@ class TokenTable(NamedTuple):
 
 
 def token_table(arrays: TokenArrays) -> TokenTable:
-    """Returns a labelled set of examples as :func:`packed_batch` reads it."""
-    return TokenTable(
-        input_ids=arrays.input_ids,
-        token_type_ids=arrays.token_type_ids,
-        lengths=arrays.lengths,
-        labels=arrays.labels,
-    )
+    """Returns a set of examples as :func:`packed_batch` reads it; no labels are 0."""
+    labels = arrays.labels
+    if labels is None:
+        labels = np.zeros(len(arrays), np.int32)
+    return TokenTable(arrays.input_ids, arrays.token_type_ids, arrays.lengths, labels)
 
 
 def join_tables(sets: Sequence[TokenArrays]) -> TokenTable:
-    """Joins sets into one table, one after another.
-
-    Args:
-      sets: Sets whose arrays have one length. Those without labels get zeros.
-
-    Returns:
-      The table.
-    """
-    labels = [
-        np.zeros(len(arrays), np.int32) if arrays.labels is None else arrays.labels
-        for arrays in sets
-    ]
-    return TokenTable(
-        input_ids=np.concatenate([arrays.input_ids for arrays in sets]),
-        token_type_ids=np.concatenate([arrays.token_type_ids for arrays in sets]),
-        lengths=np.concatenate([arrays.lengths for arrays in sets]),
-        labels=np.concatenate(labels),
-    )
+    """Joins sets of one length into a table, one after another."""
+    columns = zip(*map(token_table, sets), strict=True)
+    return TokenTable(*map(np.concatenate, columns))
 
 
 def packed_batch(
     table: TokenTable, indices: BatchIndices, shape: Shape
 ) -> dict[str, Num[Array, "..."]]:
     """Gathers a batch on the device.
-
-    Args:
-      table: The examples to take from.
-      indices: Which examples, and where each begins.
-      shape: Rows and length of the batch, or of each part of it.
 
     Returns:
       ``input_ids``, ``token_type_ids`` and ``segment_ids``, all ``[rows, length]``,

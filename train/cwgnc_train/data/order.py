@@ -16,16 +16,8 @@ def batch_examples(
 ) -> Int[np.ndarray, " batch"]:
     """Returns the examples of a step, whatever was asked for before.
 
-    Each epoch visits every example once, in an order of its own.
-
-    Args:
-      count: How many examples the training set has.
-      seed: Draws the order.
-      step: Counts from 0 over all epochs.
-      batch_size: Examples per step; the last step of an epoch takes what is left.
-
-    Returns:
-      The indices of the examples.
+    Each epoch visits each of ``count`` examples once, in an order of its own; its last
+    step takes what is left. Steps count from 0 over all epochs.
     """
     epoch, position = divmod(step, steps_per_epoch(count, batch_size))
     start = position * batch_size

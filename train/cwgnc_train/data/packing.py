@@ -49,24 +49,19 @@ class Packing:
     batch_size: int
     shapes: tuple[Shape, ...]
     """The shapes, smallest first; the last one holds any batch."""
+    slots: int
+    """How many examples a part has room for."""
     usual: Shape
     """The smallest shape that holds all the batches sampled to choose the shapes."""
     parts: int = 1
     """How many parts a batch is split into, each with rows of its own."""
-    multiple: int = 1
-    """What the numbers of rows and of slots of a part are divisible by."""
 
     def shape(self, seeds: Sequence[int], steps: Sequence[int]) -> Shape:
-        """Chooses the shape of the batches of one program.
+        """Chooses the shape of the batches of one program from its runs' data seeds.
 
-        Args:
-          seeds: The data seed of each run in it.
-          steps: The steps that it takes.
-
-        Returns:
-          Rows and length. A single run takes the smallest shape that holds its batches.
-          The shape of several must not depend on a run's neighbours, so all steps take
-          the usual one; hardly any batch exceeds it.
+        A single run takes the smallest shape that holds its batches. The shape of
+        several must not depend on a run's neighbours, so all steps take the usual one;
+        hardly any batch exceeds it.
         """
         chosen = 0 if len(seeds) == 1 else self.shapes.index(self.usual)
         for seed, step in itertools.product(seeds, steps):
@@ -76,31 +71,20 @@ class Packing:
         return self.shapes[chosen]
 
     def batch_indices(self, seed: int, step: int, shape: Shape) -> BatchIndices:
-        """Lays the examples of a step into rows.
-
-        Args:
-          seed: Draws the order of the data.
-          step: Counts from 0 over all epochs.
-          shape: As :meth:`shape` returned it.
-
-        Returns:
-          The examples and their places.
-        """
-        slots = rounded(-(-self.batch_size // self.parts), self.multiple)
+        """Lays the examples of a step, counted from 0 over all epochs, into rows."""
         parts = []
         for examples in self._parts(seed, step):
             if self.padding == "packed":
                 positions, _ = first_fit(self.lengths[examples], shape[1])
             else:
                 positions = np.arange(len(examples)) * shape[1]
-            parts.append(_filled(examples, positions, slots, shape))
+            parts.append(_filled(examples, positions, self.slots, shape))
         if self.parts == 1:
             return parts[0]
         return BatchIndices(*map(np.stack, zip(*parts, strict=True)))
 
     def _parts(self, seed: int, step: int) -> list[np.ndarray]:
-        count = len(self.lengths)
-        return batch_parts(count, seed, step, self.batch_size, self.parts)
+        return batch_parts(len(self.lengths), seed, step, self.batch_size, self.parts)
 
     def _fits(self, examples: np.ndarray, shape: Shape) -> bool:
         lengths = self.lengths[examples]
@@ -127,12 +111,9 @@ def make_packing(
       batch_size: Examples per batch.
       max_length: The length of the rows with ``max_length``, and the most they may have
         otherwise.
-      multiple: What the numbers of rows and of slots must be divisible by; padding
-        slots make up the difference.
+      multiple: What the numbers of rows and of slots of a part must be divisible by;
+        padding slots make up the difference.
       parts: How many parts a batch is split into, each with rows of its own.
-
-    Returns:
-      The packing.
     """
     lengths, longest = arrays.lengths, arrays.input_ids.shape[1]
     slots = rounded(-(-batch_size // parts), multiple)
@@ -159,15 +140,7 @@ def make_packing(
     any_batch = slots, longest if padding == "longest" else usual[1]
     if usual != any_batch:
         shapes.append(any_batch)
-    return Packing(
-        padding=padding,
-        lengths=lengths,
-        batch_size=batch_size,
-        shapes=tuple(shapes),
-        usual=usual,
-        parts=parts,
-        multiple=multiple,
-    )
+    return Packing(padding, lengths, batch_size, tuple(shapes), slots, usual, parts)
 
 
 def evaluation_batches(
@@ -176,24 +149,25 @@ def evaluation_batches(
     batch_size: int,
     multiple: int = 1,
 ) -> tuple[Shape, list[BatchIndices]]:
-    """Packs whole sets into batches of one shape.
+    """Packs whole sets into batches of the smallest shape that holds each of them.
+
+    No batch mixes sets. Examples are counted over all sets, one set after another.
 
     Args:
       lengths: The lengths of the examples of each set.
       row_length: The length of the rows.
       batch_size: Examples per batch.
       multiple: What the numbers of rows and of slots must be divisible by.
-
-    Returns:
-      The smallest shape that holds every batch, and the batches. No batch mixes sets;
-      examples are counted over all sets, one set after another.
     """
-    starts = np.cumsum([0, *map(len, lengths[:-1])])
-    batches = [
-        (start + examples, *first_fit(of_set[examples], row_length))
-        for start, of_set in zip(starts, lengths, strict=True)
-        for examples in _alike(of_set, batch_size)
-    ]
+    batches, start = [], 0
+    for of_set in lengths:
+        order = np.argsort(of_set, kind="stable")
+        count = steps_per_epoch(len(of_set), batch_size)
+        # Batches alike in number and in lengths.
+        for part in range(count):
+            examples = order[part::count]
+            batches.append((start + examples, *first_fit(of_set[examples], row_length)))
+        start += len(of_set)
     slots = rounded(batch_size, multiple)
     shape = rounded(max(rows for *_, rows in batches), multiple), row_length
     return shape, [
@@ -205,10 +179,6 @@ def first_fit(
     lengths: Int[np.ndarray, " examples"], row_length: int
 ) -> tuple[Int[np.ndarray, " examples"], int]:
     """Packs examples into rows: longest first, each into the first row with room.
-
-    Args:
-      lengths: The lengths of the examples, none above ``row_length``.
-      row_length: The length of the rows.
 
     Returns:
       Where each example begins, row * row_length + column, and the number of rows.
@@ -229,15 +199,7 @@ def first_fit(
 
 
 def best_sizes(needed: Sequence[int], count: int) -> list[int]:
-    """Chooses at most ``count`` sizes so that rounding up to them costs the least.
-
-    Args:
-      needed: The sizes that occurred.
-      count: How many sizes there may be.
-
-    Returns:
-      The sizes in rising order; the last is the largest that occurred.
-    """
+    """Chooses at most ``count`` sizes so that rounding up to them costs the least."""
     sizes, counts = np.unique(np.asarray(needed), return_counts=True)
     # best[j]: the least cost of rounding all up to sizes[j], one of those chosen, and
     # which are chosen.
@@ -266,16 +228,7 @@ def rounded(size: int, multiple: int) -> int:
 def _packed_shapes(
     sampled: Sequence[np.ndarray], length: int, multiple: int
 ) -> tuple[list[Shape], int]:
-    """Chooses the best shapes with rows of one length.
-
-    Args:
-      sampled: The lengths of the examples of each batch.
-      length: The length of the rows.
-      multiple: What the number of rows must be divisible by.
-
-    Returns:
-      The shapes, and how many cells all batches take together.
-    """
+    """Returns the best shapes with rows of one length, and the cells they take."""
     needed = [rounded(first_fit(batch, length)[1], multiple) for batch in sampled]
     sizes = np.asarray(best_sizes(needed, _SIZES))
     taken = sizes[np.searchsorted(sizes, needed)]
@@ -294,10 +247,3 @@ def _filled(
     for array, values in zip(indices, (examples, cls_positions, 1), strict=True):
         array[: len(examples)] = values
     return indices
-
-
-def _alike(lengths: np.ndarray, batch_size: int) -> list[np.ndarray]:
-    """Splits examples into batches alike in number and in lengths."""
-    count = steps_per_epoch(len(lengths), batch_size)
-    order = np.argsort(lengths, kind="stable")
-    return [order[part::count] for part in range(count)]

@@ -3,10 +3,10 @@
 import collections
 import csv
 import dataclasses
+import functools
 import io
 import json
 import logging
-import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -178,10 +178,6 @@ def _read_csv(path: Path, delimiter: str = ",") -> Table:
     return _of_rows(path, rows[0], rows[1:], lines[1:])
 
 
-def _read_tsv(path: Path) -> Table:
-    return _read_csv(path, "\t")
-
-
 def _read_json(path: Path) -> Table:
     text = _read_text(path)
     if path.suffix.lower() == ".json" and text.lstrip().startswith("["):
@@ -200,45 +196,33 @@ def _read_json(path: Path) -> Table:
                 f"got {shown(row)}"
             )
     names = list(dict.fromkeys(name for row in rows for name in row))
-
-    def read(name):
-        return [row.get(name) for row in rows]
-
-    return Table(str(path), names, read, lines, unit)
-
-
-# An escape of JSON that may be half of a surrogate pair.
-_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
+    return Table(str(path), names, lambda n: [row.get(n) for row in rows], lines, unit)
 
 
 def _parse_json(text: str, place: str) -> Any:
     def unique(pairs):
         content = dict(pairs)
         if len(content) < len(pairs):
-            names = collections.Counter(name for name, _ in pairs)
-            [(twice, _)] = names.most_common(1)
+            [(twice, _)] = collections.Counter(n for n, _ in pairs).most_common(1)
             raise UserError(f"{place}: an object has {twice!r:.60} more than once")
         return content
 
     try:
         content = json.loads(text, object_pairs_hook=unique)
-        if _SURROGATE.search(text):
+        # An escape that may be half of a surrogate pair.
+        if "\\ud" in text.lower():
             json.dumps(content, ensure_ascii=False).encode()
     except json.JSONDecodeError as error:
-        raise UserError(
-            f"{place}: not JSON, {error}; expected one object per line"
-        ) from None
+        reason = f"not JSON, {error}; expected one object per line"
     except UnicodeEncodeError:
-        raise UserError(
-            f"{place}: a text has half a surrogate pair, which is not a character"
-        ) from None
+        reason = "a text has half a surrogate pair, which is not a character"
     except RecursionError:
-        raise UserError(
-            f"{place}: brackets are nested too deeply; expected one object per line"
-        ) from None
+        reason = "brackets are nested too deeply; expected one object per line"
     except ValueError as error:
-        raise UserError(f"{place}: {error}") from None
-    return content
+        reason = str(error)
+    else:
+        return content
+    raise UserError(f"{place}: {reason}")
 
 
 def _read_parquet(path: Path) -> Table:
@@ -281,9 +265,7 @@ def _read_parquet(path: Path) -> Table:
 
 _READERS = {
     ".csv": _read_csv,
-    ".tsv": _read_tsv,
-    ".json": _read_json,
-    ".jsonl": _read_json,
-    ".ndjson": _read_json,
+    ".tsv": functools.partial(_read_csv, delimiter="\t"),
+    **dict.fromkeys((".json", ".jsonl", ".ndjson"), _read_json),
     ".parquet": _read_parquet,
 }

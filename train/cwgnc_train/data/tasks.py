@@ -4,6 +4,7 @@ All scores lie in their natural range (accuracy in [0, 1]), never times 100.
 """
 
 import dataclasses
+import functools
 from typing import Any
 
 import numpy as np
@@ -63,28 +64,21 @@ class Task:
         return "train", *(f"{s}_{g}" for s in ("validation", "test") for g in genres)
 
 
-_PAIR = ("sentence1", "sentence2")
+_TEXT, _PAIR = ("sentence",), ("sentence1", "sentence2")
 _ENTAILMENT = ("entailment", "not_entailment")
-_ACCURACY = ("accuracy",)
-_F1 = ("f1", "accuracy")
+_ACCURACY, _F1 = ("accuracy",), ("f1", "accuracy")
 
 # Columns, classes and their order are those of nyu-mll/glue on the hub, so output 0 of
 # a model fine-tuned here means what it means in any other.
 _GLUE = (
     Task(
         "cola",
-        ("sentence",),
+        _TEXT,
         ("unacceptable", "acceptable"),
         ("matthews_correlation",),
         OfficialFiles("CoLA", column_names=("source", "label", "mark", "sentence")),
     ),
-    Task(
-        "sst2",
-        ("sentence",),
-        ("negative", "positive"),
-        _ACCURACY,
-        OfficialFiles("SST-2"),
-    ),
+    Task("sst2", _TEXT, ("negative", "positive"), _ACCURACY, OfficialFiles("SST-2")),
     Task(
         "mrpc",
         _PAIR,
@@ -125,11 +119,7 @@ GLUE: dict[str, Task] = {task.name: task for task in _GLUE}
 
 
 def find_task(name: str) -> Task:
-    """Returns the GLUE task of this name.
-
-    Raises:
-      UserError: If there is no such task; the message suggests the nearest name.
-    """
+    """Returns the GLUE task of this name; another name is a UserError."""
     if name in GLUE:
         return GLUE[name]
     raise UserError(
@@ -145,10 +135,6 @@ def own_task(
 
     Two classes are scored by accuracy and the F1 of the second class, more classes by
     accuracy and their mean F1, numbers by correlations and the mean squared error.
-
-    Args:
-      text_columns: The column of the text, or the two columns of a pair.
-      label_names: The classes; None if a number is predicted.
     """
     if label_names is None:
         metrics = ("pearson", "spearmanr", "mse")
@@ -162,22 +148,14 @@ def score(
     predictions: Num[np.ndarray, " examples"],
     labels: Num[np.ndarray, " examples"],
 ) -> dict[str, float]:
-    """Scores predictions against the labels.
+    """Scores predictions, class indices or numbers, by each metric of the task.
 
     Predictions without information score 0 where the formula divides by zero: the
     Matthews correlation and the F1 of a single class, and the correlation of a constant
     or of non-finite numbers (of a run that diverged).
 
-    Args:
-      task: Names the metrics.
-      predictions: Class indices or numbers.
-      labels: The truth, likewise.
-
-    Returns:
-      The task's metrics by name, the main one first.
-
     Raises:
-      ValueError: If their lengths differ or are 0.
+      ValueError: If predictions and labels differ in length, or there are none.
     """
     predictions, labels = np.asarray(predictions), np.asarray(labels)
     if predictions.shape != labels.shape or labels.ndim != 1 or not labels.size:
@@ -193,13 +171,6 @@ def majority_line(task: Task, labels: Num[np.ndarray, " examples"]) -> dict[str,
 
     A run whose final score is not above this line has failed: it has learnt nothing
     from the texts. For numbers the answer is their mean, whose correlation is 0.
-
-    Args:
-      task: Names the metrics.
-      labels: The labels that the runs are scored on.
-
-    Returns:
-      The task's metrics by name, the main one first.
     """
     labels = np.asarray(labels)
     if task.regression:
@@ -210,12 +181,7 @@ def majority_line(task: Task, labels: Num[np.ndarray, " examples"]) -> dict[str,
 
 
 def has_failed(score: float, line: float) -> bool:
-    """Says whether a run has failed: its score is NaN or not above the majority line.
-
-    Args:
-      score: The run's final score by the task's metric.
-      line: The majority classifier's score by the same metric.
-    """
+    """Says whether a run's final score is NaN or not above the majority line."""
     return not score > line
 
 
@@ -231,15 +197,12 @@ def _accuracy(predictions, labels):
     return np.mean(predictions == labels)
 
 
-def _f1(average):
-    def f1(predictions, labels):
-        from sklearn.metrics import f1_score
+def _f1(predictions, labels, average="binary"):
+    from sklearn.metrics import f1_score
 
-        # scikit-learn's default "warn" makes type checkers expect a str.
-        zero: Any = 0.0
-        return f1_score(labels, predictions, average=average, zero_division=zero)
-
-    return f1
+    # scikit-learn's default "warn" makes type checkers expect a str.
+    zero: Any = 0.0
+    return f1_score(labels, predictions, average=average, zero_division=zero)
 
 
 def _matthews(predictions, labels):
@@ -251,20 +214,15 @@ def _matthews(predictions, labels):
     return matthews_corrcoef(labels, predictions)
 
 
-def _correlation(name):
-    def correlation(predictions, labels):
-        from scipy import stats
+def _correlation(predictions, labels, name):
+    from scipy import stats
 
-        if collapsed(predictions) or collapsed(labels):
-            return 0.0
-        if not np.isfinite(predictions).all():
-            return 0.0
-        # In float32 the mean of nearly equal numbers has an error as large as their
-        # spread.
-        x, y = predictions.astype(np.float64), labels.astype(np.float64)
-        return getattr(stats, name)(x, y).statistic
-
-    return correlation
+    finite = np.isfinite(predictions).all()
+    if not finite or collapsed(predictions) or collapsed(labels):
+        return 0.0
+    # In float32 the mean of nearly equal numbers has an error as large as their spread.
+    x, y = predictions.astype(np.float64), labels.astype(np.float64)
+    return getattr(stats, name)(x, y).statistic
 
 
 def _mse(predictions, labels):
@@ -273,10 +231,10 @@ def _mse(predictions, labels):
 
 _METRICS = {
     "accuracy": _accuracy,
-    "f1": _f1("binary"),
-    "macro_f1": _f1("macro"),
+    "f1": _f1,
+    "macro_f1": functools.partial(_f1, average="macro"),
     "matthews_correlation": _matthews,
-    "pearson": _correlation("pearsonr"),
-    "spearmanr": _correlation("spearmanr"),
+    "pearson": functools.partial(_correlation, name="pearsonr"),
+    "spearmanr": functools.partial(_correlation, name="spearmanr"),
     "mse": _mse,
 }

@@ -33,13 +33,6 @@ class CachedTokenizer:
     Texts whose tokens are cached on disk do not need it. An entry is found by a hash of
     all that its tokens depend on: the tokenizer's files, the texts, ``max_length`` and
     the versions of the libraries.
-
-    Args:
-      directory: The model's folder.
-      cache: Whether to read and write the cache.
-
-    Raises:
-      UserError: If there is no tokenizer.
     """
 
     def __init__(self, directory: Path, cache: bool):
@@ -48,12 +41,7 @@ class CachedTokenizer:
         self._folder = cache_folder("tokens") if cache else None
 
     def encode(self, texts: tuple[list[str], ...], max_length: int) -> EncodedTexts:
-        """Turns texts into tokens; see :func:`encode_texts`.
-
-        Raises:
-          UserError: If the tokenizer cannot be read, or ``max_length`` leaves no room
-            for a token of each text.
-        """
+        """Turns texts into tokens; see :func:`encode_texts`."""
         if self._folder is None:
             return encode_texts(self._loaded, texts, max_length)
         path = self._folder / f"{self._key(texts, max_length)}.npz"

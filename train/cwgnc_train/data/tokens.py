@@ -56,17 +56,7 @@ class EncodedTexts:
 
 
 def tokenizer_files(directory: Path) -> dict[str, bytes]:
-    """Reads the files of the tokenizer in a model's folder.
-
-    Args:
-      directory: The model's folder.
-
-    Returns:
-      The contents by file name.
-
-    Raises:
-      UserError: If there is no vocabulary.
-    """
+    """Reads the files of the tokenizer in a model's folder; needs a vocabulary."""
     files = {
         name: (directory / name).read_bytes()
         for name in _TOKENIZER_FILES
@@ -82,11 +72,7 @@ def tokenizer_files(directory: Path) -> dict[str, bytes]:
 
 
 def load_tokenizer(directory: Path) -> Any:
-    """Loads the tokenizer in a model's folder.
-
-    Raises:
-      UserError: If there is none, or its files cannot be read.
-    """
+    """Loads the tokenizer in a model's folder."""
     tokenizer_files(directory)
     # transformers' advice is for those who write their own training loop, and its
     # tokenizers warn about threads.
@@ -114,21 +100,11 @@ def tokenize(
 def encode_texts(
     tokenizer: Any, texts: tuple[list[str], ...], max_length: int
 ) -> EncodedTexts:
-    """Turns texts into tokens.
+    """Turns texts, or two lists whose items form pairs, into tokens.
 
-    A pair longer than ``max_length`` loses tokens of its longer text first.
-
-    Args:
-      tokenizer: A tokenizer of transformers.
-      texts: One list of texts, or two whose items form pairs.
-      max_length: The most tokens an example keeps, special tokens included.
-
-    Returns:
-      The tokens.
-
-    Raises:
-      UserError: If ``max_length`` leaves no room for a token of each text, or the
-        tokenizer fails or has no padding token.
+    An example keeps ``max_length`` tokens at most, special tokens included, which must
+    leave room for a token of each text. A pair that is longer loses tokens of its
+    longer text first.
     """
     pair = len(texts) == 2
     least = tokenizer.num_special_tokens_to_add(pair=pair) + len(texts)
@@ -178,18 +154,6 @@ def pad_tokens(
 
     By default that is the length of the longest example, rounded up to a multiple of 8:
     one shape, and so one compiled program, without needless padding.
-
-    Args:
-      tokens: The tokens.
-      labels: The examples' labels, if they have any.
-      max_length: The most tokens an example keeps.
-      length: The length of the arrays, if not the default.
-
-    Returns:
-      The arrays.
-
-    Raises:
-      UserError: If an example is longer than ``length``.
     """
     longest = int(tokens.lengths.max())
     if length is None:
@@ -217,11 +181,7 @@ def pad_tokens(
 
 
 def check_length(max_length: int, most: int) -> None:
-    """Checks that the model has positions for texts of this length.
-
-    Raises:
-      UserError: If ``max_length`` is above ``most``.
-    """
+    """Checks that the model has positions for texts of this length."""
     if max_length > most:
         raise UserError(
             f"--max-length {max_length} is beyond the model's "
@@ -230,11 +190,7 @@ def check_length(max_length: int, most: int) -> None:
 
 
 def check_tokens(tokens: EncodedTexts, vocab_size: int, type_vocab_size: int) -> None:
-    """Checks that the model has an embedding for every token; JAX would not notice.
-
-    Raises:
-      UserError: If a token or a token type is beyond the model's.
-    """
+    """Checks that the model has an embedding for every token; JAX would not notice."""
     for what, ids, size in (
         ("token", tokens.ids, vocab_size),
         ("token type", tokens.types, type_vocab_size),
