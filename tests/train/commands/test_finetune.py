@@ -11,8 +11,8 @@ import torch
 import transformers
 
 from cwgnc_train.commands import run
-from cwgnc_train.commands.finetune import parse_finetune
 from cwgnc_train.engine import programs
+from tests.train.command_lines import parse
 from tests.train.conftest import sentences, write_tsv
 
 pytestmark = pytest.mark.usefixtures("compilation_cache")
@@ -103,7 +103,7 @@ def test_same_seed_gives_the_same_bits_and_another_seed_does_not(flags, tmp_path
 
 def test_run_compiles_a_program_for_each_of_few_shapes(flags, monkeypatch):
     # Steps of three usual numbers of rows; one program for both sets of evaluation.
-    for name, most in (("loss_and_grads", 3), ("eval_step", 1)):
+    for name, most in (("loss_and_grads", 3), ("compute_logits", 1)):
         traced = chex.assert_max_traces(getattr(programs, name), n=most)
         monkeypatch.setattr(programs, name, traced)
     assert run(flags(holdout=0.2)) == 0
@@ -159,10 +159,10 @@ def test_regression_on_own_numbers(flags, tmp_path):
 
 
 def test_presets_set_what_flags_do_not_override(flags):
-    paper = parse_finetune(flags(preset="paper", epochs=None)[1:])
+    paper = parse("finetune", flags(preset="paper", epochs=None)[1:])
     assert (paper.epochs, paper.optimizer.weight_decay) == (5, 0.01)
     assert (paper.optimizer.warmup_ratio, paper.optimizer.max_norm) == (0.1, 0.05)
-    code = parse_finetune(flags(epochs=None, max_norm=1.0)[1:])
+    code = parse("finetune", flags(epochs=None, max_norm=1.0)[1:])
     assert (code.epochs, code.optimizer.weight_decay) == (3, 0.0)
     assert (code.optimizer.warmup_ratio, code.optimizer.max_norm) == (0.0, 1.0)
 

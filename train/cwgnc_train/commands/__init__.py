@@ -1,7 +1,6 @@
 """The commands, and what all of them do: find one, run it, report errors."""
 
 import errno
-import importlib
 import logging
 import sys
 from collections.abc import Sequence
@@ -21,20 +20,16 @@ COMMANDS = {
     "unfreeze": "what gradual unfreezing did in it, iteration by iteration",
     "reproduce": "the paper's tables and figures, cut to a budget of minutes",
 }
-"""Each is a module of this package with a function of its name."""
+"""Each is a function of :mod:`cwgnc_train.commands.entry_points`."""
 
 _LONGEST_MESSAGE = 2000
 
 
 def run(arguments: Sequence[str]) -> int:
-    """Runs one command.
+    """Runs the command and its flags that are given; returns the exit status.
 
-    Args:
-      arguments: The command's name and its flags.
-
-    Returns:
-      The exit status: 0; 1 if all runs were given up; 2 if the input was wrong or
-      nothing could be written; 130 or 143 after SIGINT or SIGTERM. A bug raises.
+    It is 0; 1 if all runs were given up; 2 if the input was wrong or nothing could be
+    written; 130 or 143 after SIGINT or SIGTERM. A bug raises.
     """
     if not arguments or arguments[0] in ("-h", "--help"):
         print(_usage())
@@ -47,9 +42,11 @@ def run(arguments: Sequence[str]) -> int:
         )
     # What Orbax's threads raise is raised by its callers as well.
     logging.getLogger("absl").setLevel(logging.CRITICAL)
-    command = importlib.import_module(f"cwgnc_train.commands.{name}")
+    # Only now, since the process may have been started anew: see use_huge_pages.
+    from cwgnc_train.commands import entry_points
+
     try:
-        return getattr(command, name)(flags)
+        return getattr(entry_points, name)(flags)
     except (UserError, OSError) as error:
         return _refuse(error)
     except KeyboardInterrupt as stop:
@@ -66,12 +63,9 @@ def _usage() -> str:
     lines = [f"  {name:{width}}  {what}" for name, what in COMMANDS.items()]
     return "\n".join(
         [
-            "usage: cwgnc COMMAND [--help]",
-            "",
-            "commands:",
+            "usage: cwgnc COMMAND [--help]\n\ncommands:",
             *lines,
-            "",
-            "shell completion: cwgnc COMMAND --tyro-print-completion bash",
+            "\nshell completion: cwgnc COMMAND --tyro-print-completion bash",
         ]
     )
 

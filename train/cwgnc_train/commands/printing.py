@@ -1,54 +1,23 @@
-"""``cwgnc finetune``."""
+"""What commands print of scores."""
 
-import argparse
-from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
-import tyro
-
-from cwgnc_train.commands.flags import parse, print_scores, use_cache
-from cwgnc_train.config import (
-    PRESETS,
-    FinetuneConfig,
-    check_hosts,
-    listed,
-)
+from cwgnc_train.config import listed
 
 
-def finetune(flags: Sequence[str]) -> int:
-    """Fine-tunes and prints the results."""
-    config = parse_finetune(flags)
-    # JAX is imported only now, so that --help answers at once.
-    from cwgnc_train.analysis import draw_curves
-    from cwgnc_train.engine import hosts
-    from cwgnc_train.study import finetune as train
-
-    check_hosts(config.training.hosts)
-    use_cache(config.training.cache)
-    hosts.join(config.training.hosts)
-    results = train(config)
-    if hosts.is_primary():
-        draw_curves(config.workdir)
-        _print(config, results)
-    return 0 if results["saved"] else 1
+def print_scores(
+    scores: dict[str, dict[str, Any]], lines: dict[str, dict[str, Any]]
+) -> None:
+    """Prints scores beside the majority classifier's."""
+    for name, metrics in scores.items():
+        for metric, value in metrics.items():
+            line = float(lines[name][metric])
+            print(f"{name}  {metric} {float(value):.4f}  (majority line {line:.4f})")
 
 
-def parse_finetune(flags: Sequence[str]) -> FinetuneConfig:
-    """Reads the flags of ``finetune``, each over the default of its preset."""
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    parser.add_argument("--preset", default="paper")
-    preset = parser.parse_known_args(flags)[0].preset
-    default = FinetuneConfig(
-        model=tyro.MISSING,
-        workdir=tyro.MISSING,
-        # The parser itself refuses an unknown preset.
-        preset=preset if preset in PRESETS else "paper",
-    )
-    return parse("finetune", FinetuneConfig, flags, default)
-
-
-def _print(config: FinetuneConfig, results: dict[str, Any]) -> None:
-    workdir = config.workdir
+def print_results(workdir: Path, results: dict[str, Any]) -> None:
+    """Prints what ``finetune`` returns, and where the rest is."""
     if len(results["runs"]) > 1:
         _print_seeds(results)
     else:

@@ -1,0 +1,147 @@
+"""The commands: flags in, one call, words out.
+
+JAX is imported only behind the flags, so that ``--help`` answers at once.
+"""
+
+from collections.abc import Sequence
+from typing import TypeVar
+
+import tyro
+
+from cwgnc_train.commands.printing import print_results, print_scores
+from cwgnc_train.config import (
+    ComponentsConfig,
+    FinetuneConfig,
+    PredictConfig,
+    RacingConfig,
+    ReportConfig,
+    ReproduceConfig,
+    StabilityConfig,
+    TrainingConfig,
+    UnfreezeConfig,
+    check_hosts,
+    check_numbers,
+    check_predict,
+)
+
+_Config = TypeVar("_Config")
+
+
+def finetune(flags: Sequence[str]) -> int:
+    """Fine-tunes and prints the results."""
+    config = _parse("finetune", FinetuneConfig, flags)
+    from cwgnc_train.analysis import draw_curves
+    from cwgnc_train.engine import hosts
+    from cwgnc_train.study import finetune as train
+
+    _start(config.training)
+    results = train(config)
+    if hosts.is_primary():
+        draw_curves(config.workdir)
+        print_results(config.workdir, results)
+    return 0 if results["saved"] else 1
+
+
+def predict(flags: Sequence[str]) -> int:
+    """Writes predictions and prints their scores."""
+    config = _parse("predict", PredictConfig, flags)
+    check_predict(config)
+    from cwgnc_train.engine import predict as write_predictions
+
+    _use_cache(config.cache)
+    print_scores(*write_predictions(config))
+    print(f"predictions  {config.output}")
+    return 0
+
+
+def components(flags: Sequence[str]) -> int:
+    """Prints a model's components."""
+    config = _parse("components", ComponentsConfig, flags)
+    check_numbers(config)
+    from cwgnc_train.engine import list_components
+
+    print(list_components(config))
+    return 0
+
+
+def stability(flags: Sequence[str]) -> int:
+    """Makes the runs of a study."""
+    config = _parse("stability", StabilityConfig, flags)
+    from cwgnc_train.engine import hosts
+    from cwgnc_train.study import prepare_stability, run_study
+
+    _start(config.training)
+    with hosts.together("start"):
+        study = prepare_stability(config)
+    run_study(study)
+    if hosts.is_primary():
+        print(f"records  {config.workdir / 'records.jsonl'}")
+        print(f"next     cwgnc report {config.workdir}")
+    return 0
+
+
+def reproduce(flags: Sequence[str]) -> int:
+    """Makes the runs of the paper, cut to a budget, and their report."""
+    config = _parse("reproduce", ReproduceConfig, flags)
+    from cwgnc_train.analysis import write_report
+    from cwgnc_train.engine import hosts
+    from cwgnc_train.study import prepare_reproduction, run_study
+
+    _start(config.training)
+    study, cuts = prepare_reproduction(config)
+    if hosts.is_primary():
+        left_out = "; ".join(cuts) or "nothing"
+        print(f"{len(study.runs)} runs; cut from the paper's protocol: {left_out}")
+    run_study(study)
+    if hosts.is_primary():
+        print(f"report  {write_report(config.workdir)}")
+    return 0
+
+
+def report(flags: Sequence[str]) -> int:
+    """Writes a study's report."""
+    config = _parse("report", ReportConfig, flags)
+    from cwgnc_train.analysis import write_report
+
+    page = write_report(config.workdir, config.output, config.legacy_lines)
+    print(f"report  {page}")
+    return 0
+
+
+def racing(flags: Sequence[str]) -> int:
+    """Draws the race of a study's components."""
+    config = _parse("racing", RacingConfig, flags)
+    from cwgnc_train.analysis import write_racing
+
+    print(*write_racing(config.workdir, config.output), sep="\n")
+    return 0
+
+
+def unfreeze(flags: Sequence[str]) -> int:
+    """Draws a study's gradual unfreezing."""
+    config = _parse("unfreeze", UnfreezeConfig, flags)
+    from cwgnc_train.analysis import write_unfreezing
+
+    print(*write_unfreezing(config.workdir, config.output), sep="\n")
+    return 0
+
+
+def _parse(command: str, config: type[_Config], flags: Sequence[str]) -> _Config:
+    """Reads the flags of a command; a wrong flag or ``--help`` ends the process."""
+    return tyro.cli(config, prog=f"cwgnc {command}", args=flags)
+
+
+def _use_cache(cache: bool) -> None:
+    from cwgnc_train.engine import keep_programs
+
+    if cache:
+        keep_programs()
+
+
+def _start(training: TrainingConfig) -> None:
+    """Sets up a process that trains, and joins those that train with it."""
+    from cwgnc_train.engine import hosts
+
+    check_hosts(training.hosts)
+    _use_cache(training.cache)
+    hosts.join(training.hosts)
