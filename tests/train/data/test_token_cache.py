@@ -8,12 +8,11 @@ import pytest
 from cwgnc_train.config import UserError
 from cwgnc_train.data import (
     CachedTokenizer,
-    EncodedTexts,
-    encode_texts,
     load_tokenizer,
     pad_tokens,
     token_cache,
 )
+from cwgnc_train.data.tokens import EncodedTexts, encode_texts
 
 TEXTS = (["the dog sleeps .", "the cats see the dog ."], ["a cat", "dogs"])
 

@@ -13,13 +13,13 @@ from cwgnc_train.data import (
     TokenArrays,
     check_length,
     check_tokens,
-    encode_texts,
     load_tokenizer,
     steps_per_epoch,
     tokenize,
 )
 from cwgnc_train.data import order as order_module
 from cwgnc_train.data import tokens as tokens_module
+from cwgnc_train.data.tokens import encode_texts
 
 WORDS = "[PAD] [UNK] [CLS] [SEP] [MASK] a b c d".split()
 PAD, UNK, CLS, SEP, _, A, B, C, D = range(9)

@@ -12,7 +12,6 @@ from cwgnc_train.config.checks import (
 from cwgnc_train.config.errors import UserError, listed, shown, suggest
 from cwgnc_train.config.finetune import PRESETS, FinetuneConfig
 from cwgnc_train.config.methods import METHODS, find_method
-from cwgnc_train.config.predict import ComponentsConfig, PredictConfig
 from cwgnc_train.config.recipe import (
     CLIP_NUMBERS,
     DataConfig,
@@ -20,9 +19,18 @@ from cwgnc_train.config.recipe import (
     RegularizationConfig,
     RunSpec,
 )
-from cwgnc_train.config.report import RacingConfig, ReportConfig, UnfreezeConfig
-from cwgnc_train.config.reproduce import ReproduceConfig
-from cwgnc_train.config.stability import OverridesConfig, StabilityConfig
+from cwgnc_train.config.stability import (
+    OverridesConfig,
+    ReproduceConfig,
+    StabilityConfig,
+)
+from cwgnc_train.config.tools import (
+    ComponentsConfig,
+    PredictConfig,
+    RacingConfig,
+    ReportConfig,
+    UnfreezeConfig,
+)
 from cwgnc_train.config.training import (
     CheckpointsConfig,
     DevicesConfig,

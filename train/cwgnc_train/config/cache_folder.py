@@ -5,11 +5,7 @@ from pathlib import Path
 
 
 def cache_folder(name: str) -> Path | None:
-    """Returns the folder for ``name`` in $XDG_CACHE_HOME or ~/.cache; makes nothing.
-
-    Returns:
-      The folder; None if there is no home directory.
-    """
+    """Returns the folder for ``name``, made or not; None without a home directory."""
     try:
         # The XDG specification says to ignore a relative path.
         base = Path(os.environ.get("XDG_CACHE_HOME", ""))

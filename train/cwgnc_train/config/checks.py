@@ -7,15 +7,14 @@ from typing import Any
 
 from cwgnc_train.config.errors import UserError, suggest
 from cwgnc_train.config.finetune import PRESETS, FinetuneConfig
-from cwgnc_train.config.predict import PredictConfig
 from cwgnc_train.config.recipe import (
     CLIP_NUMBERS,
     DataConfig,
     OptimizerConfig,
     RegularizationConfig,
 )
-from cwgnc_train.config.reproduce import ReproduceConfig
-from cwgnc_train.config.stability import StabilityConfig
+from cwgnc_train.config.stability import ReproduceConfig, StabilityConfig
+from cwgnc_train.config.tools import PredictConfig
 from cwgnc_train.config.training import DevicesConfig, HostsConfig, TrainingConfig
 
 # What a number must be, how to tell, and the fields that it holds for. NaN is refused

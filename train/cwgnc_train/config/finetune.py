@@ -51,8 +51,7 @@ class FinetuneConfig:
     """A folder with config.json, model.safetensors and a tokenizer, or a hub id."""
     workdir: Path
     """Folder for records and the model; must be new or empty, except with --resume."""
-    task: str | None = None
-    """A GLUE task: cola sst2 mrpc stsb qqp mnli qnli rte wnli."""
+    task: str | None = None  # A GLUE task: cola sst2 mrpc stsb qqp mnli qnli rte wnli.
     data: tyro.conf.OmitArgPrefixes[DataConfig] = DataConfig()
     preset: PresetName = "paper"
     """Source of the default numbers: the paper's text (warm-up 0.1, weight decay 0.01,
@@ -61,12 +60,10 @@ class FinetuneConfig:
     regularization: tyro.conf.OmitArgPrefixes[RegularizationConfig] = (
         RegularizationConfig()
     )
-    epochs: int | None = None
-    """Passes over the training set. Default: the preset's."""
+    epochs: int | None = None  # Passes over the training set. Default: the preset's.
     seed: int = 1
     """Draws the classifier's initial weights, the dropout and the data order."""
-    seeds: int = 1
-    """Train this many seeds, from --seed on, and keep the best model."""
+    seeds: int = 1  # Train this many seeds, from --seed on, and keep the best model.
     training: tyro.conf.OmitArgPrefixes[TrainingConfig] = TrainingConfig()
 
     def __post_init__(self):

@@ -7,13 +7,13 @@ from typing import Literal
 ComponentsName = Literal[
     "by_parameter", "by_module", "by_module_type", "by_layer", "global"
 ]
-"""What is clipped together."""
-
 ClipName = Literal["fixed", "adagc", "aggc", "olmo", "autoclip", "zclip"]
-"""Where a component's threshold comes from."""
-
 NonfiniteName = Literal["propagate", "skip_step", "zero_component"]
+# Whether an iteration of gradual unfreezing starts from the weights of the one before
+# it, or from the pretrained ones.
+Unfreezing = Literal["carry", "restart"]
 
+# The numbers of each clip and their defaults.
 CLIP_NUMBERS: dict[ClipName, dict[str, float]] = {
     "fixed": {},
     "adagc": {"ratio": 1.05, "decay": 0.98, "max_global_norm": 1, "warmup_steps": 100},
@@ -23,11 +23,6 @@ CLIP_NUMBERS: dict[ClipName, dict[str, float]] = {
     "autoclip": {"percentile": 10},
     "zclip": {"z_threshold": 2.5, "decay": 0.97, "warmup_steps": 25},
 }
-"""The numbers of each clip and their defaults."""
-
-Unfreezing = Literal["carry", "restart"]
-"""Gradual unfreezing: whether an iteration starts from the weights of the one before
-it, or from the pretrained ones."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,15 +40,12 @@ class DataConfig:
     --holdout."""
     text_columns: tuple[str, ...] = ()
     """Own data: the column of the text, or the two columns of a pair."""
-    label_column: str = "label"
-    """Own data: the column of the label."""
-    regression: bool = False
-    """Own data: the label is a number to predict, not a class."""
+    label_column: str = "label"  # Own data: the column of the label.
+    regression: bool = False  # Own data: the label is a number to predict, not a class.
     holdout: float = 0.0
     """Keep this share of the training set back and score runs on it as well, to choose
     among them; the same examples for every seed."""
-    max_length: int = 128
-    """Truncate texts to this many tokens."""
+    max_length: int = 128  # Truncate texts to this many tokens.
     train_examples: int | None = None
     """Train on this many examples only; the same ones for every seed."""
 
@@ -82,10 +74,8 @@ class OptimizerConfig:
     """What to do with NaN and infinite gradients: propagate them, as torch does; skip
     the step (it still counts for the schedule, not for Adam); or zero the gradients of
     the components that have one."""
-    b1: float = 0.9
-    """Decay of Adam's first moment."""
-    b2: float = 0.999
-    """Decay of Adam's second moment."""
+    b1: float = 0.9  # Decay of Adam's first moment.
+    b2: float = 0.999  # Decay of Adam's second moment.
     eps: float = 1e-8
     """Added to the root of Adam's second moment before bias correction."""
     bias_correction: bool = True
@@ -93,8 +83,7 @@ class OptimizerConfig:
     weight_decay: float | None = None
     """Decoupled weight decay of everything but biases and LayerNorm. Default: the
     preset's."""
-    prior_decay: float = 0.0
-    """Decoupled weight decay towards the initial weights."""
+    prior_decay: float = 0.0  # Decoupled weight decay towards the initial weights.
     layer_decay: float = 1.0
     """Each layer's learning rate as a share of the rate of the layer above."""
 
@@ -103,8 +92,7 @@ class OptimizerConfig:
 class RegularizationConfig:
     """Dropout, Mixout and re-initialised layers."""
 
-    dropout: float | None = None
-    """Replaces the model's own dropout rates."""
+    dropout: float | None = None  # Replaces the model's own dropout rates.
     mixout: float = 0.0
     """Probability that a kernel's input uses the initial weights; needs --dropout 0."""
     reinit_layers: int = 0
@@ -120,10 +108,8 @@ class RunSpec:
     optimizer: OptimizerConfig
     regularization: RegularizationConfig
     epochs: int
-    seed: int
-    """Draws the weights of the new layers."""
-    data_seed: int
-    """Draws the order of the data and the dropout."""
+    seed: int  # Draws the weights of the new layers.
+    data_seed: int  # Draws the order of the data and the dropout.
     unfreezing: Unfreezing | None = None
     iterations: int | None = None
     """Iterations of gradual unfreezing; None for one a layer."""

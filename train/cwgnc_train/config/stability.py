@@ -1,4 +1,4 @@
-"""The flags of ``stability``, and the runs they stand for."""
+"""The flags of ``stability`` and ``reproduce``, and the runs of a study."""
 
 import dataclasses
 import itertools
@@ -94,10 +94,8 @@ class StabilityConfig:
     also take the component-wise clip, as NAME+cwgnc."""
     max_norms: tuple[float, ...] = (0.05,)
     """Thresholds of the component-wise methods; inf for no clip."""
-    learning_rates: tuple[float, ...] = (2e-5,)
-    """Peak learning rates."""
-    seeds: int = 25
-    """Seeds 1 to this number."""
+    learning_rates: tuple[float, ...] = (2e-5,)  # Peak learning rates.
+    seeds: int = 25  # Seeds 1 to this number.
     seed_list: tuple[str, ...] = ()
     """The seeds themselves instead, or the word code for the thirty of the paper's
     code."""
@@ -176,3 +174,25 @@ class StabilityConfig:
             return [(seed, seed) for seed in self.all_seeds()]
         data_seeds = range(1, self.data_seeds + 1)
         return [(seed, data) for seed in self.all_seeds() for data in data_seeds]
+
+
+@dataclasses.dataclass(frozen=True)
+class ReproduceConfig:
+    """Make Tables 1 and 2 and Figures 1 to 5 of the paper, with any model."""
+
+    model: str
+    """A folder with config.json, model.safetensors and a tokenizer, or a hub id."""
+    workdir: Path  # The study's folder; must be new or empty, except with --resume.
+    budget_minutes: float | None = None
+    """Cut the protocol to about this many minutes on this machine, and say what was
+    cut: first seeds, down to three, then thresholds, down to three, then training
+    examples."""
+    tasks: tuple[str, ...] = ("rte", "mrpc", "cola")
+    """Table 1 covers all of them; Table 2 uses cola and the figures rte, if they are
+    among them, otherwise the last and the first."""
+    learning_rate: float = 2e-5
+    """The peak learning rate of all runs: the paper's for BERT-large. A smaller model
+    wants a larger one."""
+    seeds: int = 25  # Runs per cell of the tables; the figures use five at most.
+    data: tyro.conf.OmitArgPrefixes[DataConfig] = DataConfig()
+    training: tyro.conf.OmitArgPrefixes[TrainingConfig] = TrainingConfig()

@@ -6,8 +6,6 @@ from typing import Literal
 import tyro
 
 WriterName = Literal["tensorboard", "wandb"]
-"""Where records go besides JSON lines."""
-
 DtypeName = Literal["float32", "bfloat16"]
 PaddingName = Literal["packed", "longest", "max_length"]
 
@@ -70,8 +68,7 @@ class TrainingConfig:
     accumulate: int = 1
     """Split each batch into this many parts, one after the other, in the memory of
     one; the step is that of the whole batch."""
-    eval_batch_size: int = 64
-    """Examples per evaluation batch."""
+    eval_batch_size: int = 64  # Examples per evaluation batch.
     padding: PaddingName = "packed"
     """How examples fill the rows of a batch: several per row (packed), or one per row,
     as long as the batch's longest example or as --max-length."""
@@ -82,13 +79,11 @@ class TrainingConfig:
     CPU XLA undoes it."""
     new_head: bool = False
     """Initialise the classifier anew even if the checkpoint has one."""
-    revision: str | None = None
-    """Revision of a hub model: a branch, tag or commit."""
+    revision: str | None = None  # Revision of a hub model: a branch, tag or commit.
     evaluations: int | None = None
     """Evaluations of a run, evenly spaced, the last at its end. Default: one an
     epoch."""
-    record_every: int = 10
-    """Steps averaged in one line of losses and clip rates."""
+    record_every: int = 10  # Steps averaged in one line of losses and clip rates.
     norms_every: int = 20
     """Steps between records of every component's gradient norm; 0 for none."""
     statistics_every: int = 0

@@ -8,7 +8,7 @@ from cwgnc_train.data.examples import (
     read_file,
 )
 from cwgnc_train.data.gather import TokenTable, join_tables, packed_batch, token_table
-from cwgnc_train.data.order import batch_examples, batch_parts, steps_per_epoch
+from cwgnc_train.data.order import batch_examples, steps_per_epoch
 from cwgnc_train.data.packing import (
     BatchIndices,
     Packing,
@@ -28,22 +28,18 @@ from cwgnc_train.data.tasks import (
 )
 from cwgnc_train.data.token_cache import CachedTokenizer
 from cwgnc_train.data.tokens import (
-    EncodedTexts,
     TokenArrays,
     check_length,
     check_tokens,
-    encode_texts,
     load_tokenizer,
     pad_tokens,
     tokenize,
-    tokenizer_files,
 )
 
 __all__ = (
     "GLUE",
     "BatchIndices",
     "CachedTokenizer",
-    "EncodedTexts",
     "Examples",
     "Packing",
     "Shape",
@@ -51,11 +47,9 @@ __all__ = (
     "TokenArrays",
     "TokenTable",
     "batch_examples",
-    "batch_parts",
     "check_length",
     "check_tokens",
     "collapsed",
-    "encode_texts",
     "evaluation_batches",
     "find_task",
     "has_failed",
@@ -74,5 +68,4 @@ __all__ = (
     "steps_per_epoch",
     "token_table",
     "tokenize",
-    "tokenizer_files",
 )

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Int, Num
+from jaxtyping import Num
 
 from cwgnc_train.config import DataConfig, UserError, listed, shown
 from cwgnc_train.data.order import draw_order
@@ -22,6 +22,8 @@ _LONGEST_LABEL = 1000
 _CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 # More different labels than this, and than a tenth of the examples, are no classes.
 _MOST_CLASSES = 1000
+# Draws the same order for every seed, and is the key of no seed and epoch.
+_FIXED = (2**64 - 1, 2**64 - 1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,8 +34,7 @@ class Examples:
     """One list of texts, or two lists whose items form pairs."""
     labels: Num[np.ndarray, " examples"] | None
     """Class indices (int32) or numbers (float32); None if unlabelled."""
-    commit: str | None = None
-    """Their commit on the Hugging Face hub; None for files."""
+    commit: str | None = None  # Their commit on the Hugging Face hub; None for files.
 
     def __len__(self) -> int:
         return len(self.texts[0])
@@ -42,17 +43,10 @@ class Examples:
 def load_examples(
     task_name: str | None, data: DataConfig
 ) -> tuple[Task, dict[str, Examples]]:
-    """Loads the examples that a run is trained and scored on.
+    """Loads a GLUE task's examples, or own ones, and says what is predicted from them.
 
-    Args:
-      task_name: A GLUE task; None for own files.
-      data: Where the examples come from: a GLUE task's from ``data_dir`` or else the
-        hub.
-
-    Returns:
-      The task, and its sets by name: "train", "holdout" if a part of train is kept
-      back, and "validation" if there is one. MNLI has "validation_matched" and
-      "validation_mismatched" instead.
+    The sets are "train", "holdout" if a part of train is kept back, and "validation" if
+    there is one. MNLI has "validation_matched" and "validation_mismatched" instead.
     """
     if task_name is not None:
         task = find_task(task_name)
@@ -120,14 +114,8 @@ def read_file(
 
     The formats are .csv and .tsv (with a header and the usual quotes), .jsonl, .ndjson
     and .json (an object per line; .json may also be an array of objects) and .parquet.
-    Nothing is guessed: the text NA stays a text, and an empty text stays empty.
-
-    Args:
-      path: The file.
-      text_columns: The column of the text, or the two columns of a pair.
-      label_column: The column of the labels; None to leave them unread.
-      label_names: The classes in the order of their indices; None if the labels are
-        numbers.
+    Nothing is guessed: the text NA stays a text, and an empty text stays empty. Labels
+    are classes in the order of ``label_names``, or numbers without it.
     """
     return _examples(read_table(path), text_columns, label_column, label_names)
 
@@ -172,7 +160,7 @@ def _keep_back(splits: dict[str, Examples], part: float) -> dict[str, Examples]:
             f"--holdout {part} of {len(train)} training examples keeps {count} back "
             f"and leaves {len(train) - count} to train on; both must be at least 1"
         )
-    order = _fixed_order(len(train))
+    order = draw_order(_FIXED, len(train))
     kept_back = {
         "train": _take(train, order[count:]),
         "holdout": _take(train, order[:count]),
@@ -185,12 +173,7 @@ def _first(train: Examples, count: int) -> Examples:
         raise UserError(
             f"--train-examples {count}: there are only {len(train)} training examples"
         )
-    return _take(train, _fixed_order(len(train))[:count])
-
-
-def _fixed_order(count: int) -> Int[np.ndarray, " count"]:
-    # The same for every seed of a run, and the key of no seed and epoch.
-    return draw_order((2**64 - 1, 2**64 - 1), count)
+    return _take(train, draw_order(_FIXED, len(train))[:count])
 
 
 def _take(examples: Examples, rows: np.ndarray) -> Examples:

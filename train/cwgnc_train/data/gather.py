@@ -40,10 +40,9 @@ def packed_batch(
 ) -> dict[str, Num[Array, "..."]]:
     """Gathers a batch on the device.
 
-    Returns:
-      ``input_ids``, ``token_type_ids`` and ``segment_ids``, all ``[rows, length]``,
-      and ``cls_positions``, ``labels`` and ``weights``, all ``[slots]``. A batch in
-      parts has a leading axis over parts.
+    ``input_ids``, ``token_type_ids`` and ``segment_ids`` are ``[rows, length]``;
+    ``cls_positions``, ``labels`` and ``weights`` are ``[slots]``. A batch in parts has
+    a leading axis over parts.
     """
     if indices.weights.ndim == 2:
         # One part at a time: finding each token's example takes far more memory than

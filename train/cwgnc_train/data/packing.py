@@ -44,17 +44,13 @@ class Packing:
     """
 
     padding: Padding
-    lengths: Int[np.ndarray, " examples"]
-    """The length of each example of the training set."""
+    lengths: Int[np.ndarray, " examples"]  # Of each example of the training set.
     batch_size: int
-    shapes: tuple[Shape, ...]
-    """The shapes, smallest first; the last one holds any batch."""
-    slots: int
-    """How many examples a part has room for."""
+    shapes: tuple[Shape, ...]  # The smallest first; the last one holds any batch.
+    slots: int  # How many examples a part has room for.
     usual: Shape
     """The smallest shape that holds all the batches sampled to choose the shapes."""
-    parts: int = 1
-    """How many parts a batch is split into, each with rows of its own."""
+    parts: int = 1  # How many parts a batch is split into, each with rows of its own.
 
     def shape(self, seeds: Sequence[int], steps: Sequence[int]) -> Shape:
         """Chooses the shape of the batches of one program from its runs' data seeds.
@@ -103,17 +99,10 @@ def make_packing(
 ) -> Packing:
     """Chooses the few shapes that the batches of a training set may have.
 
-    They are those that leave the least padding in a sample of batches.
-
-    Args:
-      arrays: The training set.
-      padding: How examples lie in rows.
-      batch_size: Examples per batch.
-      max_length: The length of the rows with ``max_length``, and the most they may have
-        otherwise.
-      multiple: What the numbers of rows and of slots of a part must be divisible by;
-        padding slots make up the difference.
-      parts: How many parts a batch is split into, each with rows of its own.
+    They are those that leave the least padding in a sample of batches. With the padding
+    ``max_length`` rows have that length, otherwise at most that. The numbers of rows
+    and of slots of each part are divisible by ``multiple``; padding slots make up the
+    difference.
     """
     lengths, longest = arrays.lengths, arrays.input_ids.shape[1]
     slots = rounded(-(-batch_size // parts), multiple)
@@ -151,13 +140,8 @@ def evaluation_batches(
 ) -> tuple[Shape, list[BatchIndices]]:
     """Packs whole sets into batches of the smallest shape that holds each of them.
 
-    No batch mixes sets. Examples are counted over all sets, one set after another.
-
-    Args:
-      lengths: The lengths of the examples of each set.
-      row_length: The length of the rows.
-      batch_size: Examples per batch.
-      multiple: What the numbers of rows and of slots must be divisible by.
+    No batch mixes sets. Examples are counted over all sets, one set after another. The
+    numbers of rows and of slots are divisible by ``multiple``.
     """
     batches, start = [], 0
     for of_set in lengths:
@@ -180,15 +164,14 @@ def first_fit(
 ) -> tuple[Int[np.ndarray, " examples"], int]:
     """Packs examples into rows: longest first, each into the first row with room.
 
-    Returns:
-      Where each example begins, row * row_length + column, and the number of rows.
+    Returns where each begins, row * row_length + column, and the number of rows.
     """
     cls_positions = np.empty(len(lengths), np.int32)
     used: list[int] = []
     for example in np.argsort(-lengths, kind="stable"):
         length = int(lengths[example])
         with_room = (
-            row for row, column in enumerate(used) if column + length <= row_length
+            row for row, size in enumerate(used) if size + length <= row_length
         )
         row = next(with_room, len(used))
         if row == len(used):

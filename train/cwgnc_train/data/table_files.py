@@ -25,17 +25,12 @@ _BYTES, _BYTES_PER_BYTE = 2**28, 100
 class Table:
     """Columns of at least one row."""
 
-    source: str
-    """Where it comes from, for messages."""
+    source: str  # Where it comes from, for messages.
     names: Sequence[str]
-    read: Callable[[str], list]
-    """Returns the values of a column."""
-    lines: Sequence[int]
-    """The number of each row in the source."""
-    unit: str = "line"
-    """What these numbers count."""
-    commit: str | None = None
-    """Its commit on the Hugging Face hub; None for a file."""
+    read: Callable[[str], list]  # Returns the values of a column.
+    lines: Sequence[int]  # The number of each row in the source.
+    unit: str = "line"  # What these numbers count.
+    commit: str | None = None  # Its commit on the Hugging Face hub; None for a file.
 
     def __post_init__(self):
         if len(set(self.names)) < len(self.names):
@@ -74,19 +69,16 @@ def read_table(path: Path) -> Table:
 
 
 def read_official(path: Path, names: Sequence[str], drop_broken: bool) -> Table:
-    """Reads an official GLUE file.
+    """Reads an official GLUE file; ``names`` are the columns of one without a header.
 
-    Args:
-      path: The file.
-      names: The columns of a file without a header; empty if it has one.
-      drop_broken: Whether to leave out rows with too few or too many columns.
+    Rows with too few or too many columns are an error, or are left out.
     """
     # Not csv: the official files have no quoting, but texts with lone double quotes.
     # Nor splitlines: the texts contain U+0085 and other line breaks of Unicode.
     lines = [line.removesuffix("\r") for line in _read_text(path).split("\n")]
     rows = [(n, line.split("\t")) for n, line in enumerate(lines, start=1) if line]
     if not names:
-        names = rows.pop(0)[1] if rows else []
+        names = rows.pop(0)[1]
     broken = [(n, row) for n, row in rows if len(row) != len(names)]
     if broken and not drop_broken:
         line, row = broken[0]

@@ -35,10 +35,8 @@ class Task:
     text_columns: tuple[str, ...]
     label_names: tuple[str, ...] | None
     """The classes in the order of their indices; None if a number is predicted."""
-    metrics: tuple[str, ...]
-    """The names of the scores, the main one first."""
-    files: OfficialFiles | None = None
-    """Its official files; None for own data."""
+    metrics: tuple[str, ...]  # The names of the scores, the main one first.
+    files: OfficialFiles | None = None  # Its official files; None for own data.
 
     @property
     def metric(self) -> str:

@@ -2,9 +2,8 @@
 
 import dataclasses
 import functools
-import itertools
 import os
-from collections.abc import Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,7 @@ from cwgnc_train.data.examples import Examples
 _TOKENIZED_AT_ONCE = 4096
 _VOCABULARIES = (("tokenizer.json",), ("vocab.txt",), ("vocab.json", "merges.txt"))
 _TOKENIZER_FILES = (
-    *itertools.chain.from_iterable(_VOCABULARIES),
+    *chain.from_iterable(_VOCABULARIES),
     "tokenizer_config.json",
     "special_tokens_map.json",
     "added_tokens.json",
@@ -49,10 +48,8 @@ class EncodedTexts:
     ids: Int[np.ndarray, " tokens"]
     types: UInt8[np.ndarray, " tokens"]
     """0 for a token of the first text, 1 for one of the second."""
-    lengths: Int[np.ndarray, " examples"]
-    """How many tokens each example has."""
-    padding: Int[np.ndarray, "2"]
-    """The id and the type of a padding token."""
+    lengths: Int[np.ndarray, " examples"]  # How many tokens each example has.
+    padding: Int[np.ndarray, "2"]  # The id and the type of a padding token.
 
 
 def tokenizer_files(directory: Path) -> dict[str, bytes]:
@@ -129,8 +126,9 @@ def encode_texts(
                 f"the model's tokenizer fails: {_first_line(error)}; check that "
                 f"its files are complete"
             ) from error
-        ids.append(_joined(encoded["input_ids"], np.int32))
-        types.append(_joined(encoded["token_type_ids"], np.uint8))
+        ids.append(np.fromiter(chain.from_iterable(encoded["input_ids"]), np.int32))
+        token_types = chain.from_iterable(encoded["token_type_ids"])
+        types.append(np.fromiter(token_types, np.uint8))
         lengths += map(len, encoded["input_ids"])
     if tokenizer.pad_token_id is None:
         raise UserError("the model's tokenizer has no padding token")
@@ -203,10 +201,6 @@ def check_tokens(tokens: EncodedTexts, vocab_size: int, type_vocab_size: int) ->
                 f"them, counted from 0: they do not belong together; take the model's "
                 f"own tokenizer"
             )
-
-
-def _joined(rows: Sequence[Sequence[int]], dtype: Any) -> np.ndarray:
-    return np.fromiter(itertools.chain.from_iterable(rows), dtype)
 
 
 def _first_line(error: Exception) -> str:

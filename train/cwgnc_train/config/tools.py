@@ -1,7 +1,9 @@
-"""The flags of the commands about one model: ``predict`` and ``components``."""
+"""The flags of the commands that do not train."""
 
 import dataclasses
 from pathlib import Path
+
+import tyro
 
 from cwgnc_train.config.recipe import ComponentsName
 from cwgnc_train.config.training import DtypeName
@@ -11,8 +13,7 @@ from cwgnc_train.config.training import DtypeName
 class PredictConfig:
     """Predict with a fine-tuned model, and score it where labels are given."""
 
-    model: str
-    """The folder of a fine-tuned model (WORKDIR/model), or a hub id."""
+    model: str  # The folder of a fine-tuned model (WORKDIR/model), or a hub id.
     output: Path
     """The TSV file to write: index, prediction, and the probability of a class."""
     task: str | None = None
@@ -30,8 +31,7 @@ class PredictConfig:
     the model was trained on."""
     label_column: str | None = None
     """Own texts: the column of the label, to score the predictions."""
-    batch_size: int = 64
-    """Examples per batch."""
+    batch_size: int = 64  # Examples per batch.
     max_length: int | None = None
     """Truncate texts to this many tokens. Default: as in training, or 128."""
     dtype: DtypeName | None = None
@@ -45,11 +45,39 @@ class PredictConfig:
 class ComponentsConfig:
     """List the components of a model that the clip would treat as one each."""
 
-    model: str
-    """A folder with config.json and model.safetensors, or a hub id."""
-    components: ComponentsName = "by_parameter"
-    """What is clipped together."""
-    num_labels: int = 2
-    """Number of classes of the classifier."""
-    revision: str | None = None
-    """Revision of a hub model: a branch, tag or commit."""
+    model: str  # A folder with config.json and model.safetensors, or a hub id.
+    components: ComponentsName = "by_parameter"  # What is clipped together.
+    num_labels: int = 2  # Number of classes of the classifier.
+    revision: str | None = None  # Revision of a hub model: a branch, tag or commit.
+
+
+@dataclasses.dataclass(frozen=True)
+class ReportConfig:
+    """Write the tables, tests and figures of a study from its records."""
+
+    workdir: tyro.conf.Positional[Path]  # The study's folder.
+    output: Path | None = None
+    """Where to write. Default: the folder report in the study's own."""
+    legacy_lines: bool = False
+    """Judge failed runs by the constants of the paper's code instead of the majority
+    classifier."""
+
+
+@dataclasses.dataclass(frozen=True)
+class RacingConfig:
+    """Draw how the components of failed and successful runs converge."""
+
+    workdir: tyro.conf.Positional[Path]
+    """The folder of a study that ran with --statistics-every."""
+    output: Path | None = None
+    """Where to write. Default: the folder racing in the study's own."""
+
+
+@dataclasses.dataclass(frozen=True)
+class UnfreezeConfig:
+    """Draw what gradual unfreezing does, beside plain fine-tuning."""
+
+    workdir: tyro.conf.Positional[Path]
+    """The folder of a study that ran with --statistics-every."""
+    output: Path | None = None
+    """Where to write. Default: the folder unfreezing in the study's own."""
