@@ -46,7 +46,7 @@ def run(arguments: Sequence[str]) -> int:
     from cwgnc_train.commands import entry_points
 
     try:
-        return getattr(entry_points, name)(flags)
+        return getattr(entry_points, name)(flags) or 0
     except (UserError, OSError) as error:
         return _refuse(error)
     except KeyboardInterrupt as stop:

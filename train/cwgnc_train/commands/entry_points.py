@@ -42,29 +42,29 @@ def finetune(flags: Sequence[str]) -> int:
     return 0 if results["saved"] else 1
 
 
-def predict(flags: Sequence[str]) -> int:
+def predict(flags: Sequence[str]) -> None:
     """Writes predictions and prints their scores."""
     config = _parse("predict", PredictConfig, flags)
     check_predict(config)
+    from cwgnc_train.engine import keep_programs
     from cwgnc_train.engine import predict as write_predictions
 
-    _use_cache(config.cache)
+    if config.cache:
+        keep_programs()
     print_scores(*write_predictions(config))
     print(f"predictions  {config.output}")
-    return 0
 
 
-def components(flags: Sequence[str]) -> int:
+def components(flags: Sequence[str]) -> None:
     """Prints a model's components."""
     config = _parse("components", ComponentsConfig, flags)
     check_numbers(config)
     from cwgnc_train.engine import list_components
 
     print(list_components(config))
-    return 0
 
 
-def stability(flags: Sequence[str]) -> int:
+def stability(flags: Sequence[str]) -> None:
     """Makes the runs of a study."""
     config = _parse("stability", StabilityConfig, flags)
     from cwgnc_train.engine import hosts
@@ -77,10 +77,9 @@ def stability(flags: Sequence[str]) -> int:
     if hosts.is_primary():
         print(f"records  {config.workdir / 'records.jsonl'}")
         print(f"next     cwgnc report {config.workdir}")
-    return 0
 
 
-def reproduce(flags: Sequence[str]) -> int:
+def reproduce(flags: Sequence[str]) -> None:
     """Makes the runs of the paper, cut to a budget, and their report."""
     config = _parse("reproduce", ReproduceConfig, flags)
     from cwgnc_train.analysis import write_report
@@ -95,35 +94,31 @@ def reproduce(flags: Sequence[str]) -> int:
     run_study(study)
     if hosts.is_primary():
         print(f"report  {write_report(config.workdir)}")
-    return 0
 
 
-def report(flags: Sequence[str]) -> int:
+def report(flags: Sequence[str]) -> None:
     """Writes a study's report."""
     config = _parse("report", ReportConfig, flags)
     from cwgnc_train.analysis import write_report
 
     page = write_report(config.workdir, config.output, config.legacy_lines)
     print(f"report  {page}")
-    return 0
 
 
-def racing(flags: Sequence[str]) -> int:
+def racing(flags: Sequence[str]) -> None:
     """Draws the race of a study's components."""
     config = _parse("racing", RacingConfig, flags)
     from cwgnc_train.analysis import write_racing
 
     print(*write_racing(config.workdir, config.output), sep="\n")
-    return 0
 
 
-def unfreeze(flags: Sequence[str]) -> int:
+def unfreeze(flags: Sequence[str]) -> None:
     """Draws a study's gradual unfreezing."""
     config = _parse("unfreeze", UnfreezeConfig, flags)
     from cwgnc_train.analysis import write_unfreezing
 
     print(*write_unfreezing(config.workdir, config.output), sep="\n")
-    return 0
 
 
 def _parse(command: str, config: type[_Config], flags: Sequence[str]) -> _Config:
@@ -131,17 +126,11 @@ def _parse(command: str, config: type[_Config], flags: Sequence[str]) -> _Config
     return tyro.cli(config, prog=f"cwgnc {command}", args=flags)
 
 
-def _use_cache(cache: bool) -> None:
-    from cwgnc_train.engine import keep_programs
-
-    if cache:
-        keep_programs()
-
-
 def _start(training: TrainingConfig) -> None:
     """Sets up a process that trains, and joins those that train with it."""
-    from cwgnc_train.engine import hosts
+    from cwgnc_train.engine import hosts, keep_programs
 
     check_hosts(training.hosts)
-    _use_cache(training.cache)
+    if training.cache:
+        keep_programs()
     hosts.join(training.hosts)

@@ -40,30 +40,26 @@ def print_results(workdir: Path, results: dict[str, Any]) -> None:
 
 
 def _print_seeds(results: dict[str, Any]) -> None:
-    spread, metric = results["spread"], results["metric"]
-    judged, chosen_by = results["judged"], results["chosen_by"]
+    spread, metric, judged = results["spread"], results["metric"], results["judged"]
     for run in results["runs"]:
-        score = float(run["scores"][judged][metric])
-        why = "  given up" if run["gave_up_at_step"] else "  failed"
-        chosen = (
-            "  saved" if run["seed"] == results["seed"] and results["saved"] else ""
-        )
-        print(
-            f"seed {run['seed']}  {judged} {metric} {score:.4f}"
-            f"{why if run['failed'] else ''}{chosen}"
-        )
+        words = [f"seed {run['seed']}"]
+        words.append(f"{judged} {metric} {float(run['scores'][judged][metric]):.4f}")
+        if run["failed"]:
+            words.append("given up" if run["gave_up_at_step"] else "failed")
+        if results["saved"] and run["seed"] == results["seed"]:
+            words.append("saved")
+        print(*words, sep="  ")
     line = float(results["majority_line"][judged][metric])
     print(
         f"{spread['runs']} runs: mean {spread['mean']:.4f}, standard deviation "
         f"{spread['std']:.4f}, {spread['min']:.4f} to {spread['max']:.4f}; "
         f"{spread['failed']} failed (majority line {line:.4f})"
     )
-    if not results["saved"]:
-        return
-    if chosen_by == "holdout":
-        print(f"the model is that of seed {results['seed']}, the best on the holdout")
-    else:
-        print(
-            f"the model is that of seed {results['seed']}, chosen by the validation "
-            f"set: its score there is optimistic; --holdout .1 chooses on other data"
+    if results["saved"]:
+        why = (
+            "the best on the holdout"
+            if results["chosen_by"] == "holdout"
+            else "chosen by the validation set: its score there is optimistic; "
+            "--holdout .1 chooses on other data"
         )
+        print(f"the model is that of seed {results['seed']}, {why}")

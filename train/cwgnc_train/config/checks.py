@@ -15,7 +15,7 @@ from cwgnc_train.config.recipe import (
 )
 from cwgnc_train.config.stability import ReproduceConfig, StabilityConfig
 from cwgnc_train.config.tools import PredictConfig
-from cwgnc_train.config.training import DevicesConfig, HostsConfig, TrainingConfig
+from cwgnc_train.config.training import HostsConfig, TrainingConfig
 
 # What a number must be, how to tell, and the fields that it holds for. NaN is refused
 # because no comparison with it is true.
@@ -161,13 +161,8 @@ def check_predict(config: PredictConfig) -> None:
 
 def _check_data(tasks: Sequence[str], data: DataConfig) -> None:
     if tasks:
-        own = {
-            "--train-file": data.train_file,
-            "--validation-file": data.validation_file,
-            "--text-columns": data.text_columns,
-            "--regression": data.regression,
-        }
-        given = [flag for flag, value in own.items() if value]
+        own = ("train_file", "validation_file", "text_columns", "regression")
+        given = [_flag(name) for name in own if getattr(data, name)]
         if given:
             raise UserError(
                 f"the task {tasks[0]} and {given[0]} contradict each other: a task "
@@ -217,18 +212,13 @@ def _check_training(training: TrainingConfig, epochs: int | None) -> None:
             "--evaluations 2 or more"
         )
     check_hosts(training.hosts)
-    _check_pmap(training.devices)
-
-
-def _check_pmap(devices: DevicesConfig) -> None:
-    if devices.strategy != "pmap":
-        return
-    if devices.shard_params:
+    devices = training.devices
+    if devices.strategy == "pmap" and devices.shard_params:
         raise UserError(
             "--strategy pmap keeps all parameters on every device: drop "
             "--shard-params, or use --strategy jit"
         )
-    if devices.runs_per_program not in ("auto", 1):
+    if devices.strategy == "pmap" and devices.runs_per_program not in ("auto", 1):
         raise UserError(
             f"--strategy pmap trains one run at a time: drop --runs-per-program "
             f"{devices.runs_per_program}, or use --strategy jit"

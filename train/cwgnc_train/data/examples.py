@@ -204,15 +204,13 @@ def _texts(table: Table, column: str) -> list[str]:
     texts = table.column(column)
     for row, text in enumerate(texts):
         if not isinstance(text, str):
-            raise UserError(
-                f"{table.where(row, column)}: expected a text, got {shown(text)}"
-            )
+            raise table.error(row, column, f"expected a text, got {shown(text)}")
         if len(text) > _MOST_CHARACTERS:
-            raise UserError(
-                f"{table.where(row, column)}: expected a text of at most "
-                f"{_MOST_CHARACTERS:,} characters, got {len(text):,}; cut it, or look "
-                f"for a quote that is not closed"
+            what = (
+                f"expected a text of at most {_MOST_CHARACTERS:,} characters, got "
+                f"{len(text):,}; cut it, or look for a quote that is not closed"
             )
+            raise table.error(row, column, what)
     return texts
 
 
@@ -227,10 +225,8 @@ def _numbers(table: Table, column: str) -> np.ndarray:
     numbers = np.array([number(value) for value in values])
     bad = np.flatnonzero(~(np.abs(numbers) <= np.finfo(np.float32).max))
     if bad.size:
-        raise UserError(
-            f"{table.where(bad[0], column)}: expected a finite number as label, got "
-            f"{shown(values[bad[0]])}"
-        )
+        what = f"expected a finite number as label, got {shown(values[bad[0]])}"
+        raise table.error(bad[0], column, what)
     return numbers.astype(np.float32)
 
 
@@ -240,10 +236,8 @@ def _classes(table: Table, column: str, values: Sequence[str]) -> np.ndarray:
     for row, label in enumerate(labels):
         if label not in indices:
             hint = "; -1 marks an unlabelled test split" if label == "-1" else ""
-            raise UserError(
-                f"{table.where(row, column)}: unknown label {label!r:.60}, expected "
-                f"one of {listed(values)}{hint}"
-            )
+            what = f"unknown label {label!r:.60}, expected one of {listed(values)}"
+            raise table.error(row, column, what + hint)
     return np.array([indices[label] for label in labels], np.int32)
 
 
@@ -257,14 +251,10 @@ def _class_labels(table: Table, column: str) -> list[str]:
         missing = value is None or value != value or isinstance(value, list | dict)
         label = "" if missing else str(value).strip()
         if not label:
-            raise UserError(
-                f"{table.where(row, column)}: expected a label, got {shown(value)}"
-            )
+            raise table.error(row, column, f"expected a label, got {shown(value)}")
         if not is_label(label):
-            raise UserError(
-                f"{table.where(row, column)}: expected a label of one line and at most "
-                f"{_LONGEST_LABEL} characters, got {shown(label)}"
-            )
+            kind = f"a label of one line and at most {_LONGEST_LABEL} characters"
+            raise table.error(row, column, f"expected {kind}, got {shown(label)}")
         labels.append(label)
     return labels
 

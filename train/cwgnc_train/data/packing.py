@@ -1,6 +1,7 @@
 """How the examples of a batch lie in rows, planned on the host."""
 
 import dataclasses
+import functools
 import itertools
 from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple
@@ -184,23 +185,20 @@ def first_fit(
 def best_sizes(needed: Sequence[int], count: int) -> list[int]:
     """Chooses at most ``count`` sizes so that rounding up to them costs the least."""
     sizes, counts = np.unique(np.asarray(needed), return_counts=True)
-    # best[j]: the least cost of rounding all up to sizes[j], one of those chosen, and
-    # which are chosen.
-    best: list[tuple[int, list[int]]] = [
-        (int(sizes[j] * counts[: j + 1].sum()), [j]) for j in range(len(sizes))
-    ]
-    for _ in range(count - 1):
-        best = [
-            min(
-                [best[j]]
-                + [
-                    (cost + int(sizes[j] * counts[i + 1 : j + 1].sum()), [*chosen, j])
-                    for i, (cost, chosen) in enumerate(best[:j])
-                ]
-            )
-            for j in range(len(sizes))
-        ]
-    return [int(sizes[j]) for j in best[-1][1]]
+    up_to = np.cumsum(counts)
+
+    @functools.cache
+    def best(last: int, count: int) -> tuple[int, tuple[int, ...]]:
+        # The least cost of rounding all up to sizes[last], one of those chosen, and
+        # which are chosen.
+        ways = [(int(sizes[last] * up_to[last]), (last,))]
+        for i in range(last if count > 1 else 0):
+            cost, chosen = best(i, count - 1)
+            cost += int(sizes[last] * (up_to[last] - up_to[i]))
+            ways.append((cost, (*chosen, last)))
+        return min(ways)
+
+    return [int(sizes[i]) for i in best(len(sizes) - 1, count)[1]]
 
 
 def rounded(size: int, multiple: int) -> int:

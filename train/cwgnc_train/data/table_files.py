@@ -52,9 +52,10 @@ class Table:
             )
         return self.read(name)
 
-    def where(self, row: int, column: str) -> str:
-        """Names a cell for a message."""
-        return f"{self.source}, {self.unit} {self.lines[row]}, column {column!r}"
+    def error(self, row: int, column: str, what: str) -> UserError:
+        """Returns an error that says what is wrong with a cell, and which it is."""
+        place = f"{self.source}, {self.unit} {self.lines[row]}, column {column!r}"
+        return UserError(f"{place}: {what}")
 
 
 def read_table(path: Path) -> Table:
