@@ -1,6 +1,7 @@
 """Adam with the eps and the bias correction with which BERT was fine-tuned."""
 
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -67,45 +68,62 @@ def scale_by_adam(
     check_share("b2", b2)
     check_nonnegative("eps", eps)
 
-    def init_fn(params):
+    def init_fn(params: optax.Params) -> optax.ScaleByAdamState:
         return optax.ScaleByAdamState(
             count=jnp.zeros((), jnp.int32),
             mu=optax.tree.zeros_like(params),
             nu=optax.tree.zeros_like(params),
         )
 
-    def update_fn(updates, state, params=None):
+    def update_fn(
+        updates: optax.Updates, state: Any, params: optax.Params | None = None
+    ) -> tuple[optax.Updates, optax.ScaleByAdamState]:
         del params
-        mu = jax.tree.map(lambda g, m: _average(g, m, b1, 1 - b1), updates, state.mu)
-        nu = jax.tree.map(
-            lambda g, v: _average_square(g, v, b2, 1 - b2), updates, state.nu
-        )
+
+        def first(grad: jax.Array, mean: jax.Array) -> jax.Array:
+            return _average(grad, mean, b1, 1 - b1)
+
+        def second(grad: jax.Array, mean: jax.Array) -> jax.Array:
+            return _average_square(grad, mean, b2, 1 - b2)
+
+        def quotient(mean: jax.Array, variance: jax.Array) -> jax.Array:
+            return _quotient(mean, variance, correction, eps)
+
+        mu = jax.tree.map(first, updates, state.mu)
+        nu = jax.tree.map(second, updates, state.nu)
         count = jnp.asarray(optax.safe_increment(state.count))
         correction = jnp.where(
             bias_correction,
             jnp.sqrt(_one_minus_power(b2, count)) / _one_minus_power(b1, count),
             1.0,
         )
-        updates = jax.tree.map(lambda m, v: _quotient(m, v, correction, eps), mu, nu)
-        return updates, optax.ScaleByAdamState(count=count, mu=mu, nu=nu)
+        return jax.tree.map(quotient, mu, nu), optax.ScaleByAdamState(
+            count=count, mu=mu, nu=nu
+        )
 
     return optax.GradientTransformation(init_fn, update_fn)
 
 
 # Jitted, so that each is traced once for all parameters of a shape.
 @jax.jit
-def _average(new, old, decay, rest):
+def _average(
+    new: jax.Array, old: jax.Array, decay: jax.Array, rest: jax.Array
+) -> jax.Array:
     return rest * new + decay * old
 
 
 @jax.jit
-def _average_square(new, old, decay, rest):
+def _average_square(
+    new: jax.Array, old: jax.Array, decay: jax.Array, rest: jax.Array
+) -> jax.Array:
     parts = [new.real, new.imag] if jnp.iscomplexobj(new) else [new]
     return rest * sum(map(jnp.square, parts)) + decay * old
 
 
 @jax.jit
-def _quotient(mean, variance, correction, eps):
+def _quotient(
+    mean: jax.Array, variance: jax.Array, correction: jax.Array, eps: jax.Array
+) -> jax.Array:
     return (correction * mean / (jnp.sqrt(variance) + eps)).astype(mean.dtype)
 
 

@@ -119,10 +119,12 @@ def adagc(
     check_count("warmup_steps", warmup_steps, 0)
     check_nonnegative("eps", eps)
 
-    def init(components):
+    def init(components: int) -> AdaGCState:
         return AdaGCState(jnp.zeros((), jnp.int32), zeros(components))
 
-    def rule(norms, state):
+    def rule(
+        norms: Float[jax.Array, " components"], state: AdaGCState
+    ) -> tuple[Float[jax.Array, " components"], AdaGCState]:
         warming = state.count < warmup_steps
         together = clip_factor(jnp.sqrt(jnp.sum(norms**2)), max_global_norm, eps)
         apart = clip_factor(norms, multiple(ratio, state.average), eps)
@@ -214,10 +216,12 @@ def aggc(
     check_share("decay", decay)
     check_nonnegative("eps", eps)
 
-    def init(components):
+    def init(components: int) -> NormAverageState:
         return NormAverageState(zeros(components))
 
-    def rule(norms, state):
+    def rule(
+        norms: Float[jax.Array, " components"], state: NormAverageState
+    ) -> tuple[Float[jax.Array, " components"], NormAverageState]:
         lowered = clip_factor(norms, multiple(high, state.average), eps)
         floor = low * state.average
         raised = (norms > 0) & (norms < floor)

@@ -110,7 +110,7 @@ def assign(
         stacks.check_all_used(paths)
         check_all_used(unstacked, component_fn)
     labels = iter(label_paths(unstacked, component_fn))
-    parts = []
+    parts: list[Part] = []
     for path, leaf, (layer_paths, axis) in zip(paths, leaves, stacked, strict=True):
         names = list(itertools.islice(labels, len(layer_paths)))
         if len(set(names)) == 1:
@@ -121,14 +121,7 @@ def assign(
 
 class _Stacks:
     def __init__(self, stacked_axes: StackedAxes):
-        if not isinstance(stacked_axes, Mapping) or not all(
-            isinstance(pattern, str) and isinstance(axis, int)
-            for pattern, axis in stacked_axes.items()
-        ):
-            raise TypeError(
-                f"stacked_axes must map patterns for modules' paths to axes, such as "
-                f'{{"decoder/layers": 0}}, got {stacked_axes!r}'
-            )
+        _check_stacked_axes(stacked_axes)
         rules = list(stacked_axes.items())
         self._axes = [axis for _, axis in rules]
         self._patterns = FirstMatch(
@@ -159,6 +152,17 @@ class _Stacks:
 
     def _stack(self, path: str) -> str | None:
         return next(filter(self._patterns.find, _prefixes(path)), None)
+
+
+def _check_stacked_axes(stacked_axes: Any) -> None:
+    if not isinstance(stacked_axes, Mapping) or not all(
+        isinstance(pattern, str) and isinstance(axis, int)
+        for pattern, axis in stacked_axes.items()
+    ):
+        raise TypeError(
+            f"stacked_axes must map patterns for modules' paths to axes, such as "
+            f'{{"decoder/layers": 0}}, got {stacked_axes!r}'
+        )
 
 
 def _prefixes(path: str) -> list[str]:

@@ -87,7 +87,7 @@ def _is_real(value: Any) -> bool:
         return False
     try:
         dtype = jnp.result_type(value)
-        jnp.shape(value)  # type: ignore[arg-type]  # raises for a type such as float
+        jnp.shape(value)  # raises for a type such as float
     except TypeError:
         return False
     return jnp.issubdtype(dtype, jnp.floating) or jnp.issubdtype(dtype, jnp.integer)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax.typing import ArrayLike
 
@@ -143,15 +144,15 @@ def component_clip_by_global_norm(
     if nonfinite not in ("propagate", "zero"):
         raise ValueError(f"nonfinite must be 'propagate' or 'zero', got {nonfinite!r}")
 
-    def init_rule(names):
+    def init_rule(names: list[str]) -> ScheduledClipState | optax.EmptyState:
         thresholds.check(names)
         if thresholds.scheduled:
             return ScheduledClipState(jnp.zeros((), jnp.int32))
         return optax.EmptyState()
 
-    def rule(measured, state):
+    def rule(measured: Measured, state: Any) -> tuple[Coefficients, Any]:
         step = state.count if thresholds.scheduled else None
-        coefficients = {}
+        coefficients: dict[str, ArrayLike | None] = {}
         for name, norm in measured.norms.items():
             threshold = thresholds.of(
                 name, measured.sizes[name], measured.param_norms.get(name), step
@@ -223,13 +224,15 @@ def clip_components(
     check_component_fn(component_fn)
     stacked_axes, axis_name, keep_report = options
 
-    def init_fn(params):
+    def init_fn(params: optax.Params) -> Any:
         parts, _ = assign(params, component_fn, stacked_axes, check=True)
         sizes = sizes_of(parts)
         state = init_rule(list(sizes))
         return ReportedState(state, empty_record(sizes)) if keep_report else state
 
-    def update_fn(updates, state, params=None):
+    def update_fn(
+        updates: optax.Updates, state: Any, params: optax.Params | None = None
+    ) -> tuple[optax.Updates, Any]:
         parts, treedef = assign(updates, component_fn, stacked_axes)
         trees = [parts]
         if relative_to_params:
@@ -258,10 +261,7 @@ def clip_components(
         clipped = [scaled(part, coefficients, zero_nonfinite) for part in parts]
         return jax.tree.unflatten(treedef, clipped), inner_state
 
-    return optax.GradientTransformation(
-        init_fn,  # type: ignore[arg-type]  # optax has no type for NamedTuples
-        update_fn,  # type: ignore[arg-type]
-    )
+    return optax.GradientTransformation(init_fn, update_fn)
 
 
 def clip_factor(
@@ -271,6 +271,6 @@ def clip_factor(
     max_norm = jnp.asarray(max_norm, jnp.float32)
     # max_norm / max(norm + eps, max_norm) is the formula's minimum without a division
     # by 0, except where both are 0, as when a schedule has reached 0: hence tiny.
-    least = jnp.finfo(jnp.float32).tiny
+    least = np.finfo(np.float32).tiny
     factor = max_norm / jnp.maximum(jnp.maximum(norm + eps, max_norm), least)
     return jnp.where(jnp.isinf(max_norm), 1.0, factor)

@@ -4,7 +4,7 @@ import re
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-from cwgnc_jax._rules import FirstMatch, compiled
+from cwgnc_jax._rules import FirstMatch, compiled, is_list
 from cwgnc_jax._tree_paths import natural_key
 
 ComponentFn = Callable[[str], str]
@@ -178,9 +178,7 @@ class _Rules:
 
 def _check_rule(rule: Any) -> None:
     if not (
-        isinstance(rule, (tuple, list))
-        and len(rule) == 2
-        and all(isinstance(part, str) for part in rule)
+        is_list(rule) and len(rule) == 2 and all(isinstance(part, str) for part in rule)
     ):
         raise TypeError(
             f"a rule must be a pair of strings (pattern, name), got {rule!r}"
@@ -198,7 +196,7 @@ def _check_rule(rule: Any) -> None:
         ) from error
 
 
-def label_paths(paths: list[str], component_fn: ComponentFn) -> list[str]:
+def label_paths(paths: list[str], component_fn: Callable[[str], Any]) -> list[str]:
     """Names the component of each path."""
     if isinstance(component_fn, _Rules):
         return component_fn.cover(paths)

@@ -94,7 +94,9 @@ def is_thawed(depth: float, layers: int, thawed_layers: int) -> bool:
     return depth > layers - thawed_layers or thawed_layers == layers
 
 
-def rank_leaves(tree: Any, depth_fn: DepthFn) -> tuple[list[int], list[Any], Any]:
+def rank_leaves(
+    tree: Any, depth_fn: Callable[[str], Any]
+) -> tuple[list[int], list[Any], Any]:
     """Ranks the leaves of a tree by depth.
 
     Args:

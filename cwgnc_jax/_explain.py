@@ -35,7 +35,7 @@ class ComponentTable(tuple[ComponentRow, ...]):
         total = sum(row.size for row in self)
         lines.append((f"{len(self)} in all", f"{total:,}", "", ""))
         widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-        table = []
+        table: list[str] = []
         for name, size, path, shape in lines:
             cells = (
                 name.ljust(widths[0]),
@@ -85,7 +85,9 @@ def explain(
     check_component_fn(component_fn)
     parts, _ = assign(params, component_fn, stacked_axes, check=True)
     sizes = sizes_of(parts)
-    leaves = {name: ([], []) for name in sizes}
+    leaves: dict[str, tuple[list[str], list[tuple[int, ...]]]] = {
+        name: ([], []) for name in sizes
+    }
     for part in parts:
         shape = list(jnp.shape(part.leaf))
         if part.axis is not None:

@@ -55,11 +55,15 @@ def scale_by_layer_decay(
     check_factor("decay", decay)
     check_depth_fn(depth_fn)
 
-    def init_fn(params):
+    def init_fn(params: optax.Params) -> optax.EmptyState:
         rank_leaves(params, depth_fn)
         return optax.EmptyState()
 
-    def update_fn(updates, state, params=None):
+    def update_fn(
+        updates: optax.Updates,
+        state: optax.OptState,
+        params: optax.Params | None = None,
+    ) -> tuple[optax.Updates, optax.OptState]:
         del params
         ranks, leaves, treedef = rank_leaves(updates, depth_fn)
         top = max(ranks, default=0)

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import optax
 from jax.typing import ArrayLike
 
-from cwgnc_jax._clipping import ClipOptions, clip_components
+from cwgnc_jax._clipping import ClipOptions, Coefficients, Measured, clip_components
 from cwgnc_jax._components import ComponentFn
 
 if TYPE_CHECKING:
@@ -47,13 +47,16 @@ def learned_clip(
       The transformation.
     """
 
-    def on_vector(measured, state):
+    # Hyperparameters of another dtype must not change that of the state.
+    def keep_dtype(old: jax.Array, new: jax.Array) -> jax.Array:
+        return new.astype(old.dtype)
+
+    def on_vector(measured: Measured, state: State) -> tuple[Coefficients, State]:
         if not measured.norms:
             return {}, state
         norms = jnp.stack(list(measured.norms.values()))
         coefficients, next_state = rule(norms, state)
-        # Hyperparameters of another dtype must not change that of the state.
-        state = jax.tree.map(lambda old, new: new.astype(old.dtype), state, next_state)
+        state = jax.tree.map(keep_dtype, state, next_state)
         coefficients = jnp.unstack(coefficients)
         return dict(zip(measured.norms, coefficients, strict=True)), state
 

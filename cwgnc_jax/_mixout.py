@@ -65,7 +65,7 @@ def mixout(params: Any, pretrained: Any, rate: ArrayLike, key: jax.Array) -> Any
             f"got {target_treedef}"
         )
 
-    def mix(path, weight, target):
+    def mix(path: str, weight: jax.Array, target: jax.Array) -> jax.Array:
         if path.rpartition("/")[2] != "kernel" or jnp.ndim(weight) != 2:
             return weight
         # The draws of a path do not depend on which other parameters there are.

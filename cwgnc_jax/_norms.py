@@ -6,7 +6,7 @@ import functools
 import math
 from collections import OrderedDict
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -88,7 +88,7 @@ def norms_of(
     squares = [_squares(parts, axis_name) for parts in trees]
     flat = [square for tree in squares for square in tree.values()]
     if axis_name and flat:
-        flat = jnp.unstack(jax.lax.psum(jnp.stack(flat), axis_name))
+        flat = jnp.unstack(cast(jax.Array, jax.lax.psum(jnp.stack(flat), axis_name)))
     rest = iter(flat)
     return [
         OrderedDict((name, jnp.sqrt(next(rest))) for name in tree) for tree in squares
@@ -110,7 +110,7 @@ def _squares(
     squares = OrderedDict.fromkeys(component_names(parts), jnp.zeros((), jnp.float32))
     for part in parts:
         _check_whole(part, axis_name)
-        square = _squared_norm(part.leaf, part.axis)
+        square = cast(jax.Array, _squared_norm(part.leaf, part.axis))
         if axis_name:
             # The sum over the axes counts each copy of a replicated leaf.
             devices = math.prod(map(jax.lax.axis_size, _axes(axis_name)))

@@ -113,11 +113,13 @@ def autoclip(
     check_count("history_length", history_length, 1, static=True)
     check_nonnegative("eps", eps)
 
-    def init(components):
+    def init(components: int) -> AutoClipState:
         history = jnp.zeros((components, history_length), jnp.float32)
         return AutoClipState(jnp.zeros((), jnp.int32), history)
 
-    def rule(norms, state):
+    def rule(
+        norms: Float[jax.Array, " components"], state: AutoClipState
+    ) -> tuple[Float[jax.Array, " components"], AutoClipState]:
         learned = jnp.where(learnable(norms), norms, 0.0)
         history = state.history.at[:, state.count % history_length].set(learned)
         known = jnp.where(history > 0, history, jnp.nan)
@@ -205,7 +207,7 @@ def zclip(
     check_count("warmup_steps", warmup_steps, 1)
     check_nonnegative("eps", eps)
 
-    def init(components):
+    def init(components: int) -> ZClipState:
         # Separate arrays for mean and variance: one array cannot be donated twice.
         return ZClipState(
             learned=jnp.zeros(components, jnp.int32),
@@ -213,7 +215,9 @@ def zclip(
             variance=zeros(components),
         )
 
-    def rule(norms, state):
+    def rule(
+        norms: Float[jax.Array, " components"], state: ZClipState
+    ) -> tuple[Float[jax.Array, " components"], ZClipState]:
         learned, mean, variance = state
         deviation = jnp.sqrt(variance)
         z = (norms - mean) / (deviation + eps)

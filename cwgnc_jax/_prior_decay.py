@@ -56,8 +56,11 @@ def add_decayed_weights_towards(
     """
     check_nonnegative("rate", rate)
 
-    def init_fn(params):
-        def shapes(tree):
+    def everywhere(leaf: Any) -> bool:
+        return True
+
+    def init_fn(params: optax.Params) -> optax.EmptyState:
+        def shapes(tree: Any) -> Any:
             return jax.tree.map(jnp.shape, tree)
 
         if shapes(params) != shapes(pretrained):
@@ -67,14 +70,20 @@ def add_decayed_weights_towards(
             )
         return optax.EmptyState()
 
-    def update_fn(updates, state, params=None):
+    def update_fn(
+        updates: optax.Updates,
+        state: optax.OptState,
+        params: optax.Params | None = None,
+    ) -> tuple[optax.Updates, optax.OptState]:
         if params is None:
             raise ValueError("add_decayed_weights_towards needs params in update")
         wanted = mask(params) if callable(mask) else mask
         if wanted is None:
-            wanted = jax.tree.map(lambda _: True, params)
+            wanted = jax.tree.map(everywhere, params)
 
-        def add(decayed, update, param, target):
+        def add(
+            decayed: bool, update: jax.Array, param: jax.Array, target: jax.Array
+        ) -> jax.Array:
             if not decayed:
                 return update
             return (update + rate * (param - target)).astype(update.dtype)

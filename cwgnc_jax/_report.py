@@ -140,16 +140,19 @@ def clip_report(opt_state: Any) -> ClipReport:
     record = records[0]
     traced = not is_known(record.values)
     values = record.values if traced else jax.device_get(record.values)
-    xp, plain = (jnp, lambda x: x) if traced else (np, lambda x: x.tolist())
-    # A plain dict would come out sorted from jit and scan.
-    by = OrderedDict if traced else dict
+    xp: Any = jnp if traced else np
     norms, coefficients = xp.moveaxis(values, -2, 0)
     clipped = coefficients < 1
     sizes = xp.broadcast_to(xp.asarray(record.sizes, float), clipped.shape)
 
-    def by_name(values):
+    def plain(values: Any) -> Any:
+        return values if traced else values.tolist()
+
+    def by_name(values: Any) -> dict[str, Any]:
         columns = xp.moveaxis(values, -1, 0)
-        return by(zip(record.names, map(plain, columns), strict=True))
+        items = zip(record.names, map(plain, columns), strict=True)
+        # A plain dict would come out sorted from jit and scan.
+        return OrderedDict(items) if traced else dict(items)
 
     return ClipReport(
         norm=by_name(norms),

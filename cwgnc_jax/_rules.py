@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, TypeGuard
 
 from cwgnc_jax._messages import listed, nearest
 
@@ -75,6 +75,11 @@ class FirstMatch:
                 f"The {self._kind} {tuple(rule)!r} matches no {self._thing}. A rule "
                 f"must match the whole {self._key}; the nearest one is {near!r}."
             )
+
+
+def is_list(value: Any) -> TypeGuard[Sequence[Any]]:
+    """Says whether this is a list or a tuple, as rules and each of them may be."""
+    return isinstance(value, (tuple, list))
 
 
 def compiled(pattern: str) -> re.Pattern[str]:

@@ -13,7 +13,7 @@ import optax
 from jax.typing import ArrayLike
 
 from cwgnc_jax._checks import check_positive, check_scalar
-from cwgnc_jax._rules import FirstMatch
+from cwgnc_jax._rules import FirstMatch, is_list
 
 if TYPE_CHECKING:
     from jaxtyping import Float, Int
@@ -182,7 +182,7 @@ class Thresholds:
             assert step is not None
             scheduled = threshold(step)
             check_scalar("What the schedule max_norm returns", scheduled)
-            return cast(ArrayLike, scheduled)
+            return scheduled
         return cast(ArrayLike | None, threshold)
 
 
@@ -195,12 +195,10 @@ def _check(argument: str, threshold: Any) -> None:
 
 def _is_rules(max_norm: Any) -> TypeGuard[Sequence[tuple[str, Threshold | None]]]:
     return (
-        isinstance(max_norm, (tuple, list))
+        is_list(max_norm)
         and len(max_norm) > 0
         and all(
-            isinstance(rule, (tuple, list))
-            and len(rule) == 2
-            and isinstance(rule[0], str)
+            is_list(rule) and len(rule) == 2 and isinstance(rule[0], str)
             for rule in max_norm
         )
     )

@@ -32,12 +32,14 @@ def flatten_with_paths(
       {'bias': 3.0, 'layer/0/kernel': 1.0, 'layer/1/kernel': 2.0}
     """
     boxes = _box_types()
-    paths = []
-    for key_path, node in jax.tree_util.tree_leaves_with_path(
-        tree, is_leaf=lambda node: isinstance(node, boxes)
-    ):
+
+    def is_box(node: Any) -> bool:
+        return isinstance(node, boxes)
+
+    paths: list[str] = []
+    for key_path, node in jax.tree_util.tree_leaves_with_path(tree, is_leaf=is_box):
         # The first key inside a box is the box's own.
-        skip = 1 if isinstance(node, boxes) else 0
+        skip = 1 if is_box(node) else 0
         for inner_path, _ in jax.tree_util.tree_leaves_with_path(node):
             whole = (*key_path, *inner_path[skip:])
             paths.append(jax.tree_util.keystr(whole, simple=True, separator="/"))

@@ -94,10 +94,15 @@ def gradual_unfreezing(
             jax.tree.unflatten(treedef, labels),
         )
 
-    def init_fn(params):
+    def init_fn(params: optax.Params) -> optax.OptState:
         return partitioned(params).init(params)
 
-    def update_fn(updates, state, params=None, **extra_args):
+    def update_fn(
+        updates: optax.Updates,
+        state: optax.OptState,
+        params: optax.Params | None = None,
+        **extra_args: Any,
+    ) -> tuple[optax.Updates, optax.OptState]:
         # The updates have the same paths as the parameters.
         return partitioned(updates).update(updates, state, params, **extra_args)
 
