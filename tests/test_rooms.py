@@ -130,7 +130,14 @@ def names_of_face(room):
     for node in tree.body:
         if isinstance(node, ast.Assign) and node.targets[0].id == "__all__":
             return set(ast.literal_eval(node.value))
-    return set()
+    # A name that is imported as itself is given on.
+    return {
+        alias.name
+        for node in tree.body
+        if isinstance(node, ast.ImportFrom)
+        for alias in node.names
+        if alias.name == alias.asname
+    }
 
 
 @pytest.mark.parametrize("room", ["config", "records", "analysis"])

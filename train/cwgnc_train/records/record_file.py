@@ -9,8 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from cwgnc_train.config import UserError
-from cwgnc_train.records.files import write_whole
-from cwgnc_train.records.lines import checked_line, parse_lines
+from cwgnc_train.records.files import checked_line, parse_lines, write_whole
 
 
 class RecordFile:
@@ -21,16 +20,9 @@ class RecordFile:
     looked at is left as it was, or missing. Use as a context manager; one process
     at a time.
 
-    ``lines`` are those that were there when it was opened.
-
-    Args:
-      path: The file; made if it does not exist.
-      written: Whether this process writes. One that does not reads the lines, and
-        takes records without writing them.
-
-    Raises:
-      UserError: If a line has changed since it was written or is no JSON object, or
-        another process has the file open.
+    ``lines`` are those that were there when it was opened. A process for which it is
+    not ``written`` reads them, and takes records without writing them. A changed line,
+    one that is no JSON object, or another process at the file is a UserError.
     """
 
     def __init__(self, path: Path, written: bool = True):
