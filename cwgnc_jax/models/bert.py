@@ -4,6 +4,7 @@ import dataclasses
 
 import jax.numpy as jnp
 from flax import nnx
+from jax.typing import DTypeLike
 
 from cwgnc_jax.models import layers
 from cwgnc_jax.models.batch import EncoderOutput, Tokens
@@ -55,7 +56,7 @@ class BertConfig(BertLikeConfig):
 
 
 class _Bert(nnx.Module):
-    def __init__(self, config, dtype, rngs):
+    def __init__(self, config: BertConfig, dtype: DTypeLike, rngs: nnx.Rngs):
         self.embeddings = layers.Embeddings(config, config.hidden_size, dtype, rngs)
         self.encoder = layers.Stack(config, dtype, rngs)
         self.pooler = layers.Dense(config, config.hidden_size, dtype, rngs)
@@ -64,9 +65,11 @@ class _Bert(nnx.Module):
 class BertForSequenceClassification(nnx.Module):
     """BERT with a tanh pooler over the first token, and a dense layer."""
 
-    def __init__(self, config: BertConfig, dtype, rngs):
+    def __init__(self, config: BertConfig, dtype: DTypeLike, rngs: nnx.Rngs):
         self.bert = _Bert(config, dtype, rngs)
-        self.classifier = layers.logits_layer(config, rngs)
+        self.classifier = layers.logits_layer(
+            config.hidden_size, config.num_labels, rngs
+        )
 
     def __call__(self, tokens: Tokens, noise: Noise, remat: bool) -> EncoderOutput:
         """Computes the output of a batch; see :func:`cwgnc_jax.models.apply`."""

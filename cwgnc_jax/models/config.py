@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import math
 from collections.abc import Mapping
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Self, TypeGuard
 
 import jax
 import jax.numpy as jnp
@@ -136,7 +136,9 @@ class EncoderConfig:
 
 # One program for each shape.
 @functools.partial(jax.jit, static_argnames="shape")
-def _normal(key, std, shape):
+def _normal(
+    key: PRNGKeyArray, std: Array, shape: tuple[int, ...]
+) -> Float[Array, "..."]:
     return std * jax.random.normal(key, shape, jnp.float32)
 
 
@@ -181,7 +183,7 @@ class BertLikeConfig(EncoderConfig):
         )
 
 
-def _check(field: dataclasses.Field, value: Any) -> None:
+def _check(field: dataclasses.Field[Any], value: Any) -> None:
     """Raises unless a value is possible for a field of this type and name."""
     if field.type is bool:
         fits, expected = isinstance(value, bool), "true or false"
@@ -205,6 +207,11 @@ def _check(field: dataclasses.Field, value: Any) -> None:
         return
     if not fits:
         raise ValueError(f"{field.name} must be {expected}, got {value!r}")
+
+
+def is_object(value: Any) -> TypeGuard[dict[str, Any]]:
+    """Says whether a value that was read from JSON is an object."""
+    return isinstance(value, dict)
 
 
 def _is_number(value: Any, kinds: Any) -> bool:

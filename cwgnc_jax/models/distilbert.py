@@ -7,14 +7,21 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax import Array
+from jax.typing import DTypeLike
 from jaxtyping import Float, PRNGKeyArray
 
-from cwgnc_jax.models.attention import self_attention
+from cwgnc_jax.models.attention import Hidden, MaskBias, self_attention
 from cwgnc_jax.models.batch import EncoderOutput, Tokens
 from cwgnc_jax.models.config import EncoderConfig
 from cwgnc_jax.models.dropout import Noise, Rates, dropout
 from cwgnc_jax.models.embedding import lookup, sinusoids
-from cwgnc_jax.models.layers import gelu, layer_norm, logits_layer, run_layers
+from cwgnc_jax.models.layers import (
+    Wanted,
+    gelu,
+    layer_norm,
+    logits_layer,
+    run_layers,
+)
 
 _LAYER_NORM_EPS = 1e-12
 
@@ -103,14 +110,14 @@ class DistilBertConfig(EncoderConfig):
 
 
 class _Embeddings(nnx.Module):
-    def __init__(self, config, dtype, rngs):
+    def __init__(self, config: DistilBertConfig, dtype: DTypeLike, rngs: nnx.Rngs):
         embed = functools.partial(nnx.Embed, features=config.dim, rngs=rngs)
         self.dtype = dtype
         self.word_embeddings = embed(config.vocab_size)
         self.position_embeddings = embed(config.max_position_embeddings)
         self.LayerNorm = layer_norm(config.dim, _LAYER_NORM_EPS, dtype, rngs)
 
-    def __call__(self, tokens):
+    def __call__(self, tokens: Tokens) -> Float[Array, "rows length hidden"]:
         words = self.word_embeddings.embedding[...]
         positions = self.position_embeddings.embedding[: tokens.input_ids.shape[-1]]
         return self.LayerNorm(
@@ -120,7 +127,7 @@ class _Embeddings(nnx.Module):
 
 
 class _Attention(nnx.Module):
-    def __init__(self, config, dtype, rngs):
+    def __init__(self, config: DistilBertConfig, dtype: DTypeLike, rngs: nnx.Rngs):
         dense = functools.partial(
             nnx.Linear, config.dim, config.dim, dtype=dtype, rngs=rngs
         )
@@ -132,21 +139,23 @@ class _Attention(nnx.Module):
 
 
 class _FeedForward(nnx.Module):
-    def __init__(self, config, dtype, rngs):
+    def __init__(self, config: DistilBertConfig, dtype: DTypeLike, rngs: nnx.Rngs):
         dense = functools.partial(nnx.Linear, dtype=dtype, rngs=rngs)
         self.lin1 = dense(config.dim, config.hidden_dim)
         self.lin2 = dense(config.hidden_dim, config.dim)
 
 
 class _Layer(nnx.Module):
-    def __init__(self, config, dtype, rngs):
+    def __init__(self, config: DistilBertConfig, dtype: DTypeLike, rngs: nnx.Rngs):
         norm = functools.partial(layer_norm, config.dim, _LAYER_NORM_EPS, dtype, rngs)
         self.attention = _Attention(config, dtype, rngs)
         self.sa_layer_norm = norm()
         self.ffn = _FeedForward(config, dtype, rngs)
         self.output_layer_norm = norm()
 
-    def __call__(self, x, mask_bias, noise, tokens):
+    def __call__(
+        self, x: Hidden, mask_bias: MaskBias, noise: Noise, tokens: Wanted | None
+    ) -> Hidden:
         attention, ffn = self.attention, self.ffn
         projections = (attention.q_lin, attention.k_lin, attention.v_lin)
         context = self_attention(
@@ -161,14 +170,14 @@ class _Layer(nnx.Module):
 
 
 class _Transformer(nnx.Module):
-    def __init__(self, config, dtype, rngs):
+    def __init__(self, config: DistilBertConfig, dtype: DTypeLike, rngs: nnx.Rngs):
         self.layer = nnx.List(
             _Layer(config, dtype, rngs) for _ in range(config.n_layers)
         )
 
 
 class _DistilBert(nnx.Module):
-    def __init__(self, config, dtype, rngs):
+    def __init__(self, config: DistilBertConfig, dtype: DTypeLike, rngs: nnx.Rngs):
         self.embeddings = _Embeddings(config, dtype, rngs)
         self.transformer = _Transformer(config, dtype, rngs)
 
@@ -176,10 +185,10 @@ class _DistilBert(nnx.Module):
 class DistilBertForSequenceClassification(nnx.Module):
     """DistilBERT with two dense layers over the first token, and ReLU between them."""
 
-    def __init__(self, config: DistilBertConfig, dtype, rngs):
+    def __init__(self, config: DistilBertConfig, dtype: DTypeLike, rngs: nnx.Rngs):
         self.distilbert = _DistilBert(config, dtype, rngs)
         self.pre_classifier = nnx.Linear(config.dim, config.dim, dtype=dtype, rngs=rngs)
-        self.classifier = logits_layer(config, rngs)
+        self.classifier = logits_layer(config.dim, config.num_labels, rngs)
 
     def __call__(self, tokens: Tokens, noise: Noise, remat: bool) -> EncoderOutput:
         """Computes the output of a batch; see :func:`cwgnc_jax.models.apply`."""

@@ -75,7 +75,7 @@ def dropout(
     return jnp.where(mask, x * (1 / keep).astype(x.dtype), jnp.zeros((), x.dtype))
 
 
-def _random_uint16(key, shape):
+def _random_uint16(key: PRNGKeyArray, shape: tuple[int, ...]) -> Array:
     """Draws uniform 16-bit integers, two from each 32-bit word."""
     # jax.random.bits(dtype=uint16) would draw a whole word for each integer.
     *rest, last = shape

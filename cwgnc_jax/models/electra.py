@@ -3,6 +3,9 @@
 import dataclasses
 
 from flax import nnx
+from jax import Array
+from jax.typing import DTypeLike
+from jaxtyping import Float
 
 from cwgnc_jax.models import layers
 from cwgnc_jax.models.batch import EncoderOutput, Tokens
@@ -50,7 +53,7 @@ class ElectraConfig(BertLikeConfig):
 
 
 class _Electra(nnx.Module):
-    def __init__(self, config, dtype, rngs):
+    def __init__(self, config: ElectraConfig, dtype: DTypeLike, rngs: nnx.Rngs):
         narrow, width = config.embedding_size, config.hidden_size
         self.embeddings = layers.Embeddings(config, narrow, dtype, rngs)
         self.embeddings_project = (
@@ -60,7 +63,7 @@ class _Electra(nnx.Module):
         )
         self.encoder = layers.Stack(config, dtype, rngs)
 
-    def embed(self, tokens, noise):
+    def embed(self, tokens: Tokens, noise: Noise) -> Float[Array, "rows length hidden"]:
         x = self.embeddings(tokens)
         x = dropout(noise.key, x, noise.rates.hidden)
         return x if self.embeddings_project is None else self.embeddings_project(x)
@@ -69,7 +72,7 @@ class _Electra(nnx.Module):
 class ElectraForSequenceClassification(nnx.Module):
     """ELECTRA with two dense layers over the first token, and GELU between them."""
 
-    def __init__(self, config: ElectraConfig, dtype, rngs):
+    def __init__(self, config: ElectraConfig, dtype: DTypeLike, rngs: nnx.Rngs):
         self.electra = _Electra(config, dtype, rngs)
         self.classifier = layers.ClassificationHead(config, dtype, rngs)
 

@@ -1,5 +1,7 @@
 """Embedding tables, with gradients that suit the platform."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,6 +11,8 @@ from jaxtyping import Float, Int
 
 # The cost of a product with one-hot vectors grows with the number of rows.
 _FEW_ROWS = 512
+
+_Residuals = tuple[Int[Array, " tokens"], Float[Array, "rows features"]]
 
 
 def lookup(
@@ -74,20 +78,24 @@ def _rows(
     return jnp.take(table, ids, axis=0, mode="clip")
 
 
-def _forward(table, ids):
+def _forward(
+    table: Float[Array, "rows features"], ids: Int[Array, "*shape"]
+) -> tuple[Float[Array, "*shape features"], _Residuals]:
     # Only the table's shape and dtype are used, so XLA does not keep the table.
     return _rows(table, ids), (ids.reshape(-1), table)
 
 
-def _backward(residuals, cotangent):
+def _backward(
+    residuals: _Residuals, cotangent: Float[Array, "*shape features"]
+) -> tuple[Float[Array, "rows features"], None]:
     ids, table = residuals
     grads = cotangent.reshape(len(ids), -1).astype(table.dtype)
     elsewhere = by_one_hot if len(table) <= _FEW_ROWS else by_sums_of_equals
     summed = jax.lax.platform_dependent(
         ids,
         grads,
-        cpu=lambda ids, grads: by_scatter(ids, grads, len(table)),
-        default=lambda ids, grads: elsewhere(ids, grads, len(table)),
+        cpu=functools.partial(by_scatter, rows=len(table)),
+        default=functools.partial(elsewhere, rows=len(table)),
     )
     return summed, None
 

@@ -16,6 +16,7 @@ import numpy as np
 import safetensors
 
 from cwgnc_jax._messages import listed
+from cwgnc_jax.models.config import is_object
 from cwgnc_jax.models.errors import CheckpointError
 
 CONFIG = "config.json"
@@ -61,7 +62,7 @@ def read_json(path: Path) -> dict[str, Any]:
         raise CheckpointError(
             f"{path} is not valid JSON: brackets are nested too deeply"
         ) from None
-    if not isinstance(content, dict):
+    if not is_object(content):
         raise CheckpointError(
             f"{path} must hold a JSON object, got {type(content).__name__}"
         )
@@ -86,7 +87,7 @@ def weight_files(directory: Path) -> list[Path]:
         return [directory / WEIGHTS]
     if (directory / _INDEX).is_file():
         weight_map = read_json(directory / _INDEX).get("weight_map")
-        if not isinstance(weight_map, dict) or not weight_map:
+        if not is_object(weight_map) or not weight_map:
             raise CheckpointError(
                 f"{directory / _INDEX} has no weight_map, which says where each tensor "
                 f"is; download it again"
@@ -132,7 +133,7 @@ def stored_tensors(
                 for name in opened.keys():
                     view = opened.get_slice(name)
                     read = functools.partial(opened.get_tensor, name)
-                    yield name, view.get_dtype(), tuple(view.get_shape()), read
+                    yield name, view.get_dtype(), (*view.get_shape(),), read
         except safetensors.SafetensorError as error:
             raise CheckpointError(
                 f"{file} is not a readable safetensors file ({error}): perhaps the "

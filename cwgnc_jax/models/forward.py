@@ -1,6 +1,7 @@
 """The forward pass, a pure function of a dict of parameters."""
 
 import functools
+from collections.abc import Mapping
 from typing import Any
 
 import jax.numpy as jnp
@@ -19,8 +20,20 @@ Params = dict[str, Any]
 """A nested dict with string keys and arrays for leaves."""
 
 
+def flat_params(params: Params) -> dict[str, Any]:
+    """Lists the leaves of a nested dict by their "/"-joined paths."""
+    return traverse_util.flatten_dict(params, sep="/")
+
+
+def nested_params(leaves: Mapping[str, Any]) -> Params:
+    """Undoes :func:`flat_params`."""
+    return traverse_util.unflatten_dict(leaves, sep="/")
+
+
 @functools.lru_cache
-def abstract_model(config: EncoderConfig, dtype: DTypeLike):
+def abstract_model(
+    config: EncoderConfig, dtype: DTypeLike
+) -> tuple[nnx.GraphDef[Any], dict[str, tuple[int, ...]]]:
     """Builds the module's structure, and the shape of each parameter by path."""
     module = encoder_of(config).module
     model = nnx.eval_shape(lambda: module(config, dtype, nnx.Rngs(0)))
@@ -122,8 +135,7 @@ def apply(
         cls_positions=cls_positions,
     )
     graphdef, shapes = abstract_model(config, jnp.dtype(dtype))
-    leaves: dict[str, Any] = traverse_util.flatten_dict(params, sep="/")
-    found = {path: jnp.shape(leaf) for path, leaf in leaves.items()}
+    found = {path: jnp.shape(leaf) for path, leaf in flat_params(params).items()}
     if found != shapes:
         raise ValueError(
             "params are not those of the config: " + describe_differences(shapes, found)

@@ -76,7 +76,7 @@ def resolve(model: str | Path, revision: str | None = None) -> Path:
     return _snapshot(model, revision)
 
 
-def _snapshot(model, revision):
+def _snapshot(model: str, revision: str | None) -> Path:
     # Imported here, since local files need neither the package nor a network.
     from huggingface_hub import HfApi, snapshot_download
     from huggingface_hub.errors import (

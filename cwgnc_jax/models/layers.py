@@ -7,24 +7,36 @@ names too, including ``LayerNorm`` and ``self``.
 
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax import Array
+from jax.typing import DTypeLike
 from jaxtyping import Float, Int
 
-from cwgnc_jax.models.attention import self_attention
+from cwgnc_jax.models.attention import Hidden, MaskBias, self_attention
 from cwgnc_jax.models.batch import Tokens
+from cwgnc_jax.models.config import BertLikeConfig
 from cwgnc_jax.models.dropout import Noise, dropout
 from cwgnc_jax.models.embedding import lookup
+
+Wanted = Int[Array, " wanted"]
+"""The tokens whose output is wanted."""
 
 
 class Embeddings(nnx.Module):
     """The normalised sum of the embeddings of word, position and token type."""
 
-    def __init__(self, config, features, dtype, rngs, first_position=0):
+    def __init__(
+        self,
+        config: BertLikeConfig,
+        features: int,
+        dtype: DTypeLike,
+        rngs: nnx.Rngs,
+        first_position: int = 0,
+    ):
         embed = functools.partial(nnx.Embed, features=features, rngs=rngs)
         self.dtype = dtype
         self.first_position = first_position
@@ -55,19 +67,23 @@ class Embeddings(nnx.Module):
 class _Residual(nnx.Module):
     """A dense layer and dropout, then LayerNorm of the sum with the block's input."""
 
-    def __init__(self, config, features, dtype, rngs):
+    def __init__(
+        self, config: BertLikeConfig, features: int, dtype: DTypeLike, rngs: nnx.Rngs
+    ):
         width = config.hidden_size
         self.dense = nnx.Linear(features, width, dtype=dtype, rngs=rngs)
         self.LayerNorm = layer_norm(width, config.layer_norm_eps, dtype, rngs)
 
-    def __call__(self, x, residual, noise):
+    def __call__(
+        self, x: Float[Array, "tokens features"], residual: Hidden, noise: Noise
+    ) -> Hidden:
         return self.LayerNorm(
             dropout(noise.key, self.dense(x), noise.rates.hidden) + residual
         )
 
 
 class _SelfAttention(nnx.Module):
-    def __init__(self, config, dtype, rngs):
+    def __init__(self, config: BertLikeConfig, dtype: DTypeLike, rngs: nnx.Rngs):
         width = config.hidden_size
         dense = functools.partial(nnx.Linear, width, width, dtype=dtype, rngs=rngs)
         self.heads = config.num_attention_heads
@@ -75,17 +91,19 @@ class _SelfAttention(nnx.Module):
         self.key = dense()
         self.value = dense()
 
-    def __call__(self, x, mask_bias, noise):
+    def __call__(self, x: Hidden, mask_bias: MaskBias, noise: Noise) -> Hidden:
         projections = (self.query, self.key, self.value)
         return self_attention(projections, self.heads, x, mask_bias, noise)
 
 
 class _Attention(nnx.Module):
-    def __init__(self, config, dtype, rngs):
+    def __init__(self, config: BertLikeConfig, dtype: DTypeLike, rngs: nnx.Rngs):
         self.self = _SelfAttention(config, dtype, rngs)
         self.output = _Residual(config, config.hidden_size, dtype, rngs)
 
-    def __call__(self, x, mask_bias, noise, tokens):
+    def __call__(
+        self, x: Hidden, mask_bias: MaskBias, noise: Noise, tokens: Wanted | None
+    ) -> Hidden:
         context = self.self(x, mask_bias, noise.at(0))
         if tokens is not None:
             context, x = context[tokens], x[tokens]
@@ -95,17 +113,21 @@ class _Attention(nnx.Module):
 class Dense(nnx.Module):
     """A module around one dense layer, as in Hugging Face's models."""
 
-    def __init__(self, config, features, dtype, rngs):
+    def __init__(
+        self, config: BertLikeConfig, features: int, dtype: DTypeLike, rngs: nnx.Rngs
+    ):
         self.dense = nnx.Linear(config.hidden_size, features, dtype=dtype, rngs=rngs)
 
 
 class _Layer(nnx.Module):
-    def __init__(self, config, dtype, rngs):
+    def __init__(self, config: BertLikeConfig, dtype: DTypeLike, rngs: nnx.Rngs):
         self.attention = _Attention(config, dtype, rngs)
         self.intermediate = Dense(config, config.intermediate_size, dtype, rngs)
         self.output = _Residual(config, config.intermediate_size, dtype, rngs)
 
-    def __call__(self, x, mask_bias, noise, tokens):
+    def __call__(
+        self, x: Hidden, mask_bias: MaskBias, noise: Noise, tokens: Wanted | None
+    ) -> Hidden:
         x = self.attention(x, mask_bias, noise, tokens)
         return self.output(gelu(self.intermediate.dense(x)), x, noise.at(2))
 
@@ -113,7 +135,7 @@ class _Layer(nnx.Module):
 class Stack(nnx.Module):
     """A stack of BERT's layers."""
 
-    def __init__(self, config, dtype, rngs):
+    def __init__(self, config: BertLikeConfig, dtype: DTypeLike, rngs: nnx.Rngs):
         self.layer = nnx.List(
             _Layer(config, dtype, rngs) for _ in range(config.num_hidden_layers)
         )
@@ -122,10 +144,10 @@ class Stack(nnx.Module):
 class ClassificationHead(nnx.Module):
     """The head of RoBERTa and ELECTRA: two dense layers over the first token."""
 
-    def __init__(self, config, dtype, rngs):
+    def __init__(self, config: BertLikeConfig, dtype: DTypeLike, rngs: nnx.Rngs):
         width = config.hidden_size
         self.dense = nnx.Linear(width, width, dtype=dtype, rngs=rngs)
-        self.out_proj = logits_layer(config, rngs)
+        self.out_proj = logits_layer(width, config.num_labels, rngs)
 
     def __call__(
         self,
@@ -141,7 +163,14 @@ class ClassificationHead(nnx.Module):
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _call_layer(graphdef, state, x, scope, noise, tokens):
+def _call_layer(
+    graphdef: nnx.GraphDef[Any],
+    state: nnx.State[Any, Any],
+    x: Hidden,
+    scope: Any,
+    noise: Noise,
+    tokens: Wanted | None,
+) -> Hidden:
     """Calls a layer; jitted, so that equal layers are traced only once."""
     return nnx.merge(graphdef, state)(x, scope, noise, tokens)
 
@@ -168,7 +197,7 @@ def run_scoped_layers(
     layers: Sequence[nnx.Module],
     scopes: Sequence[Any],
     x: Float[Array, "rows length hidden"],
-    wanted: Int[Array, " wanted"] | None,
+    wanted: Wanted | None,
     noise: Noise,
     remat: bool,
 ) -> tuple[
@@ -188,7 +217,8 @@ def run_scoped_layers(
     Returns:
       The input of each layer, and the output of the last layer for the wanted tokens.
     """
-    shape, hidden_states = x.shape, []
+    shape = x.shape
+    hidden_states: list[Float[Array, "rows length hidden"]] = []
     # Rows and length are one axis outside the attention: with two the products of the
     # backward pass are a tenth slower.
     x = x.reshape(-1, x.shape[-1])
@@ -196,14 +226,17 @@ def run_scoped_layers(
         hidden_states.append(x.reshape(shape))
         # After the attention of the last layer only the wanted tokens are computed.
         last = index == len(layers) - 1
-        call = functools.partial(
-            _call_layer,
-            *nnx.split(layer),
-            scope=scope,
-            noise=noise.at(2 + index),
-            tokens=wanted if last else None,
+        call = cast(
+            Callable[[Hidden], Hidden],
+            functools.partial(
+                _call_layer,
+                *nnx.split(layer),
+                scope=scope,
+                noise=noise.at(2 + index),
+                tokens=wanted if last else None,
+            ),
         )
-        x = (jax.checkpoint(call) if remat else call)(x)
+        x = cast(Hidden, (jax.checkpoint(call) if remat else call)(x))
     return tuple(hidden_states), x
 
 
@@ -215,7 +248,13 @@ def gelu(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
     return (0.5 * wide * (1 + jax.lax.erf(wide * 2**-0.5))).astype(x.dtype)
 
 
-def layer_norm(features, epsilon, dtype, rngs, use_bias=True) -> nnx.LayerNorm:
+def layer_norm(
+    features: int,
+    epsilon: float,
+    dtype: DTypeLike,
+    rngs: nnx.Rngs,
+    use_bias: bool = True,
+) -> nnx.LayerNorm:
     """Makes a LayerNorm over the last axis."""
     return nnx.LayerNorm(
         features,
@@ -228,6 +267,6 @@ def layer_norm(features, epsilon, dtype, rngs, use_bias=True) -> nnx.LayerNorm:
     )
 
 
-def logits_layer(config, rngs) -> nnx.Linear:
+def logits_layer(features: int, num_labels: int, rngs: nnx.Rngs) -> nnx.Linear:
     """Makes the last dense layer, which is small and always computes in float32."""
-    return nnx.Linear(config.hidden_size, config.num_labels, rngs=rngs)
+    return nnx.Linear(features, num_labels, rngs=rngs)

@@ -12,14 +12,23 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax import Array
-from jaxtyping import Float
+from jax.typing import DTypeLike
+from jaxtyping import Float, Int
 
-from cwgnc_jax.models.attention import attend, split_heads
+from cwgnc_jax.models.attention import Hidden, attend, split_heads
 from cwgnc_jax.models.batch import EncoderOutput, Tokens
 from cwgnc_jax.models.dropout import Noise, dropout
 from cwgnc_jax.models.embedding import lookup
-from cwgnc_jax.models.layers import gelu, layer_norm, logits_layer, run_scoped_layers
+from cwgnc_jax.models.layers import (
+    Wanted,
+    gelu,
+    layer_norm,
+    logits_layer,
+    run_scoped_layers,
+)
 from cwgnc_jax.models.modern_bert_config import ModernBertConfig
+
+_Rotation = Float[Array, " rows 1 length half_head"]
 
 
 class _Scope(NamedTuple):
@@ -32,26 +41,28 @@ class _Scope(NamedTuple):
     """
 
     mask_bias: Float[Array, " rows 1 #length length"]
-    cos: Float[Array, " rows 1 length half_head"]
-    sin: Float[Array, " rows 1 length half_head"]
+    cos: _Rotation
+    sin: _Rotation
 
 
 class _Embeddings(nnx.Module):
-    def __init__(self, config, dtype, rngs):
+    def __init__(self, config: ModernBertConfig, dtype: DTypeLike, rngs: nnx.Rngs):
         self.dtype = dtype
         self.tok_embeddings = nnx.Embed(
             config.vocab_size, config.hidden_size, rngs=rngs
         )
         self.norm = _norm(config, dtype, rngs)
 
-    def __call__(self, input_ids):
+    def __call__(
+        self, input_ids: Int[Array, "rows length"]
+    ) -> Float[Array, "rows length hidden"]:
         return self.norm(
             lookup(self.tok_embeddings.embedding[...], input_ids, self.dtype)
         )
 
 
 class _Attention(nnx.Module):
-    def __init__(self, config, dtype, rngs):
+    def __init__(self, config: ModernBertConfig, dtype: DTypeLike, rngs: nnx.Rngs):
         self.heads = config.num_attention_heads
         dense = functools.partial(
             nnx.Linear,
@@ -63,7 +74,9 @@ class _Attention(nnx.Module):
         self.Wqkv = dense(3 * config.hidden_size)
         self.Wo = dense(config.hidden_size)
 
-    def __call__(self, x, scope, noise, tokens):
+    def __call__(
+        self, x: Hidden, scope: _Scope, noise: Noise, tokens: Wanted | None
+    ) -> Hidden:
         rows, rate = scope.cos.shape[0], noise.rates.attention
         query, key, value = (
             split_heads(y, rows, self.heads)
@@ -79,27 +92,31 @@ class _Attention(nnx.Module):
 class _FeedForward(nnx.Module):
     """A GeGLU block: one half of the first layer gates the other."""
 
-    def __init__(self, config, dtype, rngs):
+    def __init__(self, config: ModernBertConfig, dtype: DTypeLike, rngs: nnx.Rngs):
         dense = functools.partial(
             nnx.Linear, use_bias=config.mlp_bias, dtype=dtype, rngs=rngs
         )
         self.Wi = dense(config.hidden_size, 2 * config.intermediate_size)
         self.Wo = dense(config.intermediate_size, config.hidden_size)
 
-    def __call__(self, x, noise):
+    def __call__(self, x: Hidden, noise: Noise) -> Hidden:
         y, gate = jnp.split(self.Wi(x), 2, axis=-1)
         return self.Wo(dropout(noise.at(2).key, gelu(y) * gate, noise.rates.mlp))
 
 
 class _Layer(nnx.Module):
-    def __init__(self, config, first, dtype, rngs):
+    def __init__(
+        self, config: ModernBertConfig, first: bool, dtype: DTypeLike, rngs: nnx.Rngs
+    ):
         # The embeddings already end with a norm.
         self.attn_norm = None if first else _norm(config, dtype, rngs)
         self.attn = _Attention(config, dtype, rngs)
         self.mlp_norm = _norm(config, dtype, rngs)
         self.mlp = _FeedForward(config, dtype, rngs)
 
-    def __call__(self, x, scope, noise, tokens):
+    def __call__(
+        self, x: Hidden, scope: _Scope, noise: Noise, tokens: Wanted | None
+    ) -> Hidden:
         """Computes the output of all tokens, or of some of them."""
         normed = x if self.attn_norm is None else self.attn_norm(x)
         attended = self.attn(normed, scope, noise, tokens)
@@ -110,7 +127,7 @@ class _Layer(nnx.Module):
 
 
 class _ModernBert(nnx.Module):
-    def __init__(self, config, dtype, rngs):
+    def __init__(self, config: ModernBertConfig, dtype: DTypeLike, rngs: nnx.Rngs):
         self.embeddings = _Embeddings(config, dtype, rngs)
         self.layers = nnx.List(
             _Layer(config, index == 0, dtype, rngs)
@@ -120,25 +137,27 @@ class _ModernBert(nnx.Module):
 
 
 class _PredictionHead(nnx.Module):
-    def __init__(self, config, dtype, rngs):
+    def __init__(self, config: ModernBertConfig, dtype: DTypeLike, rngs: nnx.Rngs):
         size = config.hidden_size
         self.dense = nnx.Linear(
             size, size, use_bias=config.classifier_bias, dtype=dtype, rngs=rngs
         )
         self.norm = _norm(config, dtype, rngs)
 
-    def __call__(self, x):
+    def __call__(
+        self, x: Float[Array, "examples hidden"]
+    ) -> Float[Array, "examples hidden"]:
         return self.norm(gelu(self.dense(x)))
 
 
 class ModernBertForSequenceClassification(nnx.Module):
     """ModernBERT with a head over the first token or the mean of all tokens."""
 
-    def __init__(self, config: ModernBertConfig, dtype, rngs):
+    def __init__(self, config: ModernBertConfig, dtype: DTypeLike, rngs: nnx.Rngs):
         self.config = config
         self.model = _ModernBert(config, dtype, rngs)
         self.head = _PredictionHead(config, dtype, rngs)
-        self.classifier = logits_layer(config, rngs)
+        self.classifier = logits_layer(config.hidden_size, config.num_labels, rngs)
 
     def __call__(self, tokens: Tokens, noise: Noise, remat: bool) -> EncoderOutput:
         """Computes the output of a batch; see :func:`cwgnc_jax.models.apply`."""
@@ -160,14 +179,14 @@ class ModernBertForSequenceClassification(nnx.Module):
         return EncoderOutput(logits, hidden_states, x, pooled)
 
 
-def _scopes(config, tokens):
+def _scopes(config: ModernBertConfig, tokens: Tokens) -> dict[str, _Scope]:
     """Computes the scope of each type of layer."""
     positions = jnp.arange(tokens.input_ids.shape[1])
     # Each example is contiguous in its row, so distances of columns are those of
     # positions.
     near = jnp.abs(positions[:, None] - positions[None]) <= config.local_attention // 2
     bias = tokens.mask_bias
-    local_bias = jnp.where(near[None, None], bias, jnp.finfo(bias.dtype).min)
+    local_bias = jnp.where(near[None, None], bias, np.finfo(bias.dtype).min)
     return {
         "full_attention": _Scope(
             bias, *_angles(config, config.global_rope_theta, tokens)
@@ -178,7 +197,9 @@ def _scopes(config, tokens):
     }
 
 
-def _angles(config, theta, tokens):
+def _angles(
+    config: ModernBertConfig, theta: float, tokens: Tokens
+) -> tuple[_Rotation, _Rotation]:
     """Computes cosine and sine of the angle that rotates each pair of features."""
     half = config.head_size // 2
     frequencies = np.asarray(theta ** (-np.arange(half) / half), np.float32)
@@ -186,7 +207,9 @@ def _angles(config, theta, tokens):
     return jnp.cos(angles), jnp.sin(angles)
 
 
-def _rotated(x, scope):
+def _rotated(
+    x: Float[Array, "rows heads length head_size"], scope: _Scope
+) -> Float[Array, "rows heads length head_size"]:
     """Rotates pairs of features, the second of which is half a head further on."""
     first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
     turned = (
@@ -196,7 +219,7 @@ def _rotated(x, scope):
     return jnp.concatenate(turned, axis=-1).astype(x.dtype)
 
 
-def _means(x, tokens):
+def _means(x: Hidden, tokens: Tokens) -> Float[Array, "examples hidden"]:
     """Averages over the tokens of each example."""
     rows, length = tokens.input_ids.shape
     # The first token of an example attends to exactly its tokens.
@@ -214,7 +237,7 @@ def _means(x, tokens):
     return (sums / jnp.maximum(counts, 1)).astype(x.dtype)
 
 
-def _norm(config, dtype, rngs):
+def _norm(config: ModernBertConfig, dtype: DTypeLike, rngs: nnx.Rngs) -> nnx.LayerNorm:
     return layer_norm(
         config.hidden_size, config.norm_eps, dtype, rngs, use_bias=config.norm_bias
     )

@@ -11,7 +11,8 @@ from jax import Array
 from jax.typing import ArrayLike
 from jaxtyping import Float, PRNGKeyArray
 
-from cwgnc_jax.models.config import EncoderConfig
+from cwgnc_jax._rules import is_list
+from cwgnc_jax.models.config import EncoderConfig, is_object
 
 _THETAS = {
     "full_attention": "global_rope_theta",
@@ -138,18 +139,19 @@ class ModernBertConfig(EncoderConfig):
                 f"classifier_pooling must be one of {', '.join(_POOLINGS)}, got "
                 f"{self.classifier_pooling!r}"
             )
-        object.__setattr__(self, "layer_types", self._checked_layer_types())
+        object.__setattr__(
+            self, "layer_types", self._checked_layer_types(self.layer_types)
+        )
 
-    def _checked_layer_types(self) -> tuple[str, ...]:
-        if self.layer_types is None:
+    def _checked_layer_types(self, types: Any) -> tuple[str, ...]:
+        if types is None:
             every = self.global_attn_every_n_layers
             return tuple(
                 "sliding_attention" if layer % every else "full_attention"
                 for layer in range(self.num_hidden_layers)
             )
-        types = self.layer_types
         if (
-            not isinstance(types, (list, tuple))
+            not is_list(types)
             or len(types) != self.num_hidden_layers
             or any(kind not in tuple(_THETAS) for kind in types)
         ):
@@ -220,14 +222,14 @@ class ModernBertConfig(EncoderConfig):
 def _thetas(source: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
     """Reads the bases of the rotary positions from the entry of transformers 5."""
     rope = source.get("rope_parameters") or {}
-    if not isinstance(rope, dict) or not rope.keys() <= _THETAS.keys():
+    if not is_object(rope) or not rope.keys() <= _THETAS.keys():
         raise ValueError(
             f"rope_parameters must be an object with entries {' and '.join(_THETAS)}, "
             f"got {rope!r}"
         )
     for layer_type, parameters in rope.items():
         parameters = {} if parameters is None else parameters
-        if not isinstance(parameters, dict):
+        if not is_object(parameters):
             raise ValueError(
                 f"rope_parameters of {layer_type} must be an object, got {parameters!r}"
             )

@@ -7,13 +7,17 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import traverse_util
 from jax import Array
 from jaxtyping import Float, PRNGKeyArray
 
 from cwgnc_jax.models.config import EncoderConfig
 from cwgnc_jax.models.encoders import encoder_of
-from cwgnc_jax.models.forward import Params, abstract_model
+from cwgnc_jax.models.forward import (
+    Params,
+    abstract_model,
+    flat_params,
+    nested_params,
+)
 
 
 def parameter_shapes(config: EncoderConfig) -> dict[str, tuple[int, ...]]:
@@ -57,8 +61,9 @@ def initial_value(
             return jax.device_put(np.zeros(shape, np.float32))
         case "scale":
             return jax.device_put(np.ones(shape, np.float32))
-    key = jax.random.fold_in(key, zlib.crc32(path.encode()))
-    return config.draw(path, shape, key)
+        case _:
+            key = jax.random.fold_in(key, zlib.crc32(path.encode()))
+            return config.draw(path, shape, key)
 
 
 def init_params(config: EncoderConfig, key: PRNGKeyArray) -> dict[str, Any]:
@@ -85,9 +90,8 @@ def init_params(config: EncoderConfig, key: PRNGKeyArray) -> dict[str, Any]:
       >>> params["classifier"]["kernel"].shape
       (8, 2)
     """
-    return traverse_util.unflatten_dict(
-        {path: initial_value(config, path, key) for path in parameter_shapes(config)},
-        sep="/",
+    return nested_params(
+        {path: initial_value(config, path, key) for path in parameter_shapes(config)}
     )
 
 
@@ -121,9 +125,8 @@ def redraw(
       >>> other["bert"]["pooler"] == params["bert"]["pooler"]
       True
     """
-    leaves: dict[str, Any] = traverse_util.flatten_dict(params, sep="/")
     drawn = {path: initial_value(config, path, key) for path in paths}
-    return traverse_util.unflatten_dict(leaves | drawn, sep="/")
+    return nested_params(flat_params(params) | drawn)
 
 
 def top_parameters(config: EncoderConfig, layers: int) -> tuple[str, ...]:
@@ -188,11 +191,10 @@ def split_params(
       >>> models.split_params(params, lambda path: path.startswith("bert/pooler"))
       ({'bert': {'pooler': 1}}, {'bert': {'embeddings': 2}, 'classifier': 3})
     """
-    leaves = traverse_util.flatten_dict(params, sep="/")
+    leaves = flat_params(params)
     first = {path: leaf for path, leaf in leaves.items() if belongs(path)}
     second = {path: leaf for path, leaf in leaves.items() if path not in first}
-    one, other = (traverse_util.unflatten_dict(x, sep="/") for x in (first, second))
-    return one, other
+    return nested_params(first), nested_params(second)
 
 
 def merge_params(one: Params, other: Params) -> dict[str, Any]:
@@ -210,5 +212,4 @@ def merge_params(one: Params, other: Params) -> dict[str, Any]:
       >>> models.merge_params({"bert": {"pooler": 1}}, {"bert": {"embeddings": 2}})
       {'bert': {'pooler': 1, 'embeddings': 2}}
     """
-    leaves = [traverse_util.flatten_dict(part, sep="/") for part in (one, other)]
-    return traverse_util.unflatten_dict(leaves[0] | leaves[1], sep="/")
+    return nested_params(flat_params(one) | flat_params(other))

@@ -4,6 +4,7 @@ import dataclasses
 
 import jax.numpy as jnp
 from flax import nnx
+from jax.typing import DTypeLike
 
 from cwgnc_jax.models import layers
 from cwgnc_jax.models.batch import EncoderOutput, Tokens
@@ -88,7 +89,7 @@ class XLMRobertaConfig(RobertaConfig):
 
 
 class _Roberta(nnx.Module):
-    def __init__(self, config, dtype, rngs):
+    def __init__(self, config: RobertaConfig, dtype: DTypeLike, rngs: nnx.Rngs):
         self.embeddings = layers.Embeddings(
             config, config.hidden_size, dtype, rngs, config.first_position
         )
@@ -98,7 +99,7 @@ class _Roberta(nnx.Module):
 class RobertaForSequenceClassification(nnx.Module):
     """RoBERTa with two dense layers over the first token, and tanh between them."""
 
-    def __init__(self, config: RobertaConfig, dtype, rngs):
+    def __init__(self, config: RobertaConfig, dtype: DTypeLike, rngs: nnx.Rngs):
         self.roberta = _Roberta(config, dtype, rngs)
         self.classifier = layers.ClassificationHead(config, dtype, rngs)
 

@@ -13,7 +13,6 @@ import jax
 import numpy as np
 import safetensors
 import safetensors.numpy
-from flax import traverse_util
 from jaxtyping import Float, PRNGKeyArray
 
 from cwgnc_jax._messages import listed
@@ -27,7 +26,7 @@ from cwgnc_jax.models.files import (
     stored_tensors,
     weight_files,
 )
-from cwgnc_jax.models.forward import Params
+from cwgnc_jax.models.forward import Params, flat_params, nested_params
 from cwgnc_jax.models.hub import resolve
 from cwgnc_jax.models.names import (
     canonical_name,
@@ -157,7 +156,7 @@ def load_pretrained(
         leaves[path] = jax.device_put(tensor)
     return Checkpoint(
         config=config,
-        params=traverse_util.unflatten_dict(leaves, sep="/"),
+        params=nested_params(leaves),
         directory=directory,
         new_parameters=new,
         source_config=source_config,
@@ -221,7 +220,7 @@ def save_pretrained(
             f"a regression needs num_labels = 1, got {config.num_labels}; leave out "
             f"regression=True for classes"
         )
-    leaves: dict[str, Any] = traverse_util.flatten_dict(params, sep="/")
+    leaves = flat_params(params)
     differences = describe_differences(
         parameter_shapes(config),
         {path: leaf.shape for path, leaf in leaves.items()},
@@ -229,7 +228,7 @@ def save_pretrained(
     if differences:
         raise ValueError(f"params are not those of the config: {differences}")
 
-    tensors = {}
+    tensors: dict[str, np.ndarray] = {}
     for path, leaf in leaves.items():
         array = np.asarray(leaf, np.float32)
         array = array.T if path.endswith("/kernel") else array
@@ -257,7 +256,7 @@ def save_pretrained(
     return directory
 
 
-def _replace(path: Path, write: Callable[[Path], Any]):
+def _replace(path: Path, write: Callable[[Path], Any]) -> None:
     """Writes a temporary file and then renames it to its path, in one step."""
     # In the same directory, since a rename across file systems would be a copy.
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
