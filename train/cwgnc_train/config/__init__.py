@@ -1,75 +1,35 @@
 """Run configuration: frozen dataclasses, presets, methods, checks. No JAX here."""
 
-from cwgnc_train.config.cache_folder import cache_folder, make_private
-from cwgnc_train.config.checks import (
-    check_finetune,
-    check_hosts,
-    check_numbers,
-    check_predict,
-    check_reproduce,
-    check_stability,
-)
-from cwgnc_train.config.errors import UserError, listed, shown, suggest
-from cwgnc_train.config.finetune import PRESETS, FinetuneConfig
-from cwgnc_train.config.methods import METHODS, find_method
-from cwgnc_train.config.recipe import (
-    CLIP_NUMBERS,
-    DataConfig,
-    OptimizerConfig,
-    RegularizationConfig,
-    RunSpec,
-)
-from cwgnc_train.config.stability import (
-    OverridesConfig,
-    ReproduceConfig,
-    StabilityConfig,
-)
-from cwgnc_train.config.tools import (
-    ComponentsConfig,
-    PredictConfig,
-    RacingConfig,
-    ReportConfig,
-    UnfreezeConfig,
-)
-from cwgnc_train.config.training import (
-    CheckpointsConfig,
-    DevicesConfig,
-    HostsConfig,
-    TrainingConfig,
-)
-
-__all__ = (
-    "CLIP_NUMBERS",
-    "METHODS",
-    "PRESETS",
-    "CheckpointsConfig",
-    "ComponentsConfig",
-    "DataConfig",
-    "DevicesConfig",
-    "FinetuneConfig",
-    "HostsConfig",
-    "OptimizerConfig",
-    "OverridesConfig",
-    "PredictConfig",
-    "RacingConfig",
-    "RegularizationConfig",
-    "ReportConfig",
-    "ReproduceConfig",
-    "RunSpec",
-    "StabilityConfig",
-    "TrainingConfig",
-    "UnfreezeConfig",
-    "UserError",
-    "cache_folder",
-    "check_finetune",
-    "check_hosts",
-    "check_numbers",
-    "check_predict",
-    "check_reproduce",
-    "check_stability",
-    "find_method",
-    "listed",
-    "make_private",
-    "shown",
-    "suggest",
-)
+from cwgnc_train.config.cache_folder import cache_folder as cache_folder
+from cwgnc_train.config.cache_folder import make_private as make_private
+from cwgnc_train.config.checks import check_finetune as check_finetune
+from cwgnc_train.config.checks import check_hosts as check_hosts
+from cwgnc_train.config.checks import check_numbers as check_numbers
+from cwgnc_train.config.checks import check_predict as check_predict
+from cwgnc_train.config.checks import check_reproduce as check_reproduce
+from cwgnc_train.config.checks import check_stability as check_stability
+from cwgnc_train.config.errors import UserError as UserError
+from cwgnc_train.config.errors import listed as listed
+from cwgnc_train.config.errors import shown as shown
+from cwgnc_train.config.errors import suggest as suggest
+from cwgnc_train.config.finetune import PRESETS as PRESETS
+from cwgnc_train.config.finetune import FinetuneConfig as FinetuneConfig
+from cwgnc_train.config.methods import METHODS as METHODS
+from cwgnc_train.config.methods import find_method as find_method
+from cwgnc_train.config.recipe import CLIP_NUMBERS as CLIP_NUMBERS
+from cwgnc_train.config.recipe import DataConfig as DataConfig
+from cwgnc_train.config.recipe import OptimizerConfig as OptimizerConfig
+from cwgnc_train.config.recipe import RegularizationConfig as RegularizationConfig
+from cwgnc_train.config.recipe import RunSpec as RunSpec
+from cwgnc_train.config.stability import OverridesConfig as OverridesConfig
+from cwgnc_train.config.stability import ReproduceConfig as ReproduceConfig
+from cwgnc_train.config.stability import StabilityConfig as StabilityConfig
+from cwgnc_train.config.tools import ComponentsConfig as ComponentsConfig
+from cwgnc_train.config.tools import PredictConfig as PredictConfig
+from cwgnc_train.config.tools import RacingConfig as RacingConfig
+from cwgnc_train.config.tools import ReportConfig as ReportConfig
+from cwgnc_train.config.tools import UnfreezeConfig as UnfreezeConfig
+from cwgnc_train.config.training import CheckpointsConfig as CheckpointsConfig
+from cwgnc_train.config.training import DevicesConfig as DevicesConfig
+from cwgnc_train.config.training import HostsConfig as HostsConfig
+from cwgnc_train.config.training import TrainingConfig as TrainingConfig

@@ -1,71 +1,33 @@
 """Tasks, files, tokens, order, packing: from texts to the batch of (seed, step)."""
 
-from cwgnc_train.data.examples import (
-    Examples,
-    is_label,
-    load_examples,
-    load_split,
-    read_file,
-)
-from cwgnc_train.data.gather import TokenTable, join_tables, packed_batch, token_table
-from cwgnc_train.data.order import batch_examples, steps_per_epoch
-from cwgnc_train.data.packing import (
-    BatchIndices,
-    Packing,
-    Shape,
-    evaluation_batches,
-    make_packing,
-)
-from cwgnc_train.data.tasks import (
-    GLUE,
-    Task,
-    collapsed,
-    find_task,
-    has_failed,
-    majority_line,
-    own_task,
-    score,
-)
-from cwgnc_train.data.token_cache import CachedTokenizer
-from cwgnc_train.data.tokens import (
-    TokenArrays,
-    check_length,
-    check_tokens,
-    load_tokenizer,
-    pad_tokens,
-    tokenize,
-)
-
-__all__ = (
-    "GLUE",
-    "BatchIndices",
-    "CachedTokenizer",
-    "Examples",
-    "Packing",
-    "Shape",
-    "Task",
-    "TokenArrays",
-    "TokenTable",
-    "batch_examples",
-    "check_length",
-    "check_tokens",
-    "collapsed",
-    "evaluation_batches",
-    "find_task",
-    "has_failed",
-    "is_label",
-    "join_tables",
-    "load_examples",
-    "load_split",
-    "load_tokenizer",
-    "majority_line",
-    "make_packing",
-    "own_task",
-    "pad_tokens",
-    "packed_batch",
-    "read_file",
-    "score",
-    "steps_per_epoch",
-    "token_table",
-    "tokenize",
-)
+from cwgnc_train.data.examples import Examples as Examples
+from cwgnc_train.data.examples import is_label as is_label
+from cwgnc_train.data.examples import load_examples as load_examples
+from cwgnc_train.data.examples import load_split as load_split
+from cwgnc_train.data.examples import read_file as read_file
+from cwgnc_train.data.gather import TokenTable as TokenTable
+from cwgnc_train.data.gather import join_tables as join_tables
+from cwgnc_train.data.gather import packed_batch as packed_batch
+from cwgnc_train.data.gather import token_table as token_table
+from cwgnc_train.data.order import batch_examples as batch_examples
+from cwgnc_train.data.order import steps_per_epoch as steps_per_epoch
+from cwgnc_train.data.packing import BatchIndices as BatchIndices
+from cwgnc_train.data.packing import Packing as Packing
+from cwgnc_train.data.packing import Shape as Shape
+from cwgnc_train.data.packing import evaluation_batches as evaluation_batches
+from cwgnc_train.data.packing import make_packing as make_packing
+from cwgnc_train.data.tasks import GLUE as GLUE
+from cwgnc_train.data.tasks import Task as Task
+from cwgnc_train.data.tasks import collapsed as collapsed
+from cwgnc_train.data.tasks import find_task as find_task
+from cwgnc_train.data.tasks import has_failed as has_failed
+from cwgnc_train.data.tasks import majority_line as majority_line
+from cwgnc_train.data.tasks import own_task as own_task
+from cwgnc_train.data.tasks import score as score
+from cwgnc_train.data.token_cache import CachedTokenizer as CachedTokenizer
+from cwgnc_train.data.tokens import TokenArrays as TokenArrays
+from cwgnc_train.data.tokens import check_length as check_length
+from cwgnc_train.data.tokens import check_tokens as check_tokens
+from cwgnc_train.data.tokens import load_tokenizer as load_tokenizer
+from cwgnc_train.data.tokens import pad_tokens as pad_tokens
+from cwgnc_train.data.tokens import tokenize as tokenize

@@ -188,14 +188,14 @@ def best_sizes(needed: Sequence[int], count: int) -> list[int]:
     up_to = np.cumsum(counts)
 
     @functools.cache
-    def best(last: int, count: int) -> tuple[int, tuple[int, ...]]:
+    def best(last: int, count: int) -> tuple[int, list[int]]:
         # The least cost of rounding all up to sizes[last], one of those chosen, and
         # which are chosen.
-        ways = [(int(sizes[last] * up_to[last]), (last,))]
+        ways = [(int(sizes[last] * up_to[last]), [last])]
         for i in range(last if count > 1 else 0):
             cost, chosen = best(i, count - 1)
             cost += int(sizes[last] * (up_to[last] - up_to[i]))
-            ways.append((cost, (*chosen, last)))
+            ways.append((cost, [*chosen, last]))
         return min(ways)
 
     return [int(sizes[i]) for i in best(len(sizes) - 1, count)[1]]
