@@ -27,11 +27,8 @@ class Preset:
 
     def complete(self, optimizer: OptimizerConfig) -> OptimizerConfig:
         """Fills in the numbers that the optimizer leaves to its preset."""
-        missing = {
-            name: getattr(self, name)
-            for name in ("warmup_ratio", "weight_decay")
-            if getattr(optimizer, name) is None
-        }
+        own = {"warmup_ratio": self.warmup_ratio, "weight_decay": self.weight_decay}
+        missing = {name: own[name] for name in own if getattr(optimizer, name) is None}
         return dataclasses.replace(optimizer, **missing)
 
 
