@@ -15,8 +15,6 @@ from cwgnc_train.engine import programs
 from tests.train.command_lines import parse
 from tests.train.conftest import sentences, write_tsv
 
-pytestmark = pytest.mark.usefixtures("compilation_cache")
-
 
 @pytest.fixture
 def flags(tiny_model, tiny_data, tmp_path):
@@ -103,7 +101,7 @@ def test_same_seed_gives_the_same_bits_and_another_seed_does_not(flags, tmp_path
 
 def test_run_compiles_a_program_for_each_of_few_shapes(flags, monkeypatch):
     # Steps of three usual numbers of rows; one program for both sets of evaluation.
-    for name, most in (("loss_and_grads", 3), ("compute_logits", 1)):
+    for name, most in (("train_step_alone", 3), ("compute_logits", 1)):
         traced = chex.assert_max_traces(getattr(programs, name), n=most)
         monkeypatch.setattr(programs, name, traced)
     assert run(flags(holdout=0.2)) == 0

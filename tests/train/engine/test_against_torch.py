@@ -62,8 +62,8 @@ def compare(data, max_norm, weight_decay, minilm, tmp_path):
     programs, losses = Programs(say=print), []
     for step in range(STEPS):
         shape = group.batch_shape([step])
-        program = programs.train_steps(group, 0, [step], shape, measured=False)
-        state, metrics = program(state)
+        program, batches = programs.train_steps(group, 0, [step], shape, measured=False)
+        state, metrics = program(state, *batches)
         losses.append(float(metrics.loss[0, 0]))
     # Several examples to a row, where torch has one.
     assert max(rows for rows, _ in of_task.packing.shapes[:-1]) < batch_size

@@ -207,23 +207,6 @@ def test_checkpoints_are_due_after_their_time_and_slow_ones_are_far_apart(
         assert checkpoints.due()
 
 
-def test_the_cadence_is_orbaxs_policy(tmp_path):
-    import orbax.checkpoint.experimental.v1 as ocp
-
-    now = 0.0
-    cadence = module.Cadence(5.0, lambda: now)
-    with ocp.training.Checkpointer(
-        tmp_path / "c", save_decision_policy=cadence
-    ) as checkpointer:
-        assert not checkpointer.should_save(1)
-        assert not checkpointer.save(1, {"a": np.ones(2)})
-        now = 5.0
-        assert checkpointer.should_save(2)
-        assert checkpointer.save(2, {"a": np.ones(2)})
-        cadence.saved()
-        assert not checkpointer.should_save(3)
-
-
 def test_the_next_checkpoint_waits_for_the_one_before(tmp_path, monkeypatch):
     free, order = threading.Event(), []
 

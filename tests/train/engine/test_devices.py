@@ -34,10 +34,9 @@ from cwgnc_train.engine import (
 from cwgnc_train.engine.checkpoints import restore
 from cwgnc_train.engine.evaluation import EvaluationBatches
 from cwgnc_train.engine.pmap import pmap_train_steps
-from cwgnc_train.engine.programs import EvaluationProgram, compile_eval_step
+from cwgnc_train.engine.programs import compile_eval_step
 from tests.train.conftest import MODEL, STEP_CONFIG, tokens_of
 
-pytestmark = pytest.mark.usefixtures("compilation_cache")
 # Large enough that the kernels are split, the largest axis of each differing.
 SIZES = {"vocab_size": 72, "hidden_size": 64, "intermediate_size": 128}
 MODEL = dataclasses.replace(MODEL, **SIZES)
@@ -134,7 +133,7 @@ def finish(weights, layout, started=None, **kwargs):
 
 
 @pytest.fixture(scope="module")
-def alone(weights, compilation_cache):
+def alone(weights):
     return finish(weights, ONE)
 
 
@@ -292,12 +291,10 @@ def test_logits_of_any_number_of_examples_are_those_of_one_device(name, weights)
     sets = {"validation": tokens_of(MODEL, 21, seed=3)}
 
     def logits(layout):
-        batches = EvaluationBatches(sets, 13, layout.data_devices)
+        batches = EvaluationBatches(sets, 13, layout)
         program = compile_eval_step(STEP_CONFIG, layout, batches.shape)
-        table = layout.place_table(batches.table)
         params = start(weights, layout).params
-        evaluated = EvaluationProgram(program, table, batches, layout)(params)
-        return evaluated["validation"][0]
+        return batches.logits(program, params)["validation"][0]
 
     expected = logits(ONE)
     np.testing.assert_allclose(logits(layout_of(name)), expected, atol=1e-5)

@@ -13,10 +13,8 @@ from cwgnc_train.data import TokenArrays, own_task, packed_batch
 from cwgnc_train.engine import Layout, StepConfig, evaluate, make_mesh
 from cwgnc_train.engine.evaluation import EvaluationBatches
 from cwgnc_train.engine.inputs import Inputs
-from cwgnc_train.engine.programs import EvaluationProgram, compile_eval_step
+from cwgnc_train.engine.programs import compile_eval_step
 from tests.train.conftest import MODEL
-
-pytestmark = pytest.mark.usefixtures("compilation_cache")
 
 LABELS = np.array([0, 1, 1, 0, 1], np.int32)
 LAYOUT = Layout(make_mesh(jax.devices()[:1]))
@@ -38,10 +36,10 @@ def answer(shape, params, table, indices):
     return np.stack([right, right[:, ::-1], np.tile([0.0, 1.0], (len(right), 1))])
 
 
-def program_of(sets, batch_size, multiple=1):
-    batches = EvaluationBatches(sets, batch_size, multiple)
+def program_of(sets, batch_size):
+    batches = EvaluationBatches(sets, batch_size, LAYOUT)
     step = functools.partial(answer, batches.shape)
-    return EvaluationProgram(step, LAYOUT.place_table(batches.table), batches, LAYOUT)
+    return functools.partial(batches.logits, step)
 
 
 @pytest.fixture
@@ -85,10 +83,11 @@ def arrays_of(rng, count, length, longest):
 def test_all_batches_of_all_sets_share_a_shape_with_little_padding(multiple):
     rng = np.random.default_rng(0)
     sets = {str(count): arrays_of(rng, count, 32, 24) for count in (70, 33)}
-    batches = EvaluationBatches(sets, 16, multiple)
+    layout = Layout(make_mesh(jax.devices()[:multiple], multiple))
+    batches = EvaluationBatches(sets, 16, layout)
     rows, length = batches.shape
     assert length == 32 and rows % multiple == 0
-    taken = [batches.indices(LAYOUT, number) for number in range(len(batches))]
+    taken = [batches.indices(number) for number in range(len(batches))]
     assert len(taken) == 5 + 3
     assert len({len(batch.examples) for batch in taken}) == 1
     assert len(taken[0].examples) % multiple == 0
@@ -103,12 +102,11 @@ def test_packed_logits_are_those_of_examples_in_rows_of_their_own():
     model = dataclasses.replace(MODEL, num_hidden_layers=2, max_position_embeddings=16)
     params = models.init_params(model, jax.random.key(0))
     arrays = arrays_of(np.random.default_rng(1), 11, 16, 15)
-    batches = EvaluationBatches({"all": arrays}, 4)
+    batches = EvaluationBatches({"all": arrays}, 4, LAYOUT)
     config = StepConfig(model, False, "by_parameter", 0.9, 0.999, "float32")
     step = compile_eval_step(config, LAYOUT, batches.shape)
-    table = LAYOUT.place_table(batches.table)
-    program = EvaluationProgram(step, table, batches, LAYOUT)
-    [logits] = program(jax.tree.map(lambda leaf: leaf[None], params))["all"]
+    params_of_one = jax.tree.map(lambda leaf: leaf[None], params)
+    [logits] = batches.logits(step, params_of_one)["all"]
     expected = models.apply(
         model, params, arrays.input_ids, arrays.attention_mask, arrays.token_type_ids
     ).logits

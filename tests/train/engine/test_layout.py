@@ -24,10 +24,8 @@ from cwgnc_train.engine import (
 )
 from cwgnc_train.engine.checkpoints import restore
 from cwgnc_train.engine.evaluation import EvaluationBatches
-from cwgnc_train.engine.programs import EvaluationProgram, compile_eval_step
+from cwgnc_train.engine.programs import compile_eval_step
 from tests.train.conftest import MODEL, STEP_CONFIG, a_batch, tokens_of
-
-pytestmark = pytest.mark.usefixtures("compilation_cache")
 
 HEAD = ("classifier/bias", "classifier/kernel")
 STEPS = 3
@@ -208,11 +206,10 @@ def test_runs_together_are_evaluated_as_alone(name, checkpoint):
     sets = {"validation": tokens_of(MODEL, 21)}
 
     def logits(which, layout):
-        batches = EvaluationBatches(sets, 13, layout.data_devices)
+        batches = EvaluationBatches(sets, 13, layout)
         program = compile_eval_step(STEP_CONFIG, layout, batches.shape)
-        table = layout.place_table(batches.table)
         params = start(checkpoint, which, layout).params
-        return EvaluationProgram(program, table, batches, layout)(params)["validation"]
+        return batches.logits(program, params)["validation"]
 
     together = logits(range(8), LAYOUTS[name])
     assert np.ptp(together, axis=(0, 1)).min() > 1e-2

@@ -17,11 +17,9 @@ from cwgnc_jax import models
 from cwgnc_train.commands import run as main
 from cwgnc_train.config import CLIP_NUMBERS, OptimizerConfig, RegularizationConfig
 from cwgnc_train.engine.component_statistics import STATISTICS
-from cwgnc_train.engine.optimizer import _LEARNED_CLIPS, make_hparams
+from cwgnc_train.engine.optimizer import LEARNED_CLIPS, make_hparams
 from cwgnc_train.engine.step import init_run, train_step, update
 from tests.train.conftest import MODEL, STEP_CONFIG, a_batch, by_component, padded
-
-pytestmark = pytest.mark.usefixtures("compilation_cache")
 
 # Numbers at which a few steps clip some components and not others.
 QUICK = {
@@ -49,14 +47,14 @@ def stepped(config, run, count=4):
     return run, reported
 
 
-@pytest.mark.parametrize("clip", _LEARNED_CLIPS)
+@pytest.mark.parametrize("clip", LEARNED_CLIPS)
 def test_the_step_reports_what_the_clip_makes_of_its_norms(clip):
     config = dataclasses.replace(STEP_CONFIG, clip=clip)
     run = a_run(config, clip=clip, clip_numbers=QUICK[clip])
     sizes = cwgnc_jax.component_sizes(run.params)
     # These rules know of a gradient nothing but its norm.
     numbers = CLIP_NUMBERS[clip] | QUICK[clip]
-    tx = _LEARNED_CLIPS[clip](component_fn=cwgnc_jax.by_parameter, **numbers)
+    tx = LEARNED_CLIPS[clip](component_fn=cwgnc_jax.by_parameter, **numbers)
     state = tx.init({name: jnp.zeros(1) for name in sizes})
     rates = []
     for metrics in stepped(config, run)[1]:
@@ -94,7 +92,7 @@ def test_what_was_clipped_is_counted_as_clip_report_counts_it(clip, nonfinite):
         )
     else:
         numbers = CLIP_NUMBERS[clip] | QUICK[clip]
-        tx = _LEARNED_CLIPS[clip](
+        tx = LEARNED_CLIPS[clip](
             component_fn=cwgnc_jax.by_module, keep_report=True, **numbers
         )
     step, clip_step = jax.jit(functools.partial(update, config)), jax.jit(tx.update)
@@ -185,9 +183,9 @@ def test_measured_components_are_those_behind_the_learned_clip():
             assert found[name] == pytest.approx(float(expected), rel=1e-4)
 
 
-@pytest.mark.parametrize("clip", _LEARNED_CLIPS)
+@pytest.mark.parametrize("clip", LEARNED_CLIPS)
 def test_defaults_are_those_of_the_library_where_it_has_any(clip):
-    for name, parameter in inspect.signature(_LEARNED_CLIPS[clip]).parameters.items():
+    for name, parameter in inspect.signature(LEARNED_CLIPS[clip]).parameters.items():
         if name in CLIP_NUMBERS[clip] and parameter.default is not parameter.empty:
             assert CLIP_NUMBERS[clip][name] == parameter.default
 

@@ -15,7 +15,7 @@ import cwgnc_jax
 from cwgnc_jax import models
 from cwgnc_train.commands import run as main
 from cwgnc_train.config import OptimizerConfig, RegularizationConfig
-from cwgnc_train.engine.nonfinite import NonfiniteSteps
+from cwgnc_train.engine.course import NonfiniteSteps
 from cwgnc_train.engine.optimizer import linear_schedule, make_hparams
 from cwgnc_train.engine.step import init_run, train_step
 from tests.train.conftest import (
@@ -26,8 +26,6 @@ from tests.train.conftest import (
     sentences,
     write_tsv,
 )
-
-pytestmark = pytest.mark.usefixtures("compilation_cache")
 
 BAD = a_batch() | {"weights": np.array([1, 1, np.nan, 1, 1, 1], np.float32)}
 
@@ -176,7 +174,7 @@ def test_steps_in_a_row_are_counted_and_where_they_began():
 
 
 @pytest.fixture
-def finetune(tiny_model, tmp_path, compilation_cache):
+def finetune(tiny_model, tmp_path):
     """Fine-tunes on labels of which the first are absurd; returns the exit status."""
 
     def run(absurd, *more):

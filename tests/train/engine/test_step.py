@@ -19,8 +19,6 @@ from cwgnc_train.engine.optimizer import Hparams, linear_schedule, make_hparams
 from cwgnc_train.engine.step import StepConfig, init_run, loss_and_grads, train_step
 from tests.train.conftest import MODEL, STEP_CONFIG, a_batch, by_component, padded
 
-pytestmark = pytest.mark.usefixtures("compilation_cache")
-
 STEP = jax.jit(train_step, static_argnums=0)
 
 
@@ -78,7 +76,7 @@ def test_rows_of_weight_zero_count_for_nothing():
 
 def test_step_compiles_once_and_takes_over_its_buffers(monkeypatch):
     traced = chex.assert_max_traces(loss_and_grads, n=1)
-    monkeypatch.setattr("cwgnc_train.engine.programs.loss_and_grads", traced)
+    monkeypatch.setattr("cwgnc_train.engine.step.loss_and_grads", traced)
     layout = Layout(make_mesh(jax.devices()[:1]))
     batch = a_batch()
     table = layout.place_table(

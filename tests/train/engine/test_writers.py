@@ -17,8 +17,6 @@ from cwgnc_train.engine import check_writers, writers
 from cwgnc_train.engine.writers import TensorBoardWriter, WandbWriter, scalars
 from cwgnc_train.records import RecordFile, parse_lines
 
-pytestmark = pytest.mark.usefixtures("compilation_cache")
-
 CELL = "own/finetune/lr=2e-05/max_norm=0.05"
 NAMES = [f"{CELL}/seed=1", f"{CELL}/seed=2"]
 
@@ -121,7 +119,7 @@ def flags_of(model, data, workdir):
 
 
 @pytest.fixture(scope="module")
-def workdir(tiny_model, tiny_data, tmp_path_factory, compilation_cache):
+def workdir(tiny_model, tiny_data, tmp_path_factory):
     """The folder of two runs of one program, with what both packages wrote."""
     folder = tmp_path_factory.mktemp("writers")
     more = ["--seeds", "2", "--devices", "1", "--runs-per-program", "2"]
@@ -185,7 +183,7 @@ def test_weights_and_biases_knows_the_run_and_its_end(workdir):
 
 def test_steps_that_are_written_again_replace_those_before(tmp_path):
     for first_step in (1, 3):
-        with TensorBoardWriter(tmp_path, first_step) as writer:
+        with contextlib.closing(TensorBoardWriter(tmp_path, first_step)) as writer:
             writer.append({"step": first_step, "loss": 0.5})
     from tensorboardX.proto.event_pb2 import SessionLog
 
@@ -200,8 +198,7 @@ def test_steps_that_are_written_again_replace_those_before(tmp_path):
 def test_the_project_of_the_environment_is_used(tmp_path):
     with offline(tmp_path) as patch:
         patch.setenv("WANDB_PROJECT", "mine")
-        with WandbWriter(tmp_path, "a", {}):
-            pass
+        WandbWriter(tmp_path, "a", {}).close()
     [run] = wandb_records(tmp_path)["a"]["run"]
     assert run.project == "mine"
 
@@ -235,7 +232,8 @@ def test_a_clip_report_goes_through_every_writer(tmp_path):
     _, state = tx.update(grads, tx.init(grads))
     record = {"step": 7} | cwgnc_jax.clip_report(state).scalars()
     path = tmp_path / "clip.jsonl"
-    with RecordFile(path) as lines, TensorBoardWriter(tmp_path, 7) as tensorboard:
+    tensorboard = TensorBoardWriter(tmp_path, 7)
+    with RecordFile(path) as lines, contextlib.closing(tensorboard):
         for writer in (lines, tensorboard):
             writer.append(record)
     assert parse_lines(path, path.read_bytes()) == [record]

@@ -13,17 +13,12 @@ from cwgnc_train.config import (
     StabilityConfig,
     TrainingConfig,
 )
-from cwgnc_train.engine import Programs
+from cwgnc_train.engine import Training
 from cwgnc_train.study import prepare_stability, run_study
 from tests.train.configs import replaced
 from tests.train.conftest import sentences
 
 VOLATILE = ("seconds", "own_seconds", "finished_at", "crc32")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _programs_are_kept(compilation_cache):
-    """Studies compile the same few programs again and again."""
 
 
 @pytest.fixture(scope="module")
@@ -111,30 +106,31 @@ def signal_at(monkeypatch, calls, signum=signal.SIGTERM):
 
 def at_call(monkeypatch, calls, action):
     """Before the n-th training step there is an action."""
-    real, count = Programs.train_steps, 0
+    real, count = Training._program, 0
 
-    def train_steps(self, *arguments):
-        program = real(self, *arguments)
+    def _program(self, *arguments):
+        program, batches, end = real(self, *arguments)
 
-        def counted(states):
+        def counted(*arguments):
             nonlocal count
             count += 1
             if count == calls:
                 action()
-            return program(states)
+            return program(*arguments)
 
-        return counted
+        return counted, batches, end
 
-    monkeypatch.setattr(Programs, "train_steps", train_steps)
+    monkeypatch.setattr(Training, "_program", _program)
 
 
 def steps_taken(monkeypatch):
     """Returns a list that training steps are added to, counted from 0."""
-    real, taken = Programs.train_steps, []
+    real, taken = Training._program, []
 
-    def train_steps(self, group, iteration, steps, *rest):
-        taken.extend(steps)
-        return real(self, group, iteration, steps, *rest)
+    def _program(self, iteration, step, end):
+        program, batches, end = real(self, iteration, step, end)
+        taken.extend(range(step, end))
+        return program, batches, end
 
-    monkeypatch.setattr(Programs, "train_steps", train_steps)
+    monkeypatch.setattr(Training, "_program", _program)
     return taken

@@ -25,6 +25,7 @@ ROOT = Path(__file__).parent.parent.parent.parent
 
 PRIMITIVES = """
 import sys
+from jax.experimental import multihost_utils
 from cwgnc_train.config import HostsConfig, UserError
 from cwgnc_train.engine import hosts
 
@@ -42,12 +43,12 @@ for block in range(2):
             print("past the block")
     except (UserError, OSError) as error:
         print(error)
-hosts.check_same(lambda: "seed 1")
+hosts.check_same("seed 1")
 try:
-    hosts.check_same(lambda: f"seed {me}")
+    hosts.check_same(f"seed {me}")
 except UserError as error:
     print(error)
-hosts.wait_for_all("end")
+multihost_utils.sync_global_devices("end")
 """
 
 
@@ -188,7 +189,7 @@ def begin(compiled):
 
 
 @pytest.fixture(scope="module")
-def alone(flags, tmp_path_factory, compilation_cache):
+def alone(flags, tmp_path_factory):
     workdir = tmp_path_factory.mktemp("alone") / "run"
     assert run(flags(workdir)) == 0
     return workdir
@@ -248,7 +249,7 @@ def test_processes_make_the_run_of_one_and_the_first_writes_it(
 
 @pytest.mark.slow
 def test_a_signal_to_one_process_stops_all_and_any_number_goes_on(
-    begin, flags, tmp_path, compilation_cache
+    begin, flags, tmp_path
 ):
     long = {"epochs": 40, "checkpoint_seconds": 10_000, "keep": 1}
     assert run(flags(tmp_path / "alone", **long)) == 0
@@ -289,9 +290,7 @@ def wait_for_records(workdir, processes):
 
 
 @pytest.mark.slow
-def test_processes_train_several_seeds_and_save_the_best(
-    begin, flags, tmp_path, compilation_cache
-):
+def test_processes_train_several_seeds_and_save_the_best(begin, flags, tmp_path):
     seeds = {"seeds": 2, "holdout": 0.2}
     assert run(flags(tmp_path / "alone", **seeds)) == 0
     # Each process has a run of its own; then both share each run.
@@ -326,7 +325,7 @@ STUDY = {
 
 @pytest.mark.slow
 def test_processes_make_a_study_and_one_of_another_number_goes_on(
-    begin, flags, tmp_path, compilation_cache
+    begin, flags, tmp_path
 ):
     assert run(flags(tmp_path / "alone", **STUDY)) == 0
     workdir = tmp_path / "study"

@@ -71,7 +71,7 @@ def made_up(monkeypatch, scores):
 
     def train(self):
         trained = real(self)
-        for run, result in zip(self._group.filled, trained.results, strict=True):
+        for run, result in zip(self.group.filled, trained.results, strict=True):
             for split, accuracy in scores[run.seed].items():
                 found = result[split]
                 changed = found.scores | {"accuracy": accuracy}

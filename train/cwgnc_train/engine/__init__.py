@@ -1,81 +1,43 @@
 """Training: the step, runs over devices, the loop, evaluation, checkpoints, records."""
 
-from cwgnc_train.engine import hosts, memory
-from cwgnc_train.engine.checkpoints import (
-    Checkpoints,
-    find_checkpoint,
-    fingerprint,
-    other_fingerprint,
-    remove_checkpoints,
-)
-from cwgnc_train.engine.evaluation import evaluate
-from cwgnc_train.engine.group import RunGroup, TaskRuns
-from cwgnc_train.engine.inputs import Inputs, load_inputs, load_weights
-from cwgnc_train.engine.interruption import Interrupted, Interruption
-from cwgnc_train.engine.layout import Layout, choose_mesh, make_mesh
-from cwgnc_train.engine.loop import Start, Trained, Training
-from cwgnc_train.engine.model_components import list_components
-from cwgnc_train.engine.model_folder import save_model
-from cwgnc_train.engine.optimizer import Hparams, check_clip, make_hparams
-from cwgnc_train.engine.predict import predict
-from cwgnc_train.engine.program_cache import keep_programs, seconds_saved
-from cwgnc_train.engine.programs import (
-    Programs,
-    compile_train_steps,
-    steps_of_program,
-)
-from cwgnc_train.engine.progress import Progress
-from cwgnc_train.engine.recorder import Recorder
-from cwgnc_train.engine.start import start_runs
-from cwgnc_train.engine.step import (
-    RunState,
-    StepConfig,
-    example_losses,
-    init_run,
-    train_step,
-)
-from cwgnc_train.engine.writers import check_writers
-
-__all__ = (
-    "Checkpoints",
-    "Hparams",
-    "Inputs",
-    "Interrupted",
-    "Interruption",
-    "Layout",
-    "Programs",
-    "Progress",
-    "Recorder",
-    "RunGroup",
-    "RunState",
-    "Start",
-    "StepConfig",
-    "TaskRuns",
-    "Trained",
-    "Training",
-    "check_clip",
-    "check_writers",
-    "choose_mesh",
-    "compile_train_steps",
-    "evaluate",
-    "example_losses",
-    "find_checkpoint",
-    "fingerprint",
-    "hosts",
-    "init_run",
-    "keep_programs",
-    "list_components",
-    "load_inputs",
-    "load_weights",
-    "make_hparams",
-    "make_mesh",
-    "memory",
-    "other_fingerprint",
-    "predict",
-    "remove_checkpoints",
-    "save_model",
-    "seconds_saved",
-    "start_runs",
-    "steps_of_program",
-    "train_step",
-)
+from cwgnc_train.engine import hosts as hosts
+from cwgnc_train.engine import memory as memory
+from cwgnc_train.engine.checkpoints import Checkpoints as Checkpoints
+from cwgnc_train.engine.checkpoints import find_checkpoint as find_checkpoint
+from cwgnc_train.engine.checkpoints import fingerprint as fingerprint
+from cwgnc_train.engine.checkpoints import other_fingerprint as other_fingerprint
+from cwgnc_train.engine.checkpoints import remove_checkpoints as remove_checkpoints
+from cwgnc_train.engine.evaluation import evaluate as evaluate
+from cwgnc_train.engine.group import RunGroup as RunGroup
+from cwgnc_train.engine.group import TaskRuns as TaskRuns
+from cwgnc_train.engine.group import start_runs as start_runs
+from cwgnc_train.engine.inputs import Inputs as Inputs
+from cwgnc_train.engine.inputs import list_components as list_components
+from cwgnc_train.engine.inputs import load_inputs as load_inputs
+from cwgnc_train.engine.inputs import load_weights as load_weights
+from cwgnc_train.engine.interruption import Interrupted as Interrupted
+from cwgnc_train.engine.interruption import Interruption as Interruption
+from cwgnc_train.engine.layout import Layout as Layout
+from cwgnc_train.engine.layout import choose_mesh as choose_mesh
+from cwgnc_train.engine.layout import make_mesh as make_mesh
+from cwgnc_train.engine.loop import Start as Start
+from cwgnc_train.engine.loop import Trained as Trained
+from cwgnc_train.engine.loop import Training as Training
+from cwgnc_train.engine.model_folder import save_model as save_model
+from cwgnc_train.engine.optimizer import Hparams as Hparams
+from cwgnc_train.engine.optimizer import check_clip as check_clip
+from cwgnc_train.engine.optimizer import make_hparams as make_hparams
+from cwgnc_train.engine.predict import predict as predict
+from cwgnc_train.engine.program_cache import keep_programs as keep_programs
+from cwgnc_train.engine.program_cache import seconds_saved as seconds_saved
+from cwgnc_train.engine.programs import Programs as Programs
+from cwgnc_train.engine.programs import compile_train_steps as compile_train_steps
+from cwgnc_train.engine.programs import steps_of_program as steps_of_program
+from cwgnc_train.engine.progress import Progress as Progress
+from cwgnc_train.engine.recorder import Recorder as Recorder
+from cwgnc_train.engine.step import RunState as RunState
+from cwgnc_train.engine.step import StepConfig as StepConfig
+from cwgnc_train.engine.step import example_losses as example_losses
+from cwgnc_train.engine.step import init_run as init_run
+from cwgnc_train.engine.step import train_step as train_step
+from cwgnc_train.engine.writers import check_writers as check_writers

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+from jax.experimental import multihost_utils
 
 from cwgnc_jax import flatten_with_paths
 from cwgnc_train.config import CheckpointsConfig, UserError
@@ -19,65 +20,8 @@ from cwgnc_train.engine.layout import Layout
 from cwgnc_train.engine.step import RunState
 from cwgnc_train.records import plain, verify_manifest, write_manifest
 
-# By default checkpoints are at least so many seconds apart, and take at most this share
-# of the time.
 _SECONDS = 60.0
 _SHARE = 0.02
-
-
-class Cadence:
-    """Orbax's policy of when to save: by time.
-
-    Args:
-      seconds: Time between two checkpoints; None for as often as takes 2 % of the time,
-        and at least a minute apart.
-      clock: Tells the time in seconds.
-    """
-
-    def __init__(self, seconds: float | None, clock: Callable[[], float]):
-        self._wanted, self._clock = seconds, clock
-        self._until = _SECONDS if seconds is None else seconds
-        self._since = clock()
-
-    def due(self) -> bool:
-        """Says whether it is time for another checkpoint."""
-        return self._clock() - self._since >= self._until
-
-    def should_save(self, step: Any, previous_steps: Any, *, context: Any) -> bool:
-        """Answers Orbax."""
-        del step, previous_steps
-        return self.due() and not context.is_saving_in_progress
-
-    def saved(self) -> None:
-        """Notes that a checkpoint has begun."""
-        self._since = self._clock()
-
-    def took(self, seconds: float) -> None:
-        """Notes how long a checkpoint took."""
-        if self._wanted is None:
-            self._until = max(_SECONDS, seconds / _SHARE)
-
-
-class Verified:
-    """Orbax's policy of what to keep: another policy, among whole checkpoints.
-
-    A checkpoint without a manifest is still being written. It is kept, and pushes no
-    other out, so that there is a whole one whenever the process dies.
-
-    Args:
-      folder: Holds the checkpoints.
-      policy: Decides among those with a manifest.
-    """
-
-    def __init__(self, folder: Path, policy: Any):
-        self._folder, self._policy = folder, policy
-
-    def should_preserve(self, checkpoints: Any, *, context: Any) -> list[bool]:
-        """Answers Orbax."""
-        whole = [c for c in checkpoints if _is_finished(self._folder / str(c.step))]
-        kept = self._policy.should_preserve(whole, context=context)
-        unwanted = {c.step for c, keep in zip(whole, kept, strict=True) if not keep}
-        return [c.step not in unwanted for c in checkpoints]
 
 
 class Checkpoints:
@@ -89,7 +33,8 @@ class Checkpoints:
     Args:
       folder: Holds the checkpoints. Those of later steps, and those that are not whole,
         are removed from it.
-      config: When to write and what to keep.
+      config: When to write and what to keep. Without a time of its own, checkpoints are
+        as often as takes 2 % of the time, and at least a minute apart.
       step: The step that the runs are at.
       clock: Tells the time in seconds.
     """
@@ -102,7 +47,9 @@ class Checkpoints:
         clock: Callable[[], float] = time.monotonic,
     ):
         self._folder, self._config, self._step = folder.absolute(), config, step
-        self._cadence = Cadence(config.checkpoint_seconds, clock)
+        self._clock, self._since = clock, clock()
+        wanted = config.checkpoint_seconds
+        self._apart = _SECONDS if wanted is None else wanted
         self._thread = ThreadPoolExecutor(1)
         self._writing: Future[None] | None = None
         self._checkpointer: Any = None
@@ -120,7 +67,7 @@ class Checkpoints:
 
     def due(self) -> bool:
         """Says whether it is time for another checkpoint."""
-        return self._cadence.due()
+        return self._clock() - self._since >= self._apart
 
     def save(
         self,
@@ -132,21 +79,16 @@ class Checkpoints:
         """Begins to write a checkpoint, when the one before is written.
 
         The runs may be changed as soon as this returns. Hparams and initial parameters
-        are not written: they follow from the config.
+        are not written: they follow from the config. ``notes`` are JSON, and what
+        :func:`find_checkpoint` is to return with it.
 
-        Args:
-          step: How many steps are done.
-          states: The runs.
-          notes: What :func:`find_checkpoint` is to return with it; JSON.
-          score: How well the runs do.
-
-        Raises:
-          OSError: If this checkpoint or the one before cannot be written; those before
-            are intact.
+        An OSError says that this checkpoint or the one before cannot be written; those
+        before are intact.
         """
         self.wait()
         begun = time.monotonic()
         try:
+            self.prune()
             if self._checkpointer is None:
                 self._checkpointer = self._open()
             response = self._checkpointer.save_async(
@@ -159,7 +101,7 @@ class Checkpoints:
         except Exception as error:
             raise self._failed(step, error) from error
         self._writing = self._thread.submit(self._finish, response, step, begun)
-        self._cadence.saved()
+        self._since = self._clock()
 
     def wait(self) -> None:
         """Returns when all checkpoints are on the disk; raises as :meth:`save`."""
@@ -172,13 +114,6 @@ class Checkpoints:
         self.wait()
         if self._checkpointer is None:
             return
-        written = self._checkpointer.checkpoints
-        kept = self._policy.should_preserve(written, context=None)
-        for checkpoint, keep in zip(written, kept, strict=True):
-            if not keep:
-                self._checkpointer.delete(checkpoint.step)
-
-    def _open(self) -> Any:
         policies = _orbax().training.preservation_policies
         keep: list[Any] = [policies.LatestN(self._config.keep or 1)]
         if self._config.keep_best:
@@ -189,18 +124,23 @@ class Checkpoints:
                 keep_checkpoints_without_metrics=False,
             )
             keep.append(best)
-        self._policy = Verified(self._folder, policies.AnyPreservationPolicy(keep))
+        written = self._checkpointer.checkpoints
+        policy = policies.AnyPreservationPolicy(keep)
+        kept = policy.should_preserve(written, context=None)
+        for checkpoint, keep_it in zip(written, kept, strict=True):
+            if not keep_it:
+                self._checkpointer.delete(checkpoint.step)
+
+    def _open(self) -> Any:
         if hosts.is_primary():
             for path in _steps(self._folder):
                 if int(path.name) > self._step or verify_manifest(path) is not None:
                     shutil.rmtree(path)
             self._folder.mkdir(parents=True, exist_ok=True)
-        hosts.wait_for_all("checkpoints")
+        multihost_utils.sync_global_devices("checkpoints")
+        # It keeps all; what goes is decided among whole ones, by :meth:`prune`.
         return _orbax().training.Checkpointer(
-            self._folder,
-            save_decision_policy=self._cadence,
-            preservation_policy=self._policy,
-            cleanup_tmp_directories=True,
+            self._folder, cleanup_tmp_directories=True
         )
 
     def _finish(self, response: Any, step: int, begun: float) -> None:
@@ -210,7 +150,8 @@ class Checkpoints:
                 write_manifest(self._folder / str(step))
         except Exception as error:
             raise self._failed(step, error) from error
-        self._cadence.took(time.monotonic() - begun)
+        if self._config.checkpoint_seconds is None:
+            self._apart = max(_SECONDS, (time.monotonic() - begun) / _SHARE)
 
     def _failed(self, step: int, error: Exception) -> OSError:
         whole = [path for path in _steps(self._folder) if _is_finished(path)]
@@ -238,25 +179,19 @@ def find_checkpoint(
 ) -> tuple[Path, dict[str, Any]] | None:
     """Finds the newest whole checkpoint of a folder; changes nothing.
 
-    Args:
-      folder: Holds the checkpoints.
-      say: Is told of each that is damaged or was not finished.
-      problem: Says from a checkpoint's notes what is wrong with the records that belong
-        to it, or None.
+    ``say`` is told of each that is damaged or was not finished; ``problem`` says from
+    the notes of one what is wrong with the records that belong to it.
 
     Returns:
-      Its path and its notes; None if no checkpoint was finished.
-
-    Raises:
-      UserError: If there are finished checkpoints but no whole one.
+      Its path and its notes; None if no checkpoint was finished. A UserError is raised
+      if there are finished ones but no whole one.
     """
     damaged = []
     for path in _steps(folder):
         if not _is_finished(path):
             say(f"{path} was not written to its end: not used")
             continue
-        notes: dict[str, Any] = {}
-        wrong = verify_manifest(path)
+        notes, wrong = {}, verify_manifest(path)
         if wrong is None:
             notes = _orbax().metadata(str(path.absolute())).custom_metadata
             if notes["step"] != int(path.name):
@@ -279,16 +214,8 @@ def find_checkpoint(
 def restore(path: Path, states: RunState) -> RunState:
     """Reads a checkpoint.
 
-    Args:
-      path: As :func:`find_checkpoint` returns it.
-      states: The same runs before their first step; they say what is expected and where
-        it belongs.
-
-    Returns:
-      The runs as they were saved.
-
-    Raises:
-      UserError: If the checkpoint holds arrays of other names, shapes or dtypes.
+    ``states`` are the same runs before their first step; they say what is expected and
+    where it belongs. Arrays of other names, shapes or dtypes are a UserError.
     """
     expected = _saved_arrays(states)
     stored = _orbax().metadata(str(path.absolute())).metadata
@@ -306,11 +233,7 @@ def restore(path: Path, states: RunState) -> RunState:
             f"{path} is not a checkpoint of these runs: {'; '.join(lines)}{more}. "
             f"Give the model and the settings it was written with"
         )
-    abstract = {
-        name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding)
-        for name, leaf in expected.items()
-    }
-    loaded = _orbax().load(str(path.absolute()), abstract)
+    loaded = _orbax().load(str(path.absolute()), expected)
     params, opt_state, step, key = jax.tree.unflatten(
         jax.tree.structure(_saved(states)), [loaded[name] for name in expected]
     )
@@ -323,12 +246,15 @@ def fingerprint(layout: Layout) -> dict[str, Any]:
 
     On a CPU that includes the cores the process may use: sums are split over them.
     """
+    # Not all systems bind processes to cores.
+    bound = getattr(os, "sched_getaffinity", None)
+    cores = os.cpu_count() if bound is None else len(bound(0))
     return {
         "jaxlib": importlib.metadata.version("jaxlib"),
         "XLA_FLAGS": os.environ.get("XLA_FLAGS", ""),
         "device": layout.mesh.devices.flat[0].device_kind,
         "devices": layout.description,
-        "cores": _usable_cores() if layout.platform == "cpu" else None,
+        "cores": cores if layout.platform == "cpu" else None,
     }
 
 
@@ -345,13 +271,6 @@ def other_fingerprint(before: dict[str, Any], now: dict[str, Any]) -> str | None
         f"the checkpoint was made elsewhere ({'; '.join(differences)}): "
         f"going on, but not to the same bits as without interruption"
     )
-
-
-def _usable_cores() -> int | None:
-    # Not all systems bind processes to cores.
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count()
 
 
 def _orbax() -> Any:

@@ -10,19 +10,9 @@ from jaxtyping import Array, Float, PyTree
 from cwgnc_jax import component_norms, component_sizes, flatten_with_paths
 
 STATISTICS = (
-    "rmsd",
-    "cosine",
-    "grad_norm",
-    "clipped_norm",
-    "coefficient",
-    "param_norm",
-    "update_norm",
-    "grad_min",
-    "grad_max",
-    "grad_mean",
-    "param_min",
-    "param_max",
-    "param_mean",
+    *("rmsd", "cosine", "grad_norm", "clipped_norm", "coefficient"),
+    *("param_norm", "update_norm", "grad_min", "grad_max", "grad_mean"),
+    *("param_min", "param_max", "param_mean"),
 )
 """The rows of :func:`component_statistics`."""
 
@@ -32,12 +22,8 @@ def component_statistics(
 ) -> Float[Array, "statistics components"]:
     """Measures each parameter, the paper's component, after a step.
 
-    Args:
-      params: The parameters after the update.
-      init_params: The parameters that the run started from.
-      grads: The gradients before the clip.
-      clipped: The gradients after it.
-      updates: What was added to the parameters.
+    ``params`` are those after the update; ``grads`` and ``clipped`` the gradients
+    before and after the clip.
 
     Returns:
       Rows in the order of ``STATISTICS``, columns in that of

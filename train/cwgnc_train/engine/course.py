@@ -5,9 +5,59 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from jaxtyping import Float
 
-from cwgnc_train.engine.nonfinite import NonfiniteSteps
+from cwgnc_train.config import listed
 from cwgnc_train.engine.step import CURVES, Metrics
+
+
+@dataclasses.dataclass
+class NonfiniteSteps:
+    """The steps of a run with non-finite gradients so far; JSON as a dict."""
+
+    steps: int = 0
+    first_step: int | None = None
+    first_components: list[str] = dataclasses.field(default_factory=list)
+    """The components whose gradient was not finite in the first step."""
+    in_a_row: int = 0
+    row_step: int | None = None
+    """The first step of the last row of such steps."""
+    row_components: list[str] = dataclasses.field(default_factory=list)
+
+    def see(
+        self, step: int, names: Sequence[str], norms: Float[np.ndarray, " components"]
+    ) -> list[str]:
+        """Takes the norms of a step; returns the components that are not finite."""
+        components = [names[i] for i in np.flatnonzero(~np.isfinite(norms)).tolist()]
+        if not components:
+            self.in_a_row = 0
+            return components
+        if not self.in_a_row:
+            self.row_step, self.row_components = step, components
+        if not self.steps:
+            self.first_step, self.first_components = step, components
+        self.in_a_row += 1
+        self.steps += 1
+        return components
+
+    def why_given_up(self) -> str:
+        """Says where the last row of non-finite steps began, and what to try."""
+        return (
+            f"gave up: {self.in_a_row} steps in a row were skipped, from step "
+            f"{self.row_step} on, because gradients were not finite, first in "
+            f"{listed(self.row_components)}. Lower --learning-rate, check the data for "
+            f"absurd labels, or raise --give-up-after"
+        )
+
+    def summary(self) -> dict[str, Any] | None:
+        """Returns what results say of them; None if there were none."""
+        if not self.steps:
+            return None
+        return {
+            "steps": self.steps,
+            "first_step": self.first_step,
+            "components": self.first_components,
+        }
 
 
 @dataclasses.dataclass
@@ -28,24 +78,15 @@ class Course:
         """Makes a course from the dict of an earlier one."""
         if state is None:
             return cls()
-        curves = {
-            # JSON has no NaN.
-            name: [float(value) for value in values]
-            for name, values in state["curves"].items()
-        }
+        # JSON has no NaN.
+        curves = {name: list(map(float, x)) for name, x in state["curves"].items()}
         nonfinite = NonfiniteSteps(**state["nonfinite"])
         return cls(**state | {"curves": curves, "nonfinite": nonfinite})
 
     def take(
         self, number: int, names: Sequence[str], metrics: Metrics, policy: str
     ) -> list[str]:
-        """Takes the metrics of a step.
-
-        Args:
-          number: The step, from 1.
-          names: The components that the norms are of.
-          metrics: Those of this run.
-          policy: The policy for non-finite gradients.
+        """Takes the metrics of a step, counted from 1, whose norms are of ``names``.
 
         Returns:
           The components with non-finite gradients, if a row of such steps begins.

@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import jax
 import numpy as np
 from jaxtyping import Float
 
@@ -34,83 +35,69 @@ class Evaluation:
 class EvaluationBatches:
     """All examples of some sets in batches of one shape, so that one program serves.
 
-    Args:
-      sets: By name; their arrays have one length.
-      batch_size: Examples per batch.
-      multiple: What the numbers of rows and of examples must be divisible by.
+    The arrays of the sets, which come by name, have one length.
     """
 
     def __init__(
-        self, sets: Mapping[str, TokenArrays], batch_size: int, multiple: int = 1
+        self, sets: Mapping[str, TokenArrays], batch_size: int, layout: Layout
     ):
-        self._sets = dict(sets)
-        self.table = join_tables(list(sets.values()))
+        self._sets, self._layout = dict(sets), layout
+        self.table = layout.place_table(join_tables(list(sets.values())))
         """The tokens of all sets, one set after the other."""
         self.shape, self._batches = evaluation_batches(
             [arrays.lengths for arrays in sets.values()],
             row_length=max(arrays.input_ids.shape[1] for arrays in sets.values()),
             batch_size=batch_size,
-            multiple=multiple,
+            multiple=layout.data_devices,
         )
 
     def __len__(self) -> int:
         return len(self._batches)
 
-    def indices(self, layout: Layout, number: int) -> BatchIndices:
+    def indices(self, number: int) -> BatchIndices:
         """Puts the indices of a batch on every device."""
-        return place(self._batches[number], layout.whole())
+        return place(self._batches[number], self._layout.whole())
 
-    def by_set(self, logits: list[Any]) -> dict[str, Float[np.ndarray, "r e l"]]:
-        """Puts the logits of all batches into the order of their sets.
+    def logits(
+        self,
+        program: Callable[..., Any],
+        params: Any,
+        check: Callable[[], None] = lambda: None,
+    ) -> dict[str, Float[np.ndarray, "runs examples labels"]]:
+        """Computes the logits of all sets, by name, from the parameters of all runs.
 
-        Args:
-          logits: Of each batch, ``[runs, slots, labels]``.
-
-        Returns:
-          ``[runs, examples, labels]`` by the name of the set.
+        ``program`` is one of ``programs.compile_eval_step``; ``check`` is called before
+        each batch and may raise to end the evaluation.
         """
-        counts = [int(batch.weights.sum()) for batch in self._batches]
-        joined = np.concatenate(
-            [part[:, :count] for part, count in zip(logits, counts, strict=True)],
-            axis=1,
-        )
-        taken = np.concatenate(
-            [
-                batch.examples[:count]
-                for batch, count in zip(self._batches, counts, strict=True)
-            ]
-        )
-        ordered = joined[:, np.argsort(taken)]
+        parts = []
+        for number in range(len(self)):
+            check()
+            parts.append(program(params, self.table, self.indices(number)))
+        # Padding slots are left out, and examples put into the order of their sets.
+        counted = np.concatenate([batch.weights > 0 for batch in self._batches])
+        examples = np.concatenate([batch.examples for batch in self._batches])
+        joined = np.concatenate(jax.device_get(parts), axis=1)[:, counted]
+        ordered = joined[:, np.argsort(examples[counted])]
         ends = np.cumsum([len(arrays) for arrays in self._sets.values()])
-        parts = np.split(ordered, ends[:-1], axis=1)
-        return dict(zip(self._sets, parts, strict=True))
+        by_set = np.split(ordered, ends[:-1], axis=1)
+        return dict(zip(self._sets, by_set, strict=True))
 
 
 def evaluate(
-    program: Callable[..., dict[str, Any]],
-    params: Any,
-    inputs: Inputs,
-    check: Callable[[], None] = lambda: None,
+    program: Callable[..., dict[str, Any]], params: Any, inputs: Inputs, *check: Any
 ) -> list[dict[str, Evaluation]]:
     """Scores runs on every set but the training set.
 
-    Args:
-      program: See ``programs.EvaluationProgram``.
-      params: The parameters of all runs, with a leading axis over runs.
-      inputs: The task and its sets.
-      check: Called before each batch; may raise to end the evaluation.
-
-    Returns:
-      For each run its evaluation by the name of the set.
+    ``program`` takes ``params`` and ``check`` as :meth:`EvaluationBatches.logits` does.
+    Returns for each run its evaluation by the name of the set.
     """
-    by_set = program(params, check)
-    runs = len(next(iter(by_set.values())))
+    by_set = program(params, *check)
     return [
         {
-            name: _evaluation(inputs.task, logits[run], inputs.scored[name].labels)
-            for name, logits in by_set.items()
+            name: _evaluation(inputs.task, logits, inputs.scored[name].labels)
+            for name, logits in zip(by_set, of_run, strict=True)
         }
-        for run in range(runs)
+        for of_run in zip(*by_set.values(), strict=True)
     ]
 
 

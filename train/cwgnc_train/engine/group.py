@@ -5,7 +5,11 @@ import functools
 from collections.abc import Sequence
 
 import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
 
+from cwgnc_jax import models
 from cwgnc_train.config import RunSpec, TrainingConfig
 from cwgnc_train.data import (
     BatchIndices,
@@ -15,10 +19,9 @@ from cwgnc_train.data import (
     steps_per_epoch,
 )
 from cwgnc_train.engine.inputs import Inputs
-from cwgnc_train.engine.layout import Layout
-from cwgnc_train.engine.optimizer import make_hparams
-from cwgnc_train.engine.start import start_runs
-from cwgnc_train.engine.step import RunState, StepConfig
+from cwgnc_train.engine.layout import Layout, place
+from cwgnc_train.engine.optimizer import Hparams, make_hparams
+from cwgnc_train.engine.step import RunState, StepConfig, init_run
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -28,21 +31,21 @@ class TaskRuns:
     inputs: Inputs
     training: TrainingConfig
     max_length: int
-    multiple: int = 1
-    """What numbers of rows must be divisible by: the devices that share a batch."""
-    parts: int = 1
-    """Devices that each pack rows of their own, under ``pmap``."""
+    data_devices: int = 1
+    """How many share a batch."""
 
     @functools.cached_property
     def packing(self) -> Packing:
         """How batches of the training set lie in rows."""
+        # Under pmap each device packs rows of its own.
+        pmap = self.training.devices.strategy == "pmap"
         return make_packing(
             self.inputs.train,
             self.training.padding,
             self.training.batch_size,
             self.max_length,
-            multiple=self.multiple,
-            parts=self.training.accumulate * self.parts,
+            multiple=1 if pmap else self.data_devices,
+            parts=self.training.accumulate * (self.data_devices if pmap else 1),
         )
 
     def iterations(self, run: RunSpec) -> int:
@@ -63,8 +66,7 @@ class TaskRuns:
     def scored_at(self, run: RunSpec) -> set[int]:
         """Returns the numbers of steps after which a run is evaluated.
 
-        Evaluations are evenly spaced, and there is one at the end of each iteration of
-        gradual unfreezing.
+        They are evenly spaced, and the end of each iteration is among them.
         """
         total, iterations = self.total_steps(run), self.iterations(run)
         usual = run.epochs if run.unfreezing is None else iterations
@@ -82,14 +84,27 @@ class TaskRuns:
     def step_config(self, run: RunSpec, iteration: int | None = None) -> StepConfig:
         """Returns what is fixed when a run's step is compiled.
 
-        Args:
-          run: The run.
-          iteration: Of gradual unfreezing, from 0; by default the last one.
+        The iteration of gradual unfreezing counts from 0; by default it is the last.
         """
-        config = self.inputs.step_config(run, self.training)
         layers = self.iterations(run) if iteration is None else iteration + 1
         frozen = run.unfreezing is not None and layers < self.inputs.layers
-        return dataclasses.replace(config, trained_layers=layers if frozen else None)
+        optimizer = run.optimizer
+        return StepConfig(
+            model=self.inputs.checkpoint.config,
+            regression=self.inputs.task.regression,
+            components=optimizer.components,
+            b1=optimizer.b1,
+            b2=optimizer.b2,
+            dtype=self.training.dtype,
+            mixout=run.regularization.mixout > 0,
+            prior_decay=optimizer.prior_decay > 0,
+            layer_decay=optimizer.layer_decay < 1,
+            trained_layers=layers if frozen else None,
+            statistics=run.statistics_every > 0,
+            remat=self.training.remat,
+            nonfinite=optimizer.nonfinite,
+            clip=optimizer.clip,
+        )
 
     def kind(self, run: RunSpec) -> tuple[object, ...]:
         """Returns what runs must share to go through a program together."""
@@ -105,22 +120,17 @@ class TaskRuns:
     def program_name(self, run: RunSpec) -> str:
         """Returns the name of a run's program in the records."""
         config = self.step_config(run)
-        clip = [config.clip] if config.clip != "fixed" else []
         traits = {
+            config.clip: config.clip != "fixed",
             "mixout": config.mixout,
             "prior decay": config.prior_decay,
             "layer decay": config.layer_decay,
             "unfreezing": run.unfreezing,
             "statistics": config.statistics,
         }
-        return ", ".join(
-            [
-                f"{run.task}, {self.inputs.train.input_ids.shape[1]} tokens",
-                f"clip {config.components}",
-                *clip,
-                *(name for name, on in traits.items() if on),
-            ]
-        )
+        tokens = self.inputs.train.input_ids.shape[1]
+        parts = [f"{run.task}, {tokens} tokens, clip {config.components}"]
+        return ", ".join(parts + [name for name, on in traits.items() if on])
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -194,3 +204,63 @@ class RunGroup:
         # Each iteration is a whole fine-tuning, the last one that of all layers.
         restarts = self.first.unfreezing == "restart"
         return step % self.iteration_steps if restarts else step
+
+
+def start_runs(
+    config: StepConfig,
+    checkpoint: models.Checkpoint,
+    seeds: Sequence[tuple[int, int]],
+    hparams: Sequence[Hparams],
+    layout: Layout,
+    reinit_layers: int = 0,
+    part: int = 0,
+) -> RunState:
+    """Starts runs from one checkpoint, stacked along a leading axis.
+
+    ``seeds`` are for each run that of its new parameters and that of its dropout. So
+    many top layers are re-initialised, with the pooler. ``part`` counts the parts of a
+    run that have dropout of their own.
+    """
+    drawn = models.top_parameters(config.model, reinit_layers)
+    new = {*checkpoint.new_parameters, *drawn}
+    trees = [
+        models.redraw(
+            config.model, checkpoint.params, new, _two_keys(jax.random.key(seed))[0]
+        )
+        for seed, _ in seeds
+    ]
+    # The checkpoint's own weights are the same for all; they are copied last.
+    _, same = models.split_params(checkpoint.params, new.__contains__)
+    parts = [models.split_params(tree, new.__contains__)[0] for tree in trees]
+    keys = [_two_keys(jax.random.key(seed))[1] for _, seed in seeds]
+    if part:
+        keys = [jax.random.fold_in(key, part) for key in keys]
+    each = list(zip(parts, keys, hparams, strict=True))
+    if layout.mesh.size > 1:
+
+        def placed(leaf):
+            # As it will lie, without the axis of runs that it does not have yet.
+            spec = PartitionSpec(*layout.of_state((1, *leaf.shape)).spec[1:])
+            return place(np.asarray(leaf), NamedSharding(layout.mesh, spec))
+
+        same = jax.tree.map(placed, same)
+        return _start(config, layout, same, each)
+    # Bound to its device, as a restored checkpoint is: otherwise JAX compiles the steps
+    # of a resumed run anew.
+    return jax.device_put(_start(config, layout, same, each), layout.over_runs())
+
+
+# One small program: each is read from the disk before the first step.
+@jax.jit
+def _two_keys(key):
+    first, second = jax.random.split(key)
+    return first, second
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _start(config: StepConfig, layout: Layout, same, each) -> RunState:
+    def start(own, key, hparams):
+        return init_run(config, models.merge_params(same, own), key, hparams)
+
+    stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *each)
+    return layout.constrain(jax.vmap(start, axis_size=layout.runs)(*stacked))

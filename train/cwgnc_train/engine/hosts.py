@@ -3,7 +3,7 @@
 import contextlib
 import functools
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -15,16 +15,7 @@ from cwgnc_train.config import HostsConfig, UserError
 
 
 def join(config: HostsConfig) -> None:
-    """Joins this process with the others it trains with, if there are any.
-
-    Must come before anything that asks JAX for a device.
-
-    Args:
-      config: Where the others are.
-
-    Raises:
-      UserError: If they cannot be found or reached.
-    """
+    """Joins this process with the others, before anything asks JAX for a device."""
     if config.coordinator is None:
         return
     # It would catch SIGTERM, on which the processes agree together with the steps.
@@ -58,38 +49,22 @@ def is_primary() -> bool:
     return jax.process_index() == 0
 
 
-def wait_for_all(name: str) -> None:
-    """Returns when every process has called this with the same name."""
-    if not alone():
-        multihost_utils.sync_global_devices(name)
-
-
 @contextlib.contextmanager
 def together(what: str) -> Iterator[None]:
-    """Lets all processes pass a block, or none.
-
-    Raises:
-      UserError: If another process did not get to the end of the block.
-    """
+    """Lets all processes pass a block, or none: a UserError says whose failed."""
     try:
         yield
     except Exception:
-        _failures(True)
+        multihost_utils.process_allgather(np.array(True))
         raise
-    failed = _failures(False)
-    if failed:
+    failed = np.flatnonzero(multihost_utils.process_allgather(np.array(False)))
+    if failed.size:
         raise UserError(f"process {failed[0]} could not {what}; it says why itself")
 
 
-def check_same(described: Callable[[], str]) -> None:
-    """Raises a UserError if processes were asked for different runs.
-
-    Args:
-      described: Describes the runs; called only if there are other processes.
-    """
-    if alone():
-        return
-    digest = np.frombuffer(hashlib.sha256(described().encode()).digest(), np.uint8)
+def check_same(described: str) -> None:
+    """Raises a UserError if processes describe their runs differently."""
+    digest = np.frombuffer(hashlib.sha256(described.encode()).digest(), np.uint8)
     digests = multihost_utils.process_allgather(digest)
     others = [i for i, other in enumerate(digests) if (other != digests[0]).any()]
     if others:
@@ -108,12 +83,7 @@ def largest(*numbers: float) -> tuple[float, ...]:
 
 
 def on_host(tree: Any, index: int) -> Any:
-    """Brings one run of a tree of arrays to the host, whole in each process.
-
-    Args:
-      tree: Arrays whose leading axis counts runs.
-      index: The run.
-    """
+    """Brings one run of a tree of arrays to the host, whole in each process."""
 
     def fetched(leaf):
         if leaf.is_fully_addressable:
@@ -135,34 +105,18 @@ class Agreement:
         self._before: jax.Array | None = None
 
     def __call__(self, *seen: int) -> tuple[int, ...]:
-        """Takes what this process sees.
-
-        Args:
-          seen: Numbers, 0 for nothing.
-
-        Returns:
-          The largest that any process saw, of each number.
-        """
+        """Takes what this process sees; returns the largest that any saw of each."""
         if alone():
             return seen
-        before, self._before = self._before, _dispatch_largest(seen)
+        each, largest = _programs()
+        own = np.array([seen], np.int32)
+        numbers = jax.make_array_from_callback(
+            (each.mesh.size, len(seen)), each, lambda index: own
+        )
+        before, self._before = self._before, largest(numbers)
         if before is None:
             return (0,) * len(seen)
         return tuple(int(number) for number in np.asarray(before))
-
-
-def _failures(failed: bool) -> list[int]:
-    """Which processes failed."""
-    if alone():
-        return []
-    return np.flatnonzero(multihost_utils.process_allgather(np.array(failed))).tolist()
-
-
-def _dispatch_largest(numbers: tuple[int, ...]) -> jax.Array:
-    each, largest = _programs()
-    shape = each.mesh.size, len(numbers)
-    own = np.array([numbers], np.int32)
-    return largest(jax.make_array_from_callback(shape, each, lambda index: own))
 
 
 @functools.cache

@@ -10,8 +10,9 @@ from typing import Any
 import jax
 import numpy as np
 
+import cwgnc_jax
 from cwgnc_jax import models
-from cwgnc_train.config import DataConfig, RunSpec, TrainingConfig, UserError
+from cwgnc_train.config import ComponentsConfig, DataConfig, UserError
 from cwgnc_train.data import (
     CachedTokenizer,
     Task,
@@ -22,7 +23,7 @@ from cwgnc_train.data import (
     majority_line,
     pad_tokens,
 )
-from cwgnc_train.engine.step import StepConfig
+from cwgnc_train.engine.optimizer import COMPONENT_FNS
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,25 +87,6 @@ class Inputs:
             lines[name] = majority_line(self.task, arrays.labels)
         return lines
 
-    def step_config(self, run: RunSpec, training: TrainingConfig) -> StepConfig:
-        """Returns what is fixed when the step of a run is compiled."""
-        optimizer = run.optimizer
-        return StepConfig(
-            model=self.checkpoint.config,
-            regression=self.task.regression,
-            components=optimizer.components,
-            b1=optimizer.b1,
-            b2=optimizer.b2,
-            dtype=training.dtype,
-            mixout=run.regularization.mixout > 0,
-            prior_decay=optimizer.prior_decay > 0,
-            layer_decay=optimizer.layer_decay < 1,
-            statistics=run.statistics_every > 0,
-            remat=training.remat,
-            nonfinite=optimizer.nonfinite,
-            clip=optimizer.clip,
-        )
-
 
 def load_weights(
     model: str | Path,
@@ -115,17 +97,8 @@ def load_weights(
 ) -> models.Checkpoint:
     """Loads pretrained weights; new parameters are drawn later, when a run starts.
 
-    Args:
-      model: A folder or a hub id.
-      num_labels: How many outputs the classifier has.
-      new_head: Whether to draw the classifier even if the checkpoint has one.
-      revision: The revision of a hub model.
-
-    Returns:
-      The checkpoint.
-
-    Raises:
-      UserError: If its files are missing or wrong.
+    ``new_head`` draws the classifier even if the checkpoint has one. Files that are
+    missing or wrong are a UserError.
     """
     try:
         return models.load_pretrained(
@@ -139,26 +112,25 @@ def load_weights(
         raise UserError(str(error)) from error
 
 
+def list_components(config: ComponentsConfig) -> cwgnc_jax.ComponentTable:
+    """Reads a model and assigns its parameters to components, a row for each."""
+    checkpoint = load_weights(
+        config.model, config.num_labels, new_head=True, revision=config.revision
+    )
+    return cwgnc_jax.explain(checkpoint.params, COMPONENT_FNS[config.components])
+
+
 def load_inputs(
     task_name: str | None,
     data: DataConfig,
     load_checkpoint: Callable[[int], models.Checkpoint],
     cache: bool,
 ) -> Inputs:
-    """Reads and checks a task's examples and the model's weights.
+    """Reads and checks a task's examples, or own files, and the model's weights.
 
-    Args:
-      task_name: A GLUE task; None for own files.
-      data: Which texts and labels.
-      load_checkpoint: Loads the weights for a number of labels.
-      cache: Whether tokens are kept on disk; nothing else is written.
-
-    Returns:
-      The inputs.
-
-    Raises:
-      UserError: If the data or the weights are wrong.
-      OSError: If a file cannot be read or a hub cannot be reached.
+    ``load_checkpoint`` loads the weights for a number of labels. Only tokens are
+    written, if they are kept on disk by ``cache``. Raises a UserError if the data or
+    the weights are wrong, and an OSError if a file or a hub cannot be reached.
     """
     task, examples = load_examples(task_name, data)
     checkpoint = load_checkpoint(task.num_labels)

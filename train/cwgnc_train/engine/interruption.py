@@ -13,11 +13,7 @@ _NOTE = (
 
 
 class Interrupted(KeyboardInterrupt):
-    """Training has stopped on a signal, with a checkpoint of all its steps.
-
-    Args:
-      signum: The signal.
-    """
+    """Training has stopped on a signal, with a checkpoint of all its steps."""
 
     def __init__(self, signum: int):
         super().__init__(f"interrupted by {signal.Signals(signum).name}")
@@ -46,13 +42,9 @@ class Interruption:
         for signum, handler in self._before.items():
             signal.signal(signum, handler)
 
-    def stop_requested(self) -> bool:
-        """Whether a signal came."""
-        return self.signum != 0
-
     def check(self) -> None:
         """Raises an :class:`Interrupted` if a signal came."""
-        if self.stop_requested():
+        if self.signum:
             raise Interrupted(self.signum)
 
     def _note(self, signum: int, _frame: Any) -> None:

@@ -64,16 +64,18 @@ class Layout:
         return NamedSharding(self.mesh, PartitionSpec("run"))
 
     def of_state(self, shape: Sequence[int]) -> NamedSharding:
-        """The sharding of an array of a run's state.
+        """The sharding of an array of a run's state, the axis over runs leading.
 
-        Args:
-          shape: The array's shape, the axis over runs leading.
-
-        Returns:
-          The sharding. With ``shard_params`` the largest axis that the devices divide
-          is split as well, if the array is large.
+        With ``shard_params`` the largest axis of a large array that the devices divide
+        is split as well.
         """
-        return NamedSharding(self.mesh, PartitionSpec("run", *self._split(shape[1:])))
+        axes: list[str | None] = ["run"] + [None] * (len(shape) - 1)
+        if self._splits_params and math.prod(shape[1:]) >= _LEAST_SPLIT_ELEMENTS:
+            sizes = dict(enumerate(shape[1:], 1))
+            even = [i for i, size in sizes.items() if size % self.data_devices == 0]
+            if even:
+                axes[max(even, key=lambda i: shape[i])] = "data"
+        return NamedSharding(self.mesh, PartitionSpec(*axes))
 
     def abstract(self, state: Any) -> Any:
         """The shapes of runs, from arrays or shapes, with where they lie."""
@@ -100,6 +102,10 @@ class Layout:
         spec = PartitionSpec(*[None] * parts, "data")
         return jax.lax.with_sharding_constraint(batch, self._inside(spec))
 
+    @property
+    def _splits_params(self) -> bool:
+        return self.shard_params and self.data_devices > 1
+
     def gather(self, params: Any) -> Any:
         """Gives every device the whole parameters of one run, to compute gradients.
 
@@ -109,28 +115,6 @@ class Layout:
         if not self._splits_params:
             return params
         return jax.lax.with_sharding_constraint(params, self._inside(PartitionSpec()))
-
-    def scatter(self, grads: Any) -> Any:
-        """Splits the gradients of one run as its parameters are split."""
-        if not self._splits_params:
-            return grads
-        shardings = jax.tree.map(
-            lambda leaf: self._inside(PartitionSpec(*self._split(leaf.shape))), grads
-        )
-        return jax.lax.with_sharding_constraint(grads, shardings)
-
-    @property
-    def _splits_params(self) -> bool:
-        return self.shard_params and self.data_devices > 1
-
-    def _split(self, shape: Sequence[int]) -> list[str | None]:
-        """The mesh axes that split an array of one run: one of a large array."""
-        axes: list[str | None] = [None] * len(shape)
-        if self._splits_params and math.prod(shape) >= _LEAST_SPLIT_ELEMENTS:
-            even = [i for i, size in enumerate(shape) if size % self.data_devices == 0]
-            if even:
-                axes[max(even, key=lambda i: shape[i])] = "data"
-        return axes
 
     def _inside(self, spec: PartitionSpec) -> NamedSharding:
         """The sharding of an array of one run, inside a program."""
@@ -143,34 +127,23 @@ class Layout:
         return place(table, self.whole())
 
     def place_indices(self, of_runs: Sequence[Sequence[BatchIndices]]) -> BatchIndices:
-        """Puts the batches of some steps where their runs are.
+        """Puts the batches of each run's steps where the run is.
 
-        Args:
-          of_runs: For each run the batches of its steps.
-
-        Returns:
-          All of them, with leading axes over runs and steps.
+        They get leading axes over runs and steps.
         """
         stacked = _stack([_stack(of_steps) for of_steps in of_runs])
-        # jax.pmap takes them from the host.
-        pmap = self.strategy == "pmap"
-        return stacked if pmap else place(stacked, self.over_runs())
+        if self.strategy == "pmap":
+            # It takes them from the host.
+            return stacked
+        return place(stacked, self.over_runs())
 
 
 def choose_mesh(config: DevicesConfig, runs: int, examples: int) -> Mesh:
     """Arranges devices along the axes ``run`` and ``data``.
 
-    Args:
-      config: What was asked for.
-      runs: How many runs there are to make.
-      examples: The most examples that devices can share at a time.
-
-    Returns:
-      The mesh. By default as many devices as can share the runs evenly, and all that
-      this leaves over share the batches.
-
-    Raises:
-      UserError: If there are not so many devices, or they cannot be split this way.
+    By default as many devices as can share the runs evenly do, and all that this leaves
+    over share the batches, whose ``examples`` are the most that they can share. Devices
+    that are not there, or cannot be split as asked for, are a UserError.
     """
     devices = jax.devices()
     if config.devices is not None:
@@ -215,15 +188,7 @@ def make_mesh(devices: Sequence[jax.Device], data_devices: int = 1) -> Mesh:
 
 
 def place(tree: Any, sharding: NamedSharding) -> Any:
-    """Puts the host's arrays on devices, of which each process places its own.
-
-    Args:
-      tree: Arrays, the same in every process.
-      sharding: Where they are to lie.
-
-    Returns:
-      The arrays.
-    """
+    """Puts arrays, the same in every process, on devices; each places its own part."""
     if sharding.is_fully_addressable:
         return jax.device_put(tree, sharding)
 

@@ -1,18 +1,18 @@
 """The training loop: runs of a group, from their first step to their results."""
 
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from cwgnc_train.engine import checkpoints as ckpt
 from cwgnc_train.engine import hosts
-from cwgnc_train.engine.evaluation import Evaluation, evaluate
+from cwgnc_train.engine.evaluation import evaluate
 from cwgnc_train.engine.group import RunGroup
 from cwgnc_train.engine.interruption import Interrupted, Interruption
 from cwgnc_train.engine.programs import Programs, steps_of_program
 from cwgnc_train.engine.progress import Progress
-from cwgnc_train.engine.recorder import Recorder
+from cwgnc_train.engine.recorder import Recorder, Results
 from cwgnc_train.engine.step import Metrics, RunState
 
 # Metrics are fetched so many steps at a time, and never those of the steps that were
@@ -37,84 +37,63 @@ class Trained:
     """Runs at their end."""
 
     states: RunState
-    results: list[dict[str, Evaluation]]
-    """For each run its evaluation by the name of the set."""
+    results: Results
     step: int
     seconds: float
     own_seconds: float
 
 
+@dataclasses.dataclass
 class Training:
-    """Trains a group of runs in one process.
+    """Trains a group of runs in one process."""
 
-    Args:
-      group: The runs.
-      start: Where they stand.
-      programs: Compiles what they need.
-      recorder: Takes what they report.
-      checkpoints: Where to save them.
-      progress: Shows how far they are.
-      interruption: Says when to stop.
-      clock: Tells the time in seconds, without that of the compiler.
-    """
+    group: RunGroup
+    start: Start
+    programs: Programs
+    recorder: Recorder
+    checkpoints: ckpt.Checkpoints
+    progress: Progress
+    interruption: Interruption
 
-    def __init__(
-        self,
-        group: RunGroup,
-        start: Start,
-        *,
-        programs: Programs,
-        recorder: Recorder,
-        checkpoints: ckpt.Checkpoints,
-        progress: Progress,
-        interruption: Interruption,
-        clock: Callable[[], float],
-    ):
-        self._group, self._start = group, start
-        self._programs, self._recorder = programs, recorder
-        self._checkpoints, self._progress = checkpoints, progress
-        self._interruption, self._clock = interruption, clock
+    def __post_init__(self):
+        self._clock = self.programs.clock
+        self._inputs = self.group.of_task.inputs
         self._agreed = hosts.Agreement()
-        self._scored_at = group.of_task.scored_at(group.first)
+        self._scored_at = self.group.of_task.scored_at(self.group.first)
         self._pending: tuple[int, int, list[Metrics]] | None = None
-        self._saved_at = start.step
-        self._own = start.own_seconds
-        self._evaluation = programs.evaluation(group)
-        self._begun = clock()
+        self._saved_at = self.start.step
+        self._own = self.start.own_seconds
+        self._evaluation = self.programs.evaluation(self.group)
+        self._begun = self._clock()
 
     def train(self) -> Trained:
         """Takes the steps that are left, and evaluates the runs.
 
-        Returns:
-          The runs at their end.
-
-        Raises:
-          Interrupted: If a signal came; the runs have been saved.
-          OSError: If a checkpoint or record cannot be written.
+        Raises Interrupted if a signal came; the runs have been saved.
         """
-        group, start = self._group, self._start
-        self._recorder.begin(group.runs, start.step, start.records)
+        group, start = self.group, self.start
+        self.recorder.begin(group.runs, start.step, start.records)
         # What was saved at the end of an iteration has the optimizer state of that one.
         iteration = max(start.step - 1, 0) // group.iteration_steps
         started, end = group.start(iteration), start.step
         if start.checkpoint is not None:
             started = ckpt.restore(start.checkpoint, started)
-            self._progress.skip(start.step * len(group.runs))
+            self.progress.skip(start.step * len(group.runs))
         states = started
         for end, reached, states, reported in self._steps(started, iteration):
             self._flush()
             self._pending = end, reached, reported
             taken = sum(metrics.loss.shape[1] for metrics in reported)
-            self._progress.took(taken * len(group.runs), end, group.total_steps)
+            self.progress.took(taken * len(group.runs), end, group.total_steps)
             scored = end in self._scored_at and end < group.total_steps and reported
             score = self._score(end, states) if scored else None
             self._save_if_due(end, states, score)
-            if all(self._recorder.gave_up(run) for run in group.runs):
+            if all(self.recorder.gave_up(run) for run in group.runs):
                 break
         self._flush()
-        self._recorder.means(group, end)
+        self.recorder.means(group, end)
         results = self._final_evaluation(end, states)
-        self._checkpoints.wait()
+        self.checkpoints.wait()
         return Trained(states, results, end, self._seconds(), self._own)
 
     def _steps(
@@ -122,12 +101,11 @@ class Training:
     ) -> Iterator[tuple[int, int, RunState, list[Metrics]]]:
         """Takes all steps that are left, without waiting for the device.
 
-        Yields:
-          The number of steps done, the iteration, the runs, and the metrics of the
-          steps since the last time. They are still being computed.
+        Yields the number of steps done, the iteration, the runs, and the metrics of the
+        steps since the last time, which are still being computed.
         """
-        group, each = self._group, self._group.iteration_steps
-        step = self._start.step
+        group, each = self.group, self.group.iteration_steps
+        step = self.start.step
         for iteration in range(first, group.of_task.iterations(group.first)):
             if iteration > first:
                 started = group.start(iteration)
@@ -136,22 +114,22 @@ class Training:
                 states = started
             for end in self._ends(step, (iteration + 1) * each):
                 reported = []
-                while step < end and not self._stop_at_once():
-                    program, step = self._program(iteration, step, end)
-                    states, metrics = program(states)
+                while step < end and not (hosts.alone() and self.interruption.signum):
+                    program, batches, step = self._program(iteration, step, end)
+                    states, metrics = program(states, *batches)
                     reported.append(metrics)
                 yield step, iteration, states, reported
 
     def _ends(self, step: int, last: int) -> list[int]:
         """The numbers of steps done at which to look up, to the end of an iteration."""
-        every = self._group.of_task.training.record_every
+        every = self.group.of_task.training.record_every
         # Counted anew in each iteration, which is a fine-tuning of its own.
-        first = last - self._group.iteration_steps
+        first = last - self.group.iteration_steps
         ends = {*range(first, last, _CHUNK), *range(first, last, every), last}
         return sorted(end for end in ends | self._scored_at if step < end <= last)
 
     def _program(self, iteration: int, step: int, end: int):
-        group, first = self._group, iteration * self._group.iteration_steps
+        group, first = self.group, iteration * self.group.iteration_steps
         steps, alike = (
             range(first + taken.start, first + taken.stop)
             for taken in steps_of_program(
@@ -162,10 +140,10 @@ class Training:
         if any(measured):
             steps = range(step, step + 1)
         shape = group.batch_shape(alike)
-        program = self._programs.train_steps(
+        program, batches = self.programs.train_steps(
             group, iteration, steps, shape, measured[0]
         )
-        return program, steps.stop
+        return program, batches, steps.stop
 
     def _flush(self) -> None:
         """Records the steps of the last time."""
@@ -174,66 +152,57 @@ class Training:
         end, iteration, reported = self._pending
         self._pending = None
         if reported:
-            loss = self._recorder.metrics(self._group, iteration, end, reported)
-            self._progress.loss = loss
-        every = self._group.of_task.training.record_every
-        in_iteration = end % self._group.iteration_steps
+            loss = self.recorder.metrics(self.group, iteration, end, reported)
+            self.progress.loss = loss
+        every = self.group.of_task.training.record_every
+        in_iteration = end % self.group.iteration_steps
         if in_iteration % every == 0 or end in self._scored_at:
-            self._recorder.means(self._group, end)
+            self.recorder.means(self.group, end)
 
     def _score(self, end: int, states: RunState) -> float:
         """Evaluates runs; returns the best score."""
         self._flush()
         began = self._clock()
-        inputs = self._group.of_task.inputs
-        results = evaluate(self._evaluation, states.params, inputs)
-        self._recorder.evaluation(self._group, end, results)
+        results = evaluate(self._evaluation, states.params, self._inputs)
+        self.recorder.evaluation(self.group, end, results)
         self._own += self._clock() - began
-        metric = inputs.task.metric
-        of_runs = results[: len(self._group.runs)]
-        return max(result[inputs.judged].scores[metric] for result in of_runs)
+        judged, metric = self._inputs.judged, self._inputs.task.metric
+        of_runs = results[: len(self.group.runs)]
+        return max(result[judged].scores[metric] for result in of_runs)
 
-    def _final_evaluation(self, end: int, states: RunState):
+    def _final_evaluation(self, end: int, states: RunState) -> Results:
         began = self._clock()
-
-        def check():
-            # Several processes can only stop together.
-            if hosts.alone():
-                self._interruption.check()
-
+        # Several processes can only stop together.
+        check = self.interruption.check if hosts.alone() else lambda: None
         try:
-            inputs = self._group.of_task.inputs
-            results = evaluate(self._evaluation, states.params, inputs, check)
-            signum, _ = self._agreed(self._interruption.signum, 0)
+            results = evaluate(self._evaluation, states.params, self._inputs, check)
+            signum, _ = self._agreed(self.interruption.signum, 0)
             if signum:
                 raise Interrupted(signum)
         except Interrupted:
             if self._saved_at < end:
                 self._save(end, states, None)
-            self._checkpoints.wait()
+            self.checkpoints.wait()
             raise
-        self._recorder.evaluation(self._group, end, results)
+        self.recorder.evaluation(self.group, end, results)
         self._own += self._clock() - began
         return results
 
-    def _stop_at_once(self) -> bool:
-        return hosts.alone() and self._interruption.stop_requested()
-
     def _save_if_due(self, end: int, states: RunState, score: float | None) -> None:
-        due = hosts.is_primary() and self._checkpoints.due()
-        signum, due = self._agreed(self._interruption.signum, int(due))
-        config = self._group.of_task.training.checkpoints
+        due = hosts.is_primary() and self.checkpoints.due()
+        signum, due = self._agreed(self.interruption.signum, int(due))
+        config = self.group.of_task.training.checkpoints
         best = config.keep_best and score is not None
-        unfinished = end < self._group.total_steps
+        unfinished = end < self.group.total_steps
         if end > self._saved_at and (best or signum or (due and unfinished)):
             self._save(end, states, score)
         if signum:
-            self._checkpoints.wait()
+            self.checkpoints.wait()
             raise Interrupted(signum)
 
     def _save(self, end: int, states: RunState, score: float | None) -> None:
         self._flush()
-        began, group = self._clock(), self._group
+        began, group = self._clock(), self.group
         self._saved_at = end
         notes = {
             "step": end,
@@ -243,14 +212,14 @@ class Training:
                 "step": end,
                 "seconds": self._seconds(),
                 "own_seconds": self._own,
-                "records": self._recorder.state(),
+                "records": self.recorder.state(),
             },
             # Whoever reads the checkpoint finds the records of all steps before it.
-            "marks": self._recorder.marks(),
+            "marks": self.recorder.marks(),
             "fingerprint": ckpt.fingerprint(group.layout),
         }
-        self._checkpoints.save(end, states, notes, score)
+        self.checkpoints.save(end, states, notes, score)
         self._own += self._clock() - began
 
     def _seconds(self) -> float:
-        return self._start.seconds + self._clock() - self._begun
+        return self.start.seconds + self._clock() - self._begun

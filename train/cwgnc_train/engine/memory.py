@@ -22,20 +22,11 @@ def fit_layout(
     layout: Layout,
     needed: Callable[[Layout], int],
 ) -> tuple[Layout, str]:
-    """Decides how many runs share a program, and how they lie in it.
+    """Decides how many of ``count`` runs share a program, how they lie in it, and why.
 
     A CPU gains little from more than one run at a time, so each of its devices takes
     one unless more are asked for. Other devices take up to eight together, as many as
-    fit.
-
-    Args:
-      wanted: The number of runs, or "auto".
-      count: How many runs there are to make.
-      layout: Its mesh and the way over devices; the number of runs is replaced.
-      needed: The bytes that the compiled program of a layout takes on a device.
-
-    Returns:
-      The layout, and why it was chosen.
+    fit: ``needed`` tells the bytes that the program of a layout takes on a device.
     """
     devices = layout.run_devices
 
@@ -92,11 +83,6 @@ def bytes_free(devices: Sequence[jax.Device]) -> int:
         return min(s["bytes_limit"] - s["bytes_in_use"] for s in statistics)
     # Devices of a CPU share its memory.
     return psutil.virtual_memory().available // len(devices)
-
-
-def is_out_of_memory(error: Exception) -> bool:
-    """Says whether the device reported that its memory is used up."""
-    return "RESOURCE_EXHAUSTED" in str(error)
 
 
 def _need(needed: int, free: int) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 from cwgnc_jax import models
 from cwgnc_train.config import UserError, shown
 from cwgnc_train.data import is_label
-from cwgnc_train.engine.inputs import Inputs
+from cwgnc_train.engine.group import TaskRuns
 from cwgnc_train.records import write_json
 
 _TRAINING = "training.json"
@@ -35,18 +35,9 @@ class TrainedWith:
         return 1 if self.label_names is None else len(self.label_names)
 
 
-def save_model(
-    folder: Path, inputs: Inputs, params: Any, max_length: int, dtype: str
-) -> None:
-    """Writes weights, config, tokenizer and ``training.json``; replaces the folder.
-
-    Args:
-      folder: The model's folder.
-      inputs: What it was trained on.
-      params: Its parameters, on the host.
-      max_length: The most tokens of an example.
-      dtype: The dtype of the computation.
-    """
+def save_model(folder: Path, of_task: TaskRuns, params: Any) -> None:
+    """Writes weights, config, tokenizer and ``training.json``; replaces the folder."""
+    inputs = of_task.inputs
     part = folder.with_name(folder.name + ".part")
     shutil.rmtree(part, ignore_errors=True)
     models.save_pretrained(
@@ -61,8 +52,8 @@ def save_model(
     trained_with = {
         "task": inputs.task.name,
         "text_columns": inputs.task.text_columns,
-        "max_length": max_length,
-        "dtype": dtype,
+        "max_length": of_task.max_length,
+        "dtype": of_task.training.dtype,
     }
     write_json(part / _TRAINING, trained_with)
     gone = folder.with_name(folder.name + ".gone")
@@ -74,11 +65,7 @@ def save_model(
 
 
 def read_trained_with(folder: Path) -> TrainedWith:
-    """Reads what a model was trained with.
-
-    Raises:
-      UserError: If there is no model, or a file is damaged.
-    """
+    """Reads what a model was trained with; a missing or damaged one is a UserError."""
     path = folder / "config.json"
     if not path.is_file():
         raise UserError(f"no model in {folder}: it has no config.json")
@@ -109,13 +96,8 @@ def read_trained_with(folder: Path) -> TrainedWith:
         for name, is_right in expected.items():
             if not is_right:
                 raise ValueError(f"{name} is {shown(known[name])}")
-        return dataclasses.replace(
-            found,
-            task=known["task"],
-            text_columns=tuple(columns),
-            max_length=length,
-            dtype=known["dtype"],
-        )
+        known = {name: known[name] for name in expected}
+        return dataclasses.replace(found, **known | {"text_columns": tuple(columns)})
     except (KeyError, TypeError, ValueError, RecursionError) as error:
         raise UserError(
             f"{path} is damaged: {error!r}; restore or remove it"

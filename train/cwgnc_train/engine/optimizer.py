@@ -1,8 +1,8 @@
-"""From numbers that may be traced to the chain of Optax."""
+"""The numbers of a run, which may be traced, and the clips by name."""
 
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
@@ -25,7 +25,7 @@ COMPONENT_FNS = {
     "global": lambda path: "all",
 }
 
-_LEARNED_CLIPS: dict[str, Callable[..., optax.GradientTransformation]] = {
+LEARNED_CLIPS: dict[str, Callable[..., optax.GradientTransformation]] = {
     "adagc": cwgnc_jax.adagc,
     "aggc": cwgnc_jax.aggc,
     "olmo": cwgnc_jax.olmo_clip,
@@ -80,7 +80,7 @@ def check_clip(optimizer: OptimizerConfig) -> None:
     """Raises a UserError if a number of a learned threshold is out of range."""
     if optimizer.clip != "fixed":
         try:
-            _LEARNED_CLIPS[optimizer.clip](**dict(_clip_numbers(optimizer)))
+            LEARNED_CLIPS[optimizer.clip](**dict(_clip_numbers(optimizer)))
         except ValueError as error:
             raise UserError(f"--clip-numbers: {error}") from None
 
@@ -100,78 +100,6 @@ def linear_schedule(hparams: Hparams) -> optax.Schedule:
         return hparams.learning_rate * share
 
     return schedule
-
-
-def make_clip(
-    hparams: Hparams, clip: str, components: str, *, zero_nonfinite: bool = False
-) -> optax.GradientTransformation:
-    """Makes the clip, from numbers that may be traced; it keeps a report.
-
-    Args:
-      hparams: The run's numbers.
-      clip: ``fixed``, or the name of a learned clip.
-      components: What is clipped together, a key of ``COMPONENT_FNS``.
-      zero_nonfinite: Whether to zero components whose gradient is not finite.
-
-    Returns:
-      The transformation.
-    """
-    component_fn = COMPONENT_FNS[components]
-    if clip == "fixed":
-        return cwgnc_jax.component_clip_by_global_norm(
-            hparams.max_norm,
-            component_fn,
-            nonfinite="zero" if zero_nonfinite else "propagate",
-            keep_report=True,
-        )
-    assert hparams.clip is not None
-    return _LEARNED_CLIPS[clip](
-        component_fn=component_fn, keep_report=True, **hparams.clip
-    )
-
-
-def make_optimizer(
-    hparams: Hparams,
-    clip: optax.GradientTransformation,
-    *,
-    learning_rate: ArrayLike,
-    b1: float,
-    b2: float,
-    prior: Any = None,
-    layer_decay: bool = False,
-) -> optax.GradientTransformation:
-    """Chains the clip, Adam, the decays and the learning rate of one step.
-
-    Without ``prior`` and ``layer_decay``, and with a fixed threshold, this is
-    ``cwgnc_jax.cwgnc_adamw``.
-
-    Args:
-      hparams: The run's numbers, which may be traced.
-      clip: See :func:`make_clip`.
-      learning_rate: The rate of this step. The schedule counts the run's steps, not
-        the optimizer's, so that a skipped step is a step of the schedule.
-      b1: Decay of Adam's first moment.
-      b2: Decay of Adam's second moment.
-      prior: Parameters to decay towards, if any.
-      layer_decay: Whether lower layers have smaller learning rates.
-
-    Returns:
-      The chain.
-    """
-    parts = [
-        clip,
-        cwgnc_jax.scale_by_adam(
-            b1, b2, hparams.eps, bias_correction=hparams.bias_correction
-        ),
-        # Optax types the rate as a float; a traced scalar works as well.
-        optax.add_decayed_weights(hparams.weight_decay, cwgnc_jax.decay_mask),  # type: ignore
-    ]
-    if prior is not None:
-        parts.append(cwgnc_jax.add_decayed_weights_towards(prior, hparams.prior_decay))
-    if layer_decay:
-        parts.append(cwgnc_jax.scale_by_layer_decay(hparams.layer_decay))
-    # The same.
-    return optax.chain(*parts, optax.scale_by_learning_rate(learning_rate))  # type: ignore
 
 
 def _clip_numbers(optimizer: OptimizerConfig) -> list[tuple[str, float]]:

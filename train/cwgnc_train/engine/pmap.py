@@ -8,8 +8,8 @@ from typing import Any
 import jax
 
 from cwgnc_train.data import BatchIndices, Shape, TokenTable, packed_batch
-from cwgnc_train.engine.layout import Layout, first_run
-from cwgnc_train.engine.step import RunState, StepConfig, loss_and_grads, update
+from cwgnc_train.engine.layout import Layout
+from cwgnc_train.engine.step import RunState, StepConfig, train_step_alone
 
 _AXIS = "data"
 
@@ -19,15 +19,8 @@ def pmap_train_steps(
 ) -> Callable[..., Any]:
     """Does what ``programs.compile_train_steps`` does, by ``jax.pmap``.
 
-    Args:
-      config: What is fixed at compilation.
-      layout: The devices.
-      shape: Rows and length of each device's part of a batch.
-      measured: Whether the steps measure the components.
-
-    Returns:
-      A function from the run, the training set and the batches of some steps, in as
-      many parts as there are devices, to the run after these steps and their metrics.
+    ``shape`` is that of each device's part of a batch. The function takes batches in as
+    many parts as there are devices, or a multiple of them.
     """
     devices = list(layout.mesh.devices.flat)
     on_devices = jax.pmap(
@@ -64,10 +57,7 @@ def _steps(
 ):
     def step(state, indices):
         batch = packed_batch(table, indices, shape)
-        found = loss_and_grads(config, first_run(state), batch, axis_name=_AXIS)
-        found = jax.tree.map(lambda leaf: leaf[None], found)
-        updates = functools.partial(update, config, measured=measured)
-        return jax.vmap(updates)(state, *found)
+        return train_step_alone(config, state, batch, measured, axis_name=_AXIS)
 
     state, metrics = jax.lax.scan(step, state, indices)
     return state, jax.tree.map(lambda leaf: leaf.swapaxes(0, 1), metrics)

@@ -26,7 +26,7 @@ from cwgnc_train.engine.evaluation import EvaluationBatches, predictions_of
 from cwgnc_train.engine.inputs import load_weights
 from cwgnc_train.engine.layout import Layout, make_mesh
 from cwgnc_train.engine.model_folder import TrainedWith, read_trained_with
-from cwgnc_train.engine.programs import EvaluationProgram, compile_eval_step
+from cwgnc_train.engine.programs import compile_eval_step
 from cwgnc_train.engine.step import StepConfig
 from cwgnc_train.records import write_whole
 
@@ -37,21 +37,22 @@ _MAX_LENGTH = 128
 def predict(config: PredictConfig) -> tuple[Scores, Scores]:
     """Predicts every example of a split or file and writes one line for each.
 
-    Args:
-      config: The model, the texts and where to write.
-
-    Returns:
-      The scores and the majority lines, both empty if the examples have no labels.
-
-    Raises:
-      UserError: If the model, the texts or the labels are wrong.
-      OSError: If a file cannot be read or written, or a hub cannot be reached.
+    Returns the scores and the majority lines, both empty if the examples have no
+    labels. Raises a UserError if the model, the texts or the labels are wrong, and an
+    OSError if a file cannot be read or written, or a hub cannot be reached.
     """
-    folder = _resolve(config.model)
+    try:
+        folder = models.resolve(config.model)
+    except models.CheckpointError as error:
+        raise UserError(str(error)) from error
     trained = read_trained_with(folder)
     config = _completed(config, trained)
     task = _task(config, trained)
-    examples = _examples(config, task)
+    if config.input_file is None:
+        examples = load_split(task, config.data_dir, config.split)
+    else:
+        columns, label_column = config.text_columns, config.label_column
+        examples = read_file(config.input_file, columns, label_column, task.label_names)
     logits = _logits(config, folder, task, examples)
     _write(config.output, task, logits)
     if examples.labels is None:
@@ -60,13 +61,6 @@ def predict(config: PredictConfig) -> tuple[Scores, Scores]:
     lines = majority_line(task, examples.labels)
     name = config.split if config.input_file is None else config.input_file.name
     return {name: scores}, {name: lines}
-
-
-def _resolve(model: str) -> Path:
-    try:
-        return models.resolve(model)
-    except models.CheckpointError as error:
-        raise UserError(str(error)) from error
 
 
 def _completed(config: PredictConfig, trained: TrainedWith) -> PredictConfig:
@@ -102,14 +96,6 @@ def _task(config: PredictConfig, trained: TrainedWith) -> Task:
     return task
 
 
-def _examples(config: PredictConfig, task: Task) -> Examples:
-    if config.input_file is None:
-        return load_split(task, config.data_dir, config.split)
-    return read_file(
-        config.input_file, config.text_columns, config.label_column, task.label_names
-    )
-
-
 def _logits(
     config: PredictConfig, folder: Path, task: Task, examples: Examples
 ) -> np.ndarray:
@@ -127,23 +113,12 @@ def _logits(
     check_tokens(encoded, model.vocab_size, model.type_vocab_size)
     arrays = pad_tokens(encoded, examples.labels, config.max_length)
     layout = Layout(make_mesh(jax.devices()[:1]))
-    batches = EvaluationBatches({"texts": arrays}, config.batch_size)
-    step_config = StepConfig(
-        model=model,
-        regression=task.regression,
-        components="by_parameter",
-        b1=0.9,
-        b2=0.999,
-        dtype=config.dtype,
-    )
-    program = EvaluationProgram(
-        compile_eval_step(step_config, layout, batches.shape),
-        layout.place_table(batches.table),
-        batches,
-        layout,
-    )
+    batches = EvaluationBatches({"texts": arrays}, config.batch_size, layout)
+    step_config = StepConfig(model, dtype=config.dtype)
+    program = compile_eval_step(step_config, layout, batches.shape)
     params = jax.tree.map(lambda leaf: leaf[None], checkpoint.params)
-    return program(jax.device_put(params, layout.over_runs()))["texts"][0]
+    params = jax.device_put(params, layout.over_runs())
+    return batches.logits(program, params)["texts"][0]
 
 
 def _write(output: Path, task: Task, logits: np.ndarray) -> None:

@@ -39,11 +39,7 @@ def keep_programs() -> None:
 
 @contextlib.contextmanager
 def seconds_saved() -> Iterator[list[float]]:
-    """Lists how much time each program that came from the disk saved.
-
-    Yields:
-      The list; a program that is compiled adds nothing to it.
-    """
+    """Yields a list of how much time each program that came from the disk saved."""
     saved: list[float] = []
 
     def note(event: str, seconds: float, **_: Any) -> None:

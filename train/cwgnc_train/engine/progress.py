@@ -10,14 +10,8 @@ class Progress:
     """A bar on a terminal, plain lines elsewhere.
 
     Use as a context manager. ``running`` is the number of runs under way and ``loss``
-    the last loss known of the first of them.
-
-    Args:
-      runs: All runs.
-      done: Runs that were finished before.
-      failed: How many of those failed.
-      run_steps: Training steps still to take, over all runs.
-      shown: Whether to print anything.
+    the last loss known of the first of them. Of all ``runs``, ``done`` were finished
+    before and ``run_steps`` are still to take, over all of them.
     """
 
     def __init__(

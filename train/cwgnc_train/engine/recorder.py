@@ -5,7 +5,7 @@ import dataclasses
 import functools
 import importlib.metadata
 import platform
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -23,31 +23,26 @@ from cwgnc_train.engine.group import RunGroup, TaskRuns
 from cwgnc_train.engine.layout import Layout
 from cwgnc_train.engine.optimizer import COMPONENT_FNS
 from cwgnc_train.engine.step import Metrics, StepConfig
-from cwgnc_train.engine.writers import Writer, open_writers
+from cwgnc_train.engine.writers import open_writers
 from cwgnc_train.records import RecordFile, plain
 
 _FILES = ("records.jsonl", "components.jsonl", "predictions.jsonl")
+_PACKAGES = ("jax", "jaxlib", "flax", "optax", "transformers")
+# For each run its evaluation by the name of the set.
+Results = list[dict[str, Evaluation]]
 
 
 class Recorder:
     """Writes the records of runs, and gives their numbers to the writers.
 
-    Use as a context manager.
-
-    Args:
-      workdir: The folder of the records.
-      training: How the runs are carried out.
-      written: Whether to write; every process records, and one writes.
-
-    Raises:
-      UserError: If a record has changed since it was written, or another process is
-        writing.
+    Every process records, and one has its records ``written``. Damaged records are a
+    UserError, and so is another process that writes them. Use as a context manager.
     """
 
     def __init__(self, workdir: Path, training: TrainingConfig, written: bool = True):
         self._workdir, self._training, self._written = workdir, training, written
         self._courses: dict[str, Course] = {}
-        self._writers: dict[str, list[Writer]] = {}
+        self._writers: dict[str, list[Any]] = {}
         self._component_names = functools.cache(component_names)
         with contextlib.ExitStack() as files:
             self._files = {
@@ -56,17 +51,16 @@ class Recorder:
             }
             self._close_files = files.pop_all()
         self._records, self._components, self._predictions = self._files.values()
-        self.finished = {
-            line["run"]: line
-            for line in self._records.lines
-            if line.get("kind") == "run"
-        }
-        self._layouts = [x for x in self._records.lines if x.get("kind") == "layout"]
+        self.finished = {x["run"]: x for x in self._lines("run")}
+        self._layouts = self._lines("layout")
         self._named = {
             (line.get("task"), line.get("by"))
             for line in self._components.lines
             if line.get("kind") == "names"
         }
+
+    def _lines(self, kind: str) -> list[dict[str, Any]]:
+        return [line for line in self._records.lines if line.get("kind") == kind]
 
     def __enter__(self):
         return self
@@ -103,10 +97,7 @@ class Recorder:
     def begin(self, runs: Sequence[RunSpec], step: int, state: dict[str, Any]) -> None:
         """Takes the records of runs back to where they were after some steps.
 
-        Args:
-          runs: The runs.
-          step: How many steps they have done.
-          state: What :meth:`state` returned then; empty before the first step.
+        ``state`` is what :meth:`state` returned then; empty before the first step.
         """
         names = {run.name for run in runs}
         self._courses = {name: Course.of(state.get(name)) for name in names}
@@ -135,23 +126,16 @@ class Recorder:
     def metrics(
         self, group: RunGroup, iteration: int, end: int, reported: list[Metrics]
     ) -> float:
-        """Takes the metrics of steps.
+        """Takes the metrics of the steps of an iteration up to ``end``.
 
-        Args:
-          group: The runs, as they lie in the metrics.
-          iteration: The iteration of gradual unfreezing that the steps are of.
-          end: The number of steps done.
-          reported: The metrics of the last of them, with axes over runs and steps.
-
-        Returns:
-          The last loss of the first run.
+        Those of each program have axes over runs and steps. Returns the last loss of
+        the first run.
         """
         config = group.of_task.step_config(group.first, iteration)
         names = self._component_names(group.of_task, config)
         # One transfer for all of them.
         fetched = jax.device_get(reported)
-        count = sum(metrics.loss.shape[1] for metrics in fetched)
-        number = end - count
+        number = end - sum(metrics.loss.shape[1] for metrics in fetched)
         for metrics in fetched:
             for column in range(metrics.loss.shape[1]):
                 number += 1
@@ -173,54 +157,37 @@ class Recorder:
         if course.gave_up_at is not None:
             return
         key = {"run": run.name, "step": number}
-        began = course.take(number, names, metrics, run.optimizer.nonfinite)
-        if began:
+        policy = run.optimizer.nonfinite
+        if began := course.take(number, names, metrics, policy):
             self._records.append({"kind": "nonfinite", **key, "components": began})
         in_a_row = course.nonfinite.in_a_row
-        if (
-            run.optimizer.nonfinite == "skip_step"
-            and in_a_row >= self._training.give_up_after
-        ):
+        if policy == "skip_step" and in_a_row >= self._training.give_up_after:
             course.gave_up_at = number
         every = self._training.norms_every
         if every and (number == 1 or number % every == 0):
-            self._norms(group, run, number, names, metrics)
+            everything = self._add_names(group.of_task, run, run.optimizer.components)
+            by_name = {
+                field: dict(zip(names, _digits(getattr(metrics, field)), strict=True))
+                for field in ("norms", "coefficients")
+            }
+            # None for components that are frozen.
+            columns = {
+                field: [values.get(name) for name in everything]
+                for field, values in by_name.items()
+            }
+            self._components.append({"kind": "norms", **key} | columns)
+            self._write(run, {"step": number} | by_name)
         if metrics.statistics is not None:
             self._add_names(group.of_task, run, "by_parameter")
-            rows = {
-                name: _digits(row)
-                for name, row in zip(STATISTICS, metrics.statistics, strict=True)
-            }
-            self._components.append({"kind": "components", **key} | rows)
-
-    def _norms(
-        self,
-        group: RunGroup,
-        run: RunSpec,
-        number: int,
-        names: list[str],
-        metrics: Metrics,
-    ) -> None:
-        everything = self._add_names(group.of_task, run, run.optimizer.components)
-        by_name = {
-            field: dict(zip(names, _digits(getattr(metrics, field)), strict=True))
-            for field in ("norms", "coefficients")
-        }
-        # None for components that are frozen.
-        columns = {
-            field: [values.get(name) for name in everything]
-            for field, values in by_name.items()
-        }
-        key = {"run": run.name, "step": number}
-        self._components.append({"kind": "norms", **key} | columns)
-        self._write(run, {"step": number} | by_name)
+            rows = zip(STATISTICS, map(_digits, metrics.statistics), strict=True)
+            self._components.append({"kind": "components", **key} | dict(rows))
 
     def _add_names(self, of_task: TaskRuns, run: RunSpec, by: str) -> list[str]:
         """Records the names behind the columns of other lines, once each."""
-        config = of_task.inputs.step_config(run, self._training)
-        names = self._component_names(
-            of_task, dataclasses.replace(config, components=by)
+        config = dataclasses.replace(
+            of_task.step_config(run), components=by, trained_layers=None
         )
+        names = self._component_names(of_task, config)
         if (run.task, by) not in self._named:
             self._named.add((run.task, by))
             key = {"kind": "names", "task": run.task, "by": by}
@@ -244,60 +211,52 @@ class Recorder:
                 self._records.append(line | {"epoch": epoch} | means)
                 self._write(run, {"step": end} | means)
 
-    def evaluation(
-        self, group: RunGroup, end: int, results: list[dict[str, Evaluation]]
-    ) -> None:
+    def evaluation(self, group: RunGroup, end: int, results: Results) -> None:
         """Records the scores of runs after a number of steps."""
-        for run, result in zip(group.runs, results, strict=False):
-            for split, found in result.items():
-                line = {
-                    "kind": "evaluation",
-                    "run": run.name,
-                    "step": end,
-                    "split": split,
-                    "scores": found.scores,
-                    "collapsed": found.collapsed,
-                }
-                self._records.append(line)
-                self._write(run, {"step": end, split: found.scores})
-
-    def predictions(
-        self, group: RunGroup, end: int, results: list[dict[str, Evaluation]]
-    ) -> None:
-        """Records the logits of runs."""
-        for run, result in zip(group.runs, results, strict=False):
-            for split, found in result.items():
-                key = {"kind": "predictions", "run": run.name, "step": end}
-                logits = [_digits(row) for row in found.logits]
-                self._predictions.append(key | {"split": split, "logits": logits})
-        self._predictions.sync()
+        for run, split, found in _by_split(group, results):
+            line = {
+                "kind": "evaluation",
+                "run": run.name,
+                "step": end,
+                "split": split,
+                "scores": found.scores,
+                "collapsed": found.collapsed,
+            }
+            self._records.append(line)
+            self._write(run, {"step": end, split: found.scores})
 
     def finish(
         self,
         group: RunGroup,
-        results: list[dict[str, Evaluation]],
+        end: int,
+        results: Results,
         *,
         seconds: float,
         own_seconds: float,
         saved: str | None,
     ) -> None:
-        """Records the results of runs.
+        """Records the predictions and results of runs after their last step.
 
-        Args:
-          group: The runs.
-          results: Their last evaluations.
-          seconds: The time that their program took.
-          own_seconds: What of it went into evaluations and checkpoints.
-          saved: The name of the run whose model was saved, if one of these.
+        Of the ``seconds`` of their program ``own_seconds`` went into evaluations and
+        checkpoints. ``saved`` names the run whose model was saved, if one of these.
         """
+        for run, split, found in _by_split(group, results):
+            key = {"kind": "predictions", "run": run.name, "step": end, "split": split}
+            logits = [_digits(row) for row in found.logits]
+            self._predictions.append(key | {"logits": logits})
+        self._predictions.sync()
         count = len(group.runs)
+        versions = {"python": platform.python_version()}
+        versions |= {name: importlib.metadata.version(name) for name in _PACKAGES}
         for run, result in zip(group.runs, results, strict=False):
             line = self._result(group, run, result) | {
                 "seconds": round(seconds / count, 2),
                 "own_seconds": round(own_seconds / count, 2),
                 "runs_per_program": group.layout.runs,
                 "model_saved": run.name == saved,
-                **environment(group.layout),
+                "device": group.layout.mesh.devices.flat[0].device_kind,
+                "devices": group.layout.mesh.size,
+                "versions": versions,
                 "finished_at": datetime.now(UTC).isoformat(timespec="seconds"),
             }
             self._records.append(line)
@@ -354,33 +313,26 @@ class Recorder:
             )
         for writer in self._writers[run.name]:
             writer.append(record)
-            writer.flush()
 
     def _close_writers(self, name: str) -> None:
-        with contextlib.ExitStack() as writers:
+        with contextlib.ExitStack() as closing:
             for writer in self._writers.pop(name, []):
-                writers.enter_context(writer)
+                closing.callback(writer.close)
+
+
+def _by_split(
+    group: RunGroup, results: Results
+) -> Iterator[tuple[RunSpec, str, Evaluation]]:
+    # The copies that fill a program have results too.
+    for run, result in zip(group.runs, results, strict=False):
+        for split, found in result.items():
+            yield run, split, found
 
 
 def component_names(of_task: TaskRuns, config: StepConfig) -> list[str]:
     """Lists the components that a step's norms are of, in their order."""
     trained, _ = models.split_params(of_task.inputs.checkpoint.params, config.trains)
     return list(cwgnc_jax.component_sizes(trained, COMPONENT_FNS[config.components]))
-
-
-def environment(layout: Layout) -> dict[str, Any]:
-    """Describes on what and with which versions runs are made."""
-    return {
-        "device": layout.mesh.devices.flat[0].device_kind,
-        "devices": layout.mesh.size,
-        "versions": {"python": platform.python_version()} | _versions(),
-    }
-
-
-@functools.cache
-def _versions() -> dict[str, str]:
-    names = ("jax", "jaxlib", "flax", "optax", "transformers")
-    return {name: importlib.metadata.version(name) for name in names}
 
 
 def _digits(values: Any) -> list[float]:

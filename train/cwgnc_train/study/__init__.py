@@ -1,15 +1,7 @@
 """Studies: which runs, in which programs, by which worker."""
 
-from cwgnc_train.study.finetune import finetune
-from cwgnc_train.study.reproduce import prepare_reproduction
-from cwgnc_train.study.study import Study, prepare_finetune, prepare_stability
-from cwgnc_train.study.worker import run_study
-
-__all__ = (
-    "Study",
-    "finetune",
-    "prepare_finetune",
-    "prepare_reproduction",
-    "prepare_stability",
-    "run_study",
-)
+from cwgnc_train.study.finetune import finetune as finetune
+from cwgnc_train.study.reproduce import prepare_reproduction as prepare_reproduction
+from cwgnc_train.study.study import prepare_finetune as prepare_finetune
+from cwgnc_train.study.study import prepare_stability as prepare_stability
+from cwgnc_train.study.worker import run_study as run_study

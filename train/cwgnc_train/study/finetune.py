@@ -10,12 +10,12 @@ from cwgnc_train.records import write_json
 from cwgnc_train.study.study import prepare_finetune
 from cwgnc_train.study.worker import run_study
 
+# Of each run, besides what is said of the chosen one.
+_OF_EACH = ("seed", "scores", "failed", "gave_up_at_step")
+
 
 def finetune(config: FinetuneConfig) -> dict[str, Any]:
     """Fine-tunes one or several seeds and writes the run folder.
-
-    Args:
-      config: The runs.
 
     Returns:
       What ``results.json`` holds: the results of the run whose model was saved, the
@@ -62,11 +62,5 @@ def _results(lines: list[dict[str, Any]]) -> dict[str, Any]:
             "max": max(scores),
             "failed": sum(line["failed"] for line in lines),
         },
-        "runs": [
-            {
-                name: line[name]
-                for name in ("seed", "scores", "failed", "gave_up_at_step")
-            }
-            for line in lines
-        ],
+        "runs": [{name: line[name] for name in _OF_EACH} for line in lines],
     }

@@ -32,11 +32,7 @@ def flattened(config: Any) -> dict[str, Any]:
 
 
 def read_description(workdir: Path) -> dict[str, Any] | None:
-    """Reads ``study.json``; None if there is none.
-
-    Raises:
-      UserError: If it is damaged.
-    """
+    """Reads ``study.json``; None if there is none, and a UserError if it is damaged."""
     path = workdir / "study.json"
     if not path.exists():
         return None

@@ -102,15 +102,7 @@ def paper_runs(config: ReproduceConfig, scale: Scale) -> list[RunSpec]:
 def cut_to(config: ReproduceConfig, speeds: Mapping[str, Speed]) -> Scale:
     """Finds how much of the protocol fits into the budget of minutes.
 
-    Args:
-      config: The reproduction's config, with a budget.
-      speeds: What each task costs.
-
-    Returns:
-      The scale.
-
-    Raises:
-      UserError: If not even the least that makes sense fits.
+    Raises a UserError if not even the least that makes sense fits.
     """
     assert config.budget_minutes is not None
     # The rest is for reading, figures and what the estimate misses.

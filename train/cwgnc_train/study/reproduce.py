@@ -30,9 +30,6 @@ def prepare_reproduction(config: ReproduceConfig) -> tuple[Study, list[str]]:
     With a budget, a few steps of every task are timed. What was decided is kept in
     ``reproduction.json``, so that the same command goes on with the same runs.
 
-    Args:
-      config: The reproduction's config.
-
     Returns:
       The study, ready to start or to go on, and what of the protocol was cut.
 
@@ -92,28 +89,29 @@ def _scale(known: dict[str, Any]) -> Scale:
 
 
 def _speeds(study: Study) -> dict[str, Speed]:
-    """Times a few steps and an evaluation of every task."""
+    return {task: _speed(study, task) for task in study.tasks}
+
+
+def _speed(study: Study, task: str) -> Speed:
+    """Times a few steps and an evaluation of a task."""
     programs = Programs(say=lambda line: None)
-    return {task: _speed(study, programs, task) for task in study.tasks}
-
-
-def _speed(study: Study, programs: Programs, task: str) -> Speed:
     run = next(run for run in study.runs if run.task == task and not run.unfreezing)
     run = dataclasses.replace(run, statistics_every=0)
     # Every device that runs lie on must have one.
     layout = dataclasses.replace(study.layout, runs=study.layout.run_devices)
     group = RunGroup(study.tasks[task], (run,), layout)
-    inputs, before = group.of_task.inputs, programs.seconds
+    inputs = group.of_task.inputs
     # One shape that holds them all, so that nothing is compiled between them.
     shape = group.batch_shape(range(_TIMED_STEPS + 1))
 
     def step(states, number):
-        return programs.train_steps(group, 0, [number], shape, False)(states)[0]
+        program, batches = programs.train_steps(group, 0, [number], shape, False)
+        return program(states, *batches)[0]
 
     with seconds_saved() as saved:
         states = step(group.start(), 0)
     # This program may have been kept on disk; those of the study need not have been.
-    compilation = programs.seconds - before + sum(saved)
+    compilation = programs.seconds + sum(saved)
     jax.block_until_ready(states.params)
     start = time.monotonic()
     for number in range(1, _TIMED_STEPS + 1):

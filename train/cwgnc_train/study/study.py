@@ -6,10 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from jax.sharding import Mesh
-
 from cwgnc_train.config import (
-    DataConfig,
     FinetuneConfig,
     RunSpec,
     StabilityConfig,
@@ -47,41 +44,22 @@ class Study:
     tasks: dict[str, TaskRuns]
     """By name."""
     training: TrainingConfig
-    max_length: int
-    mesh: Mesh
+    layout: Layout
+    """The way over the devices, with one run."""
     description: dict[str, Any]
     """What ``study.json`` holds: the settings, and the data and model they are for."""
     saves_best: bool = False
     """Whether the model of the best run is saved."""
 
-    @property
-    def layout(self) -> Layout:
-        """The way over the devices, with one run."""
-        devices = self.training.devices
-        return Layout(
-            self.mesh, shard_params=devices.shard_params, strategy=devices.strategy
-        )
-
-    def total_steps(self, run: RunSpec) -> int:
-        """Returns the length of a run."""
-        return self.tasks[run.task].total_steps(run)
-
 
 def prepare_finetune(config: FinetuneConfig) -> Study:
     """Reads and checks what ``finetune`` needs; writes nothing but cached tokens.
 
-    Raises:
-      UserError: If a setting, the data or the weights are wrong, or the folder holds
-        runs with other settings.
-      OSError: If a file cannot be read or a hub cannot be reached.
+    Raises a UserError if a setting, the data or the weights are wrong or the folder
+    holds runs with other settings, and an OSError if a file or a hub cannot be reached.
     """
     check_finetune(config)
-    return _prepare(
-        config,
-        tasks=[config.task],
-        runs=config.runs(),
-        saves_best=True,
-    )
+    return _prepare(config, [config.task], config.runs(), saves_best=True)
 
 
 def prepare_stability(
@@ -89,12 +67,10 @@ def prepare_stability(
 ) -> Study:
     """Reads and checks what a stability study needs, as :func:`prepare_finetune`.
 
-    Args:
-      config: The study's config.
-      runs: Its runs, if they are not all combinations of what the config lists.
+    Its runs are all combinations of what the config lists, if they are not given.
     """
     check_stability(config)
-    return _prepare(config, tasks=config.tasks or [None], runs=runs or config.runs())
+    return _prepare(config, config.tasks or [None], runs or config.runs())
 
 
 def _prepare(
@@ -120,11 +96,30 @@ def _prepare(
     else:
         before = {name: known[name] for name in known if name not in _OF_INPUTS}
         check_same(config.workdir, "settings", before, settings)
-    mesh = choose_mesh(
-        training.devices, len(runs), training.batch_size // training.accumulate
+    devices, most = training.devices, training.batch_size // training.accumulate
+    layout = Layout(
+        choose_mesh(devices, len(runs), most),
+        shard_params=devices.shard_params,
+        strategy=devices.strategy,
     )
     commits = (known or {}).get("commits", {})
-    of_tasks = _load(config.model, tasks, data, training, mesh, commits.get("model"))
+    weights = functools.cache(
+        functools.partial(
+            load_weights,
+            config.model,
+            new_head=training.new_head,
+            revision=commits.get("model") or training.revision,
+        )
+    )
+    of_tasks = {
+        task or "own": TaskRuns(
+            inputs=load_inputs(task, data, weights, training.cache),
+            training=training,
+            max_length=data.max_length,
+            data_devices=layout.data_devices,
+        )
+        for task in tasks
+    }
     digests = {
         "data": {name: of.inputs.data_digest for name, of in of_tasks.items()},
         "weights": {name: of.inputs.weights_digest for name, of in of_tasks.items()},
@@ -142,41 +137,10 @@ def _prepare(
         runs=runs,
         tasks=of_tasks,
         training=training,
-        max_length=data.max_length,
-        mesh=mesh,
+        layout=layout,
         description=settings | digests | {"commits": commits},
         saves_best=saves_best,
     )
-
-
-def _load(
-    model: str,
-    tasks: Sequence[str | None],
-    data: DataConfig,
-    training: TrainingConfig,
-    mesh: Mesh,
-    commit: str | None,
-) -> dict[str, TaskRuns]:
-    weights = functools.cache(
-        functools.partial(
-            load_weights,
-            model,
-            new_head=training.new_head,
-            revision=commit or training.revision,
-        )
-    )
-    pmap = training.devices.strategy == "pmap"
-    shared = mesh.shape["data"]
-    return {
-        task or "own": TaskRuns(
-            inputs=load_inputs(task, data, weights, training.cache),
-            training=training,
-            max_length=data.max_length,
-            multiple=1 if pmap else shared,
-            parts=shared if pmap else 1,
-        )
-        for task in tasks
-    }
 
 
 def _check_layers(

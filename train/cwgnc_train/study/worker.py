@@ -5,7 +5,6 @@ import dataclasses
 import itertools
 import math
 import shutil
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -40,9 +39,6 @@ from cwgnc_train.study.study import Study
 def run_study(study: Study) -> dict[str, dict[str, Any]]:
     """Makes all runs of a study that are not finished yet, and records them.
 
-    Args:
-      study: The study.
-
     Returns:
       The records of all finished runs of its folder, by name.
 
@@ -53,9 +49,7 @@ def run_study(study: Study) -> dict[str, dict[str, Any]]:
       Interrupted: If a signal came; what has been done is on the disk.
     """
     primary = hosts.is_primary()
-    hosts.check_same(
-        lambda: f"{study.description} {study.layout.description} {study.runs}"
-    )
+    hosts.check_same(f"{study.description} {study.layout.description} {study.runs}")
     # Now every process has looked at the folder, and the first one may write into it.
     with hosts.together("write to --workdir"):
         if primary:
@@ -73,7 +67,7 @@ def run_study(study: Study) -> dict[str, dict[str, Any]]:
                 runs=len(study.runs),
                 done=len(before),
                 failed=_failed(recorder, before),
-                run_steps=sum(map(study.total_steps, todo)),
+                run_steps=sum(study.tasks[x.task].total_steps(x) for x in todo),
                 shown=primary,
             )
         )
@@ -82,23 +76,24 @@ def run_study(study: Study) -> dict[str, dict[str, Any]]:
         return recorder.finished
 
 
+@dataclasses.dataclass
 class _Worker:
-    def __init__(
-        self,
-        study: Study,
-        recorder: Recorder,
-        progress: Progress,
-        interruption: Interruption,
-    ):
-        self._study, self._recorder = study, recorder
-        self._progress, self._interruption = progress, interruption
-        self._folder = study.workdir / "checkpoints"
-        self._programs = Programs(progress.say)
+    study: Study
+    recorder: Recorder
+    progress: Progress
+    interruption: Interruption
+
+    def __post_init__(self):
+        self.training = self.study.training
+        self.folder = self.study.workdir / "checkpoints"
+        self.programs = Programs(self.progress.say)
 
     def work(self, runs: list[RunSpec]) -> None:
         """Makes these runs, those with a checkpoint first."""
         runs = self._resume(runs)
-        for _, alike in itertools.groupby(runs, self._kind):
+        for _, alike in itertools.groupby(
+            runs, lambda run: self.study.tasks[run.task].kind(run)
+        ):
             waiting = list(alike)
             while waiting:
                 layout = self._layout(waiting)
@@ -106,29 +101,26 @@ class _Worker:
                     waiting = waiting[layout.runs :]
         # It is not empty where checkpoints are kept.
         with contextlib.suppress(OSError):
-            self._folder.rmdir()
-
-    def _kind(self, run: RunSpec) -> tuple[object, ...]:
-        return self._study.tasks[run.task].kind(run)
+            self.folder.rmdir()
 
     def _resume(self, runs: list[RunSpec]) -> list[RunSpec]:
         """Finishes what an earlier process had under way; returns the other runs."""
         waiting = {run.name: run for run in runs}
-        folders = sorted(self._folder.iterdir()) if self._folder.is_dir() else []
+        folders = sorted(self.folder.iterdir()) if self.folder.is_dir() else []
         for folder in folders:
             if folder.suffix == ".gone":
                 shutil.rmtree(folder, ignore_errors=True)
                 continue
-            if folder.name.replace(",", "/") in self._recorder.finished:
+            if folder.name.replace(",", "/") in self.recorder.finished:
                 # The process died after the results and before this.
                 self._forget(folder)
                 continue
             found = find_checkpoint(
                 folder,
-                self._progress.say,
-                lambda notes: self._recorder.problem(notes["marks"]),
+                self.progress.say,
+                lambda notes: self.recorder.problem(notes["marks"]),
             )
-            hosts.check_same(lambda found=found: str(found and found[0]))
+            hosts.check_same(str(found and found[0]))
             if found is None:
                 continue
             path, notes = found
@@ -139,175 +131,150 @@ class _Worker:
         return list(waiting.values())
 
     def _go_on(self, runs: list[RunSpec], path: Path, notes: dict[str, Any]) -> bool:
-        layout, together = self._study.layout, notes["layout"]["runs"]
+        layout, together = self.study.layout, notes["layout"]["runs"]
         if len(runs) < len(notes["runs"]) or together % layout.run_devices:
-            self._progress.say(f"{path} is of other runs or devices: not used")
+            self.progress.say(f"{path} is of other runs or devices: not used")
             return False
         elsewhere = other_fingerprint(notes["fingerprint"], fingerprint(layout))
         if elsewhere is not None:
-            self._progress.say(elsewhere)
+            self.progress.say(elsewhere)
         layout = dataclasses.replace(
             layout, runs=together, group=notes["layout"]["group"]
         )
         start = Start(**notes["start"], checkpoint=path)
-        self._progress.say(f"going on with {len(runs)} runs at step {start.step}")
+        self.progress.say(f"going on with {len(runs)} runs at step {start.step}")
         return self._carry_out(runs, layout, start)
 
     def _layout(self, runs: Sequence[RunSpec]) -> Layout:
         """The layout for runs of one kind; what was chosen once is kept."""
-        wanted = self._study.training.devices.runs_per_program
-        of_task = self._study.tasks[runs[0].task]
-        chosen = self._recorder.layout(
-            of_task.program_name(runs[0]), wanted, self._study.layout
-        )
+        wanted = self.training.devices.runs_per_program
+        of_task, devices = self.study.tasks[runs[0].task], self.study.layout
+        chosen = self.recorder.layout(of_task.program_name(runs[0]), wanted, devices)
         if chosen is not None:
             return chosen
-        layout, why = memory.fit_layout(
-            wanted,
-            len(runs),
-            self._study.layout,
-            lambda layout: self._programs.bytes_needed(
-                RunGroup(of_task, (runs[0],), layout)
-            ),
-        )
+
+        def needed(layout):
+            return self.programs.bytes_needed(RunGroup(of_task, (runs[0],), layout))
+
+        layout, why = memory.fit_layout(wanted, len(runs), devices, needed)
         self._choose(runs[0], layout, why)
         return layout
 
     def _choose(self, run: RunSpec, layout: Layout, why: str) -> None:
-        program = self._study.tasks[run.task].program_name(run)
-        if len(self._study.runs) > 1:
-            self._progress.say(f"{program}: {layout.runs} at a time ({why})")
-        wanted = self._study.training.devices.runs_per_program
-        self._recorder.add_layout(program, wanted, layout, why)
+        program = self.study.tasks[run.task].program_name(run)
+        if len(self.study.runs) > 1:
+            self.progress.say(f"{program}: {layout.runs} at a time ({why})")
+        wanted = self.training.devices.runs_per_program
+        self.recorder.add_layout(program, wanted, layout, why)
 
     def _carry_out(self, runs: Sequence[RunSpec], layout: Layout, start: Start) -> bool:
         """Makes runs together; False if they do not fit into the device's memory."""
         # Several processes can only stop together, between steps.
         if hosts.alone():
-            self._interruption.check()
-        group = RunGroup(self._study.tasks[runs[0].task], tuple(runs), layout)
-        folder = self._folder / runs[0].name.replace("/", ",")
-        self._progress.running = len(runs)
+            self.interruption.check()
+        group = RunGroup(self.study.tasks[runs[0].task], tuple(runs), layout)
+        folder = self.folder / runs[0].name.replace("/", ",")
+        self.progress.running = len(runs)
         try:
             with Checkpoints(
-                folder, self._study.training.checkpoints, start.step, self._clock
+                folder, self.training.checkpoints, start.step, self.programs.clock
             ) as checkpoints:
                 trained = Training(
                     group,
                     start,
-                    programs=self._programs,
-                    recorder=self._recorder,
+                    programs=self.programs,
+                    recorder=self.recorder,
                     checkpoints=checkpoints,
-                    progress=self._progress,
-                    interruption=self._interruption,
-                    clock=self._clock,
+                    progress=self.progress,
+                    interruption=self.interruption,
                 ).train()
                 checkpoints.prune()
         except jax.errors.JaxRuntimeError as error:
-            if not memory.is_out_of_memory(error):
+            if "RESOURCE_EXHAUSTED" not in str(error):
                 raise
-            self._take_fewer(runs[0], layout)
+            smaller = memory.fewer(layout.runs, layout.run_devices)
+            if smaller == layout.runs:
+                raise UserError(
+                    "a device cannot hold a single run: lower --batch-size or "
+                    "--max-length, take --accumulate 2 or --dtype bfloat16, or let "
+                    "devices share a run with --data-devices and --shard-params"
+                ) from None
+            self.programs.clear()
+            why = f"{layout.runs} did not fit into the device's memory"
+            self._choose(runs[0], dataclasses.replace(layout, runs=smaller), why)
             return False
         finally:
-            self._progress.running = 0
+            self.progress.running = 0
         self._finish(group, trained)
         self._forget(folder)
         return True
 
-    def _take_fewer(self, run: RunSpec, layout: Layout) -> None:
-        smaller = memory.fewer(layout.runs, layout.run_devices)
-        if smaller == layout.runs:
-            raise UserError(
-                "a device cannot hold a single run: lower --batch-size or "
-                "--max-length, take --accumulate 2 or --dtype bfloat16, or let devices "
-                "share a run with --data-devices and --shard-params"
-            ) from None
-        self._programs.clear()
-        self._choose(
-            run,
-            dataclasses.replace(layout, runs=smaller),
-            f"{layout.runs} did not fit into the device's memory",
-        )
-
     def _finish(self, group: RunGroup, trained: Trained) -> None:
-        recorder, runs = self._recorder, group.runs
-        recorder.predictions(group, trained.step, trained.results)
-        saved = self._save_best(group, trained) if self._study.saves_best else None
+        recorder, runs = self.recorder, group.runs
+        saved = self._save_best(group, trained) if self.study.saves_best else None
         # Whoever finds the results finds all else as well.
         recorder.finish(
             group,
+            trained.step,
             trained.results,
             seconds=trained.seconds,
             own_seconds=trained.own_seconds,
             saved=saved,
         )
-        self._progress.finished(len(runs), _failed(recorder, runs))
+        self.progress.finished(len(runs), _failed(recorder, runs))
         for run in runs:
             if why := recorder.gave_up(run):
-                self._progress.say(f"{run.name}: {why}")
+                self.progress.say(f"{run.name}: {why}")
         for line in self._finished_cells(runs):
-            self._progress.say(line)
+            self.progress.say(line)
 
     def _save_best(self, group: RunGroup, trained: Trained) -> str | None:
         """Saves the model of the best of these runs, if it is the best so far."""
-        inputs, folder = group.of_task.inputs, self._study.workdir / "model"
+        inputs, folder = group.of_task.inputs, self.study.workdir / "model"
+        chosen_by, metric = inputs.chosen_by, inputs.task.metric
         scores = {
-            index: trained.results[index][inputs.chosen_by].scores[inputs.task.metric]
+            index: _comparable(trained.results[index][chosen_by].scores[metric])
             for index, run in enumerate(group.runs)
-            if not self._recorder.gave_up(run)
+            if not self.recorder.gave_up(run)
         }
         if not scores:
             return None
-        best = max(scores, key=lambda index: _comparable(scores[index]))
+        best = max(scores, key=lambda index: scores[index])
         params = hosts.on_host(trained.states.params, best)
-        if folder.exists() and _comparable(scores[best]) <= self._best_so_far(inputs):
-            return None
-        if hosts.is_primary():
-            save_model(
-                folder,
-                inputs,
-                params,
-                max_length=self._study.max_length,
-                dtype=self._study.training.dtype,
-            )
-        return group.runs[best].name
-
-    def _best_so_far(self, inputs: Any) -> float:
-        scores = [
-            line["scores"][inputs.chosen_by][inputs.task.metric]
-            for line in self._recorder.finished.values()
+        before = [
+            _comparable(line["scores"][chosen_by][metric])
+            for line in self.recorder.finished.values()
             if line["model_saved"]
         ]
-        return max(map(_comparable, scores), default=-math.inf)
+        if folder.exists() and scores[best] <= max(before, default=-math.inf):
+            return None
+        if hosts.is_primary():
+            save_model(folder, group.of_task, params)
+        return group.runs[best].name
 
     def _forget(self, folder: Path) -> None:
         """Removes the checkpoints of runs that are done, unless they are wanted."""
-        config = self._study.training.checkpoints
+        config = self.training.checkpoints
         if config.keep is None and not config.keep_best and hosts.is_primary():
             remove_checkpoints(folder)
 
     def _finished_cells(self, runs: Sequence[RunSpec]) -> list[str]:
         """A line on each cell of these runs whose runs are all finished."""
-        finished, texts = self._recorder.finished, []
+        texts = []
         for cell in dict.fromkeys(run.cell for run in runs):
-            names = [run.name for run in self._study.runs if run.cell == cell]
-            if len(names) == 1 or not all(name in finished for name in names):
+            of_cell = [run.name for run in self.study.runs if run.cell == cell]
+            finished = self.recorder.finished
+            lines = [finished[name] for name in of_cell if name in finished]
+            if len(of_cell) == 1 or len(lines) < len(of_cell):
                 continue
-            lines = [finished[name] for name in names]
             metric = lines[0]["metric"]
-            scores = [
-                100 * float(line["scores"][line["judged"]][metric]) for line in lines
-            ]
+            scores = [100 * float(x["scores"][x["judged"]][metric]) for x in lines]
             failed = sum(line["failed"] for line in lines)
             texts.append(
                 f"{cell}: {len(lines)} runs, {metric} x 100 mean "
                 f"{np.mean(scores):.1f} std {np.std(scores):.1f}, {failed} failed"
             )
         return texts
-
-    def _clock(self) -> float:
-        """Seconds, without those of the compiler."""
-        return time.monotonic() - self._programs.seconds
 
 
 def _failed(recorder: Recorder, runs: Sequence[RunSpec]) -> int:
