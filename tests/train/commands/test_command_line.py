@@ -163,7 +163,7 @@ def test_a_run_without_data_to_score_it_on_is_offered_both_ways(flags, capsys):
 
 
 @pytest.fixture(scope="module")
-def trained(tiny_model, tiny_data, tmp_path_factory, compilation_cache):
+def trained(tiny_model, tiny_data, tmp_path_factory):
     """The folder of two seeds of own data, with a holdout in place of a validation."""
     workdir = tmp_path_factory.mktemp("trained") / "run"
     flags = f"--model {tiny_model} --train-file {tiny_data[0]} --text-columns text"
@@ -218,9 +218,7 @@ def test_predict_follows_the_models_folder(trained, tiny_data, tmp_path, monkeyp
     assert config.text_columns == ("label",)
 
 
-def test_predict_of_a_folder_writes_its_label_names(
-    trained, tmp_path, capsys, compilation_cache
-):
+def test_predict_of_a_folder_writes_its_label_names(trained, tmp_path, capsys):
     texts = write_tsv(tmp_path / "texts.tsv", sentences(9))
     flags = f"--model {trained / 'model'} --input-file {texts} --label-column label"
     flags += f" --output {tmp_path / 'out.tsv'}"

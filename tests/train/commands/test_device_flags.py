@@ -10,8 +10,6 @@ import pytest
 
 from cwgnc_train.commands import run
 
-pytestmark = pytest.mark.usefixtures("compilation_cache")
-
 
 @pytest.fixture
 def finetune(tiny_model, tiny_data, tmp_path):

@@ -13,8 +13,6 @@ from cwgnc_jax import models
 from cwgnc_train.commands import run
 from tests.train.conftest import SPECIAL, WORDS, sentences
 
-pytestmark = pytest.mark.usefixtures("compilation_cache")
-
 
 @pytest.fixture(scope="module")
 def modern_bert(tmp_path_factory):

@@ -23,8 +23,6 @@ from cwgnc_train.data import (
 from cwgnc_train.engine import StepConfig
 from tests.train.conftest import SPECIAL, WORDS, sentences
 
-pytestmark = pytest.mark.usefixtures("compilation_cache")
-
 MARKS = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
 CLS, PAD, SEP = range(3)
 

@@ -62,7 +62,7 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 
 @pytest.fixture
-def hub_flags(tmp_path, tiny_model, tiny_data, monkeypatch, compilation_cache):
+def hub_flags(tmp_path, tiny_model, tiny_data, monkeypatch):
     """Flags of a run whose model is of the hub, and what revisions it was asked for."""
     folder = tmp_path / "models--x--y" / "snapshots" / COMMIT
     folder.parent.mkdir(parents=True)

@@ -25,8 +25,6 @@ from cwgnc_train.data.packing import best_sizes, first_fit
 from cwgnc_train.engine import init_run, make_hparams, train_step
 from tests.train.conftest import MODEL, STEP_CONFIG
 
-pytestmark = pytest.mark.usefixtures("compilation_cache")
-
 LENGTH = 8
 
 

@@ -18,7 +18,6 @@ from cwgnc_train.engine.step import init_run
 from tests.train.conftest import MODEL, STEP_CONFIG, tokens_of
 
 LAYOUT = Layout(make_mesh(jax.devices()[:1]))
-pytestmark = pytest.mark.usefixtures("compilation_cache")
 # The last step of each epoch has four examples.
 ARRAYS, BATCH, STEPS = tokens_of(MODEL, 40), 12, 8
 

@@ -10,8 +10,6 @@ from cwgnc_train.engine.component_statistics import (
     component_statistics,
 )
 
-pytestmark = pytest.mark.usefixtures("compilation_cache")
-
 SHAPES = {"layer": {"10": {"kernel": (3, 5)}, "2": {"kernel": (4, 2), "bias": (7,)}}}
 
 

@@ -24,8 +24,6 @@ from cwgnc_train.engine.optimizer import make_hparams
 from cwgnc_train.engine.step import init_run, train_step
 from tests.train.conftest import MODEL, STEP_CONFIG, a_batch, padded
 
-pytestmark = pytest.mark.usefixtures("compilation_cache")
-
 STEP = jax.jit(train_step, static_argnums=0)
 PARAMS = models.init_params(MODEL, jax.random.key(0))
 ADAM = OptimizerConfig(learning_rate=1e-2, eps=1e-3, max_norm=0.05)

@@ -63,7 +63,7 @@ def flags(arguments, tmp_path):
 
 
 @pytest.fixture(scope="module")
-def unbroken(arguments, tmp_path_factory, compilation_cache):
+def unbroken(arguments, tmp_path_factory):
     """A run without interruption; it is too short for checkpoints."""
     workdir = tmp_path_factory.mktemp("unbroken")
     assert run(arguments(workdir)) == 0
@@ -72,7 +72,7 @@ def unbroken(arguments, tmp_path_factory, compilation_cache):
 
 
 @pytest.fixture(scope="module")
-def stopped_once(arguments, tmp_path_factory, compilation_cache):
+def stopped_once(arguments, tmp_path_factory):
     workdir = tmp_path_factory.mktemp("stopped")
     with pytest.MonkeyPatch.context() as patch:
         assert stop(patch, arguments(workdir), 2) == 143

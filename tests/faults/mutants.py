@@ -1,0 +1,261 @@
+"""Lines of the code broken one at a time, counted by whether the tests notice.
+
+``python -m tests.faults.mutants --count 200`` breaks lines of the clip, the step,
+packing and the statistics: it swaps an operator, shifts a number, negates a condition
+or leaves out a statement. The tests of the module then run until one of them fails. A
+break that none of them notices is printed with its line; the command fails where more
+than one in twenty goes unnoticed.
+"""
+
+import argparse
+import ast
+import collections
+import concurrent.futures
+import copy
+import importlib.abc
+import importlib.util
+import multiprocessing
+import os
+import random
+import sys
+import tempfile
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+TESTS = {
+    "cwgnc_jax._clipping": ("tests/test_clipping.py", "tests/test_thresholds.py"),
+    "cwgnc_jax._norms": ("tests/test_clipping.py", "tests/test_stacked_axes.py"),
+    "cwgnc_jax._thresholds": ("tests/test_thresholds.py", "tests/test_adaptive.py"),
+    "cwgnc_jax._adam": ("tests/test_adam.py",),
+    "cwgnc_jax._adaptive": ("tests/test_adaptive.py",),
+    "cwgnc_jax._learned": ("tests/test_adaptive.py",),
+    "cwgnc_jax._outliers": ("tests/test_adaptive.py",),
+    "cwgnc_train.engine.step": (
+        "tests/train/engine/test_step.py",
+        "tests/train/engine/test_accumulation.py",
+        "tests/train/engine/test_nonfinite.py",
+        "tests/train/engine/test_regularization.py",
+        "tests/train/engine/test_against_torch.py",
+    ),
+    "cwgnc_train.engine.component_statistics": (
+        "tests/train/engine/test_component_statistics.py",
+    ),
+    "cwgnc_train.data.packing": ("tests/train/data/test_packing.py",),
+    "cwgnc_train.data.gather": ("tests/train/data/test_packing.py",),
+    "cwgnc_train.data.order": (
+        "tests/train/data/test_packing.py",
+        "tests/train/engine/test_against_torch.py",
+    ),
+    "cwgnc_train.analysis.score_statistics": (
+        "tests/train/analysis/test_score_statistics.py",
+    ),
+    "cwgnc_train.analysis.convergence": ("tests/train/analysis/test_racing.py",),
+}
+"""The modules that are broken, and the tests that are to notice."""
+
+# Imported once, before anything of ours.
+_PRELOADED = (
+    *("jax.experimental.multihost_utils", "flax.nnx", "optax", "chex", "equinox"),
+    *(
+        "torch",
+        "transformers",
+        "scipy.stats",
+        "sklearn.metrics",
+        "pandas",
+        "hypothesis",
+    ),
+    *("orbax.checkpoint.experimental.v1", "matplotlib.pyplot", "pytest"),
+)
+_ROOT = Path(__file__).parents[2]
+_SECONDS = 300
+"""A break that lets the tests hang is noticed by whoever waits for them."""
+_SWAPS = {
+    **{ast.Lt: ast.LtE, ast.LtE: ast.Lt, ast.Gt: ast.GtE, ast.GtE: ast.Gt},
+    **{ast.Eq: ast.NotEq, ast.NotEq: ast.Eq, ast.In: ast.NotIn, ast.NotIn: ast.In},
+    **{ast.Is: ast.IsNot, ast.IsNot: ast.Is, ast.And: ast.Or, ast.Or: ast.And},
+    **{ast.Add: ast.Sub, ast.Sub: ast.Add, ast.Mult: ast.Div, ast.Div: ast.Mult},
+    **{ast.FloorDiv: ast.Mult, ast.Mod: ast.Add, ast.Pow: ast.Mult},
+    **{ast.BitAnd: ast.BitOr, ast.BitOr: ast.BitAnd},
+}
+
+
+def breaks(tree: ast.Module) -> Iterator[tuple[int, ast.Module]]:
+    """Yields each way to break one line of a module: the line, and the module."""
+    for number, node in enumerate(_code(tree)):
+        if _broken(node) is not None:
+            changed = copy.deepcopy(tree)
+            target = list(_code(changed))[number]
+            _broken(target, in_place=True)
+            yield node.lineno, ast.fix_missing_locations(changed)
+
+
+def _code(node: ast.AST) -> Iterator[ast.AST]:
+    """Yields the nodes of code, without docstrings, annotations and messages."""
+    for name, value in ast.iter_fields(node):
+        if name in ("annotation", "returns") or isinstance(node, ast.Raise):
+            continue
+        children = value if isinstance(value, list) else [value]
+        for child in children:
+            if isinstance(child, ast.AST):
+                yield child
+                yield from _code(child)
+
+
+def _broken(node: ast.AST, in_place: bool = False) -> ast.AST | None:
+    """Returns a broken copy of a node, or None if there is no way to break it."""
+    changed = node if in_place else copy.copy(node)
+    match changed:
+        case ast.Compare(ops=[operator]) if type(operator) in _SWAPS:
+            changed.ops = [_SWAPS[type(operator)]()]
+        case ast.BinOp() | ast.BoolOp() if type(changed.op) in _SWAPS:
+            changed.op = _SWAPS[type(changed.op)]()
+        case ast.UnaryOp(op=ast.Not() | ast.USub()):
+            changed.operand = ast.UnaryOp(changed.op, changed.operand)
+        case ast.Constant(value=bool()):
+            changed.value = not changed.value
+        case ast.Constant(value=int() | float()):
+            changed.value = changed.value + 1
+        case ast.IfExp() | ast.If():
+            changed.test = ast.UnaryOp(ast.Not(), changed.test)
+        case ast.Expr(value=ast.Call()):
+            changed.value = ast.Constant(None)
+        case _:
+            return None
+    return changed
+
+
+class _Finder(importlib.abc.MetaPathFinder, importlib.abc.SourceLoader):
+    """Lets one module be imported broken."""
+
+    def __init__(self, module: str, path: Path, tree: ast.Module):
+        self._module, self._path, self._tree = module, path, tree
+
+    def find_spec(self, name, path=None, target=None):
+        if name != self._module:
+            return None
+        return importlib.util.spec_from_loader(name, self, origin=str(self._path))
+
+    def get_filename(self, fullname):
+        return str(self._path)
+
+    def get_data(self, path):
+        return self._path.read_bytes()
+
+    def get_code(self, fullname):
+        return compile(self._tree, str(self._path), "exec")
+
+
+def run_tests(module: str, tree: ast.Module, log: Path, programs: Path) -> None:
+    """The process: the tests of a module, until one fails."""
+    os.environ["CWGNC_JAX_TEST_PROGRAMS"] = str(programs)
+    output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    os.dup2(output, 1)
+    os.dup2(output, 2)
+    import pytest
+
+    sys.meta_path.insert(0, _Finder(module, _source(module), tree))
+    sys.exit(pytest.main(["-x", "-q", "-p", "no:cacheprovider", *TESTS[module]]))
+
+
+def _source(module: str) -> Path:
+    folder = _ROOT / "train" if module.startswith("cwgnc_train") else _ROOT
+    return folder.joinpath(*module.split(".")).with_suffix(".py")
+
+
+class Mutants:
+    """Tests of broken modules, in processes that share what they import and compile.
+
+    Args:
+      folder: Where logs and compiled programs are written.
+    """
+
+    def __init__(self, folder: Path):
+        self._folder = folder
+        os.environ |= {
+            # JAX says at each fork that it has threads; in the parent it has none.
+            "PYTHONWARNINGS": "ignore::RuntimeWarning",
+        }
+        self._context = multiprocessing.get_context("forkserver")
+        self._context.set_forkserver_preload(list(_PRELOADED))
+
+    def is_noticed(self, module: str, tree: ast.Module, number: int) -> bool:
+        """Says whether the tests of a module fail with this tree in its place."""
+        log = self._folder / f"{number}.log"
+        # Two processes may not write to one folder.
+        programs = self._folder / f"programs-{threading.get_ident()}"
+        process = self._context.Process(
+            target=run_tests, args=(module, tree, log, programs)
+        )
+        process.start()
+        process.join(_SECONDS)
+        if process.is_alive():
+            process.kill()
+            process.join()
+        if process.exitcode not in (0, 1, 2, -9):
+            raise RuntimeError(f"the tests of {module} did not run:\n{log.read_text()}")
+        return process.exitcode != 0
+
+
+def drawn_breaks(count: int, seed: int) -> list[tuple[str, int, ast.Module]]:
+    """Draws lines to break, each once and in one way."""
+    rng, lines = random.Random(seed), collections.defaultdict(list)
+    for module in TESTS:
+        for line, tree in breaks(ast.parse(_source(module).read_text())):
+            lines[module, line].append(tree)
+    chosen = rng.sample(sorted(lines), min(count, len(lines)))
+    return [(module, line, rng.choice(lines[module, line])) for module, line in chosen]
+
+
+def main() -> int:
+    """Prints what went unnoticed and the counts; 1 if it is more than 1 in 20."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--count", type=int, default=200)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--jobs", type=int, default=2)
+    arguments = parser.parse_args()
+    drawn = drawn_breaks(arguments.count, arguments.seed)
+    counts: collections.Counter[tuple[str, bool]] = collections.Counter()
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        concurrent.futures.ThreadPoolExecutor(arguments.jobs) as pool,
+    ):
+        mutants = Mutants(Path(folder))
+        for number, module in enumerate(TESTS):
+            intact = ast.parse(_source(module).read_text())
+            if mutants.is_noticed(module, intact, number):
+                raise RuntimeError(f"the tests of {module} fail without a break")
+
+        def noticed(numbered: tuple[int, tuple[str, int, ast.Module]]) -> bool:
+            number, (module, _, tree) = numbered
+            return mutants.is_noticed(module, tree, len(TESTS) + number)
+
+        for (module, line, tree), found in zip(
+            drawn, pool.map(noticed, enumerate(drawn)), strict=True
+        ):
+            counts[module, found] += 1
+            if not found:
+                text = _source(module).read_text().splitlines()[line - 1].strip()
+                print(f"unnoticed: {module}:{line}: {text}", flush=True)
+                print(f"  as {_line_of(tree, line)}", flush=True)
+    for module in TESTS:
+        good, bad = counts[module, True], counts[module, False]
+        print(f"{module:44}{good:4} of {good + bad:4} noticed")
+    bad = sum(number for (_, found), number in counts.items() if not found)
+    print(f"{len(drawn) - bad} of {len(drawn)} breaks noticed")
+    return int(bad > len(drawn) / 20)
+
+
+def _line_of(tree: ast.Module, line: int) -> str:
+    """Returns the innermost statement of a line."""
+    statements = [
+        node
+        for node in ast.walk(tree)
+        if isinstance(node, ast.stmt) and node.lineno <= line <= (node.end_lineno or 0)
+    ]
+    least = min(statements, key=lambda node: (node.end_lineno or 0) - node.lineno)
+    return ast.unparse(least).splitlines()[0]
+
+
+if __name__ == "__main__":
+    sys.exit(main())
