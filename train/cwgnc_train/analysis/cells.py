@@ -64,19 +64,20 @@ def choose_cells(runs: pd.DataFrame) -> pd.DataFrame:
         holdout_std=lambda scores: scores.std(ddof=0, skipna=False),
     ).reset_index()
     chosen, planned = [], []
-    for (task, method), group in cells.groupby(["task", "method"], sort=False):
+    for key, group in cells.groupby(["task", "method"], sort=False):
+        task, method = key  # pyright: ignore[reportGeneralTypeIssues]  # a tuple
         same = (runs["task"] == task) & (runs["method"] == method)
         if len(group) == 1:
             chosen.append(group.index[0])
-        elif runs["has_holdout"][same].all():
+        elif runs.loc[same, "has_holdout"].all():
             # Rounding makes ties of means that differ only in the order of their sum.
             order = group.assign(
                 mean=-group["holdout_mean"].round(12),
                 std=group["holdout_std"].round(12),
             ).sort_values(["mean", "std", "learning_rate", "max_norm"])
             chosen.append(order.index[0])
-        elif group["learning_rate"].nunique() == 1:
-            planned += group.index[group["max_norm"] == PAPER_MAX_NORM].to_list()
+        elif len(set(group["learning_rate"])) == 1:
+            planned += group.loc[group["max_norm"] == PAPER_MAX_NORM].index.to_list()
     chosen += planned
     cells["planned"] = cells.index.isin(planned)
     cells["chosen"] = cells.index.isin(chosen)
@@ -96,9 +97,9 @@ def threshold_groups(cells: pd.DataFrame) -> list[list[Cell]]:
     """
     groups = []
     for _, group in cells.groupby(["task", "method"], sort=False):
-        rates = group["learning_rate"][group["chosen"] | group["open"]]
+        rates = group.loc[group["chosen"] | group["open"], "learning_rate"]
         for value in rates.unique():
-            group_cells = cells_of(group[group["learning_rate"] == value])
+            group_cells = cells_of(group.loc[group["learning_rate"] == value])
             if len(group_cells) > 1:
                 groups.append(group_cells)
     return groups
@@ -106,7 +107,7 @@ def threshold_groups(cells: pd.DataFrame) -> list[list[Cell]]:
 
 def of_cell(frame: pd.DataFrame, cell: Cell) -> pd.DataFrame:
     """Returns the rows of one cell."""
-    return frame[
+    return frame.loc[
         np.logical_and.reduce([frame[key] == cell[i] for i, key in enumerate(CELL)])
     ]
 

@@ -32,7 +32,7 @@ def method_tests(study: StudyRecords, cells: pd.DataFrame) -> ReportTable:
     """Makes the table that compares the chosen cells of each pair of methods."""
     pairs = [
         (later, earlier)
-        for _, group in cells[cells["chosen"]].groupby("task", sort=False)
+        for _, group in cells.loc[cells["chosen"]].groupby("task", sort=False)
         for later, earlier in itertools.combinations(cells_of(group)[::-1], 2)
     ]
     rows = _compared(
@@ -74,7 +74,7 @@ def _compared(
     """Compares the scores of pairs of cells; corrects p-values family by family."""
 
     def scores(cell):
-        return of_cell(study.runs, cell)["score"].dropna()
+        return of_cell(study.runs, cell)["score"].dropna().to_list()
 
     rows = []
     for a, b in pairs:

@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 
 # The palette of Okabe and Ito, which colour-blind readers can tell apart.
 PALETTE = "#D55E00 #E69F00 #009E73 #56B4E9 #0072B2 #CC79A7 #000000 #999999".split()
-STYLE = {
+STYLE: dict[Any, Any] = {
     "font.size": 9,
     "axes.titlesize": 9,
     "axes.titlelocation": "left",
@@ -27,7 +27,7 @@ STYLE = {
     # A dollar in the name of a file or method does not start a formula.
     "text.parse_math": False,
 }
-SMALL = STYLE | {
+SMALL: dict[Any, Any] = STYLE | {
     "font.size": 8,
     "axes.titlesize": 8,
     "axes.linewidth": 0.6,
@@ -56,6 +56,8 @@ class Picture:
         paths = [folder / f"{stem}.{kind}" for kind in ("png", "svg")]
         with rc_context(STYLE):
             self.figure.savefig(paths[0], dpi=150)
+            # The second file has the layout of the first.
+            self.figure.set_layout_engine("none")
             self.figure.savefig(paths[1], dpi=150, metadata={"Date": None})
         return paths
 
@@ -81,9 +83,7 @@ def ordered_colors(number: int) -> list:
     return list(colormaps["viridis"](np.linspace(0, 0.9, number)))
 
 
-def order_bar(
-    figure: Figure, axes: Any, number: int, label: str, **shape: float
-) -> None:
+def order_bar(figure: Figure, axes: Any, number: int, label: str, **shape: Any) -> None:
     """Draws the key to ``ordered_colors``, counting from 1 at the bottom."""
     edges = np.arange(number + 1) + 0.5
     scale = ScalarMappable(

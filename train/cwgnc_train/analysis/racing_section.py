@@ -83,9 +83,9 @@ def racing_section(
     Returns:
       The section; None if there is no run to draw.
     """
-    runs = study.runs[study.runs["run"].isin(measured.courses)]
+    runs = study.runs.loc[study.runs["run"].isin(measured.courses)]
     unfreezing = runs["iterations"] > 1
-    runs = runs[~unfreezing]
+    runs = runs.loc[~unfreezing]
     if runs.empty or not no_key_biases(measured).any():
         return None
     pictures: list[Picture] = []

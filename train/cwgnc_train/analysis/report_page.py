@@ -2,9 +2,9 @@
 
 import base64
 from pathlib import Path
+from typing import Any
 
 import jinja2
-import pandas as pd
 
 from cwgnc_train.analysis import comparisons, report_tables, score_tables
 from cwgnc_train.analysis.cells import PAPER_MAX_NORM, choose_cells
@@ -189,7 +189,7 @@ def _cuts(workdir: Path) -> dict[str, str]:
     return {budget: cut or "the paper's, in full"}
 
 
-def _distinct(values: pd.Series) -> list[str]:
+def _distinct(values: Any) -> list[str]:
     texts = (f"{x:g}" if isinstance(x, float) else str(x) for x in values.dropna())
     return list(dict.fromkeys(texts))
 

@@ -54,7 +54,7 @@ class ReportTable:
 def task_table(study: StudyRecords) -> ReportTable:
     """Makes the table of the tasks, their metrics and failure lines."""
     keys = ["task", "metric", "judged", "line", "train_examples"]
-    data = study.runs[keys].drop_duplicates()
+    data = study.runs.loc[:, keys].drop_duplicates()
     return make_table(
         "tasks",
         "Tasks",
@@ -147,7 +147,7 @@ def clip_table(study: StudyRecords) -> ReportTable:
             sums = pd.DataFrame(
                 {"run": frame["run"], "clipped": rates * steps, "steps": steps}
             )
-            sums = sums.groupby("run").sum()
+            sums = sums.groupby("run").agg("sum")
             of_run = sums["clipped"] / sums["steps"]
             row |= {f"{name}_mean": of_run.mean(), f"{name}_std": of_run.std(ddof=0)}
         rows.append(row)
@@ -179,7 +179,9 @@ def failure_table(study: StudyRecords) -> ReportTable:
     """
     ended = ["diverged_at_step", "gave_up_at_step"]
     runs = study.runs
-    runs = runs[runs["failed"] | runs["collapsed"] | runs[ended].notna().any(axis=1)]
+    runs = runs.loc[
+        runs["failed"] | runs["collapsed"] | runs[ended].notna().any(axis=1)
+    ]
     keys = [*CELL, "seed", "data_seed", "metric", "score", "line"]
     keys += ["failed", "collapsed", *ended]
 

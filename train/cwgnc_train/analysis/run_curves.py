@@ -1,6 +1,7 @@
 """The picture of a folder of runs: losses, clip rates and scores over the steps."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -72,7 +73,7 @@ def _several_runs(study: StudyRecords) -> Figure:
     panels = {"loss": "training loss"}
     if any(cell.clips for cell in cells_of(runs)):
         panels |= _CLIPPED
-    if scored["step"].nunique() > 1:
+    if len(set(scored["step"])) > 1:
         panels["score"] = f"{metric_label(runs['metric'].iloc[0])} × 100"
     heights = [1.5 if name in _CLIPPED else 2.2 for name in panels]
     figure = Figure(figsize=(WIDTH, sum(heights) + 0.9), layout="constrained")
@@ -80,7 +81,10 @@ def _several_runs(study: StudyRecords) -> Figure:
         len(panels), 1, height_ratios=heights, sharex=True, squeeze=False
     )
     looks = {
-        run.run: _look(run.failed, run.model_saved is True) for run in runs.itertuples()
+        run: _look(failed, saved is True)
+        for run, failed, saved in zip(
+            runs["run"], runs["failed"], runs["model_saved"], strict=True
+        )
     }
     for axes, name in zip(rows[:, 0], panels, strict=True):
         frames = scored if name == "score" else study.metrics
@@ -99,7 +103,9 @@ def _several_runs(study: StudyRecords) -> Figure:
             axes.axhline(100 * runs["line"].iloc[0], color="0.4", linestyle=":")
     rows[-1, 0].set_xlabel("step")
     _draw_legend(figure, runs, "score" in panels)
-    steps = _window_steps(study.metrics[study.metrics["run"] == runs["run"].iloc[0]])
+    steps = _window_steps(
+        study.metrics.loc[study.metrics["run"] == runs["run"].iloc[0]]
+    )
     smoothed = (
         f"\nLosses and clip rates are averages over {steps} steps" if steps else ""
     )
@@ -108,7 +114,7 @@ def _several_runs(study: StudyRecords) -> Figure:
 
 
 def _draw_legend(figure: Figure, runs: pd.DataFrame, failure_line: bool) -> None:
-    failed, saved = runs["failed"].sum(), runs[runs["model_saved"].eq(True)]
+    failed, saved = sum(runs["failed"]), runs.loc[runs["model_saved"].eq(True)]
     handles = {
         run_count(number, has_failed): _look(has_failed, False)
         for has_failed, number in ((False, len(runs) - failed), (True, failed))
@@ -154,10 +160,10 @@ def _window(frame: pd.DataFrame) -> int:
 def _window_steps(frame: pd.DataFrame) -> int | None:
     """Returns the steps that a smoothed value is over; None if it is one record."""
     window = _window(frame)
-    return None if window == 1 else window * int(frame["step"].diff().median())
+    return None if window == 1 else window * int(np.median(np.diff(frame["step"])))
 
 
-def _smooth(frame: pd.DataFrame, values: pd.Series) -> tuple[np.ndarray, np.ndarray]:
+def _smooth(frame: pd.DataFrame, values: Any) -> tuple[np.ndarray, np.ndarray]:
     """Returns the steps and moving averages of a run's values."""
     window, steps = _window(frame), frame["step"].to_numpy()
     if window == 1:

@@ -63,7 +63,7 @@ def score_table(study: StudyRecords, cells: pd.DataFrame) -> ReportTable:
       The table. It has all cells of a method of which none was chosen.
     """
     rows = []
-    for cell in cells_of(cells[cells["chosen"] | cells["open"]]):
+    for cell in cells_of(cells.loc[cells["chosen"] | cells["open"]]):
         rows.append(cell._asdict() | _summary(of_cell(study.runs, cell)))
     # The paper's row follows the last row of its method.
     with_paper = []

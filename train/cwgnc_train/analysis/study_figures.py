@@ -76,7 +76,7 @@ class _Task:
 
     def of_task(self, frame: pd.DataFrame) -> pd.DataFrame:
         """Returns the rows of this task."""
-        return frame[frame["task"] == self.name]
+        return frame.loc[frame["task"] == self.name]
 
     def figure(
         self, title: str, heights: list[float], columns: int = 1
@@ -108,7 +108,7 @@ def draw_figures(study: StudyRecords, cells: pd.DataFrame) -> list[Picture]:
     pictures = []
     with rc_context(STYLE):
         for name in study.runs["task"].unique():
-            of_task = cells[cells["task"] == name]
+            of_task = cells.loc[cells["task"] == name]
             groups = threshold_groups(of_task)
             task = _Task(study, name, _panels(of_task, groups), groups)
             pictures += [
@@ -354,7 +354,7 @@ def _course(
         for axes, (column, label) in zip(row, columns.items(), strict=True):
             for cell, color in zip(panel.cells, panel.colors, strict=True):
                 steps = of_cell(frame, cell).groupby("step")[column]
-                mean, std = scale * steps.mean(), scale * steps.std(ddof=0)
+                mean, std = scale * steps.agg("mean"), scale * steps.std(ddof=0)
                 low, high = (mean - std).clip(*bounds), (mean + std).clip(*bounds)
                 axes.plot(
                     mean.index,

@@ -53,15 +53,16 @@ def unfreezing_groups(runs: pd.DataFrame) -> list[UnfreezingGroup]:
     )
     keys = ["task", "added", "learning_rate", "max_norm", "epochs"]
     groups = []
-    thawing = runs[runs["kind"].isin(["carry", "restart"])]
+    thawing = runs.loc[runs["kind"].isin(["carry", "restart"])]
     for key, group in thawing.groupby([*keys, "iterations"], sort=False):
-        full = runs[runs["kind"] == "full"]
-        for name, value in zip(keys, key, strict=False):
-            full = full[full[name] == value]
+        *values, iterations = key  # pyright: ignore[reportGeneralTypeIssues]  # a tuple
+        full = runs.loc[runs["kind"] == "full"]
+        for name, value in zip(keys, values, strict=True):
+            full = full.loc[full[name] == value]
         kinds = {kind: group[group["kind"] == kind] for kind in ("restart", "carry")}
         kinds["full"] = full
         kept = {kind: frame for kind, frame in kinds.items() if len(frame)}
-        groups.append(UnfreezingGroup(*key, kept))
+        groups.append(UnfreezingGroup(*values, iterations=iterations, runs=kept))
     return groups
 
 
@@ -110,7 +111,7 @@ def iteration_scores(
         )
         for iteration in range(1, frame["iterations"].iloc[0] + 1):
             ends = courses["steps"] * iteration // courses["iterations"]
-            scores = courses["score"][courses["step"] == ends].dropna()
+            scores = courses.loc[courses["step"] == ends, "score"].dropna()
             if len(scores):
                 rows.append(
                     row_start(frame, kind, iteration)
@@ -144,7 +145,7 @@ def layer_profiles(
     """
     profiles = {}
     for kind, frame in group.runs.items():
-        frame = frame[frame["run"].isin(measured.courses)]
+        frame = frame.loc[frame["run"].isin(measured.courses)]
         keys = zip(frame["run"], frame["steps"], frame["iterations"], strict=True)
         runs = [
             [
