@@ -166,6 +166,7 @@ def corpus() -> list[acceptability.Example]:
     return list(itertools.islice(acceptability.examples(seed=0), 3600))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "sentence",
     [
@@ -180,11 +181,13 @@ def test_recognizer_knows_more_than_the_generator(recognizer, sentence):
     assert recognizer.accepts(sentence)
 
 
+@pytest.mark.slow
 def test_every_acceptable_sentence_is_grammatical(recognizer, corpus):
     good = [e.sentence for e in corpus if e.label == "acceptable"]
     assert [sentence for sentence in good if not recognizer.accepts(sentence)] == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", acceptability.BREAKS)
 def test_no_broken_sentence_is_grammatical(recognizer, corpus, name):
     broken = [e.sentence for e in corpus if e.broken_by == name]

@@ -202,7 +202,9 @@ class Models:
             gone = {f"model/{file}": None}
             yield sharded("shards", {"weight_map": where}, **gone)
             yield sharded("shards", {"weight_map": dict.fromkeys(where, file)})
-            cut = {f"model/{file}": shards[f"model/{file}"][:-1]}
+            whole = shards[f"model/{file}"]
+            assert whole is not None
+            cut = {f"model/{file}": whole[:-1]}
             yield sharded("shards", {"weight_map": where}, **cut)
             empty = {f"model/{file}": b""}
             yield sharded("shards", {"weight_map": where}, **empty)

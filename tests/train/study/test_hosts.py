@@ -52,6 +52,12 @@ multihost_utils.sync_global_devices("end")
 """
 
 
+@pytest.fixture(scope="module")
+def compiled(tmp_path_factory):
+    """Where the processes keep compiled programs."""
+    return tmp_path_factory.mktemp("compiled")
+
+
 def start(command, count, devices, folder):
     """Starts processes that find each other by their last arguments."""
     with socket.socket() as probe:

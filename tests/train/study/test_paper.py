@@ -62,7 +62,7 @@ def test_a_budget_cuts_seeds_then_thresholds_then_examples():
     scales = [cut(minutes) for minutes in (3000, 1000, 300, 60)]
     assert {scale.seeds for scale in scales[1:]} == {3}
     assert [len(scale.thresholds) for scale in scales[1:]] == [3, 3, 3]
-    examples = [scale.train_examples for scale in scales[1:]]
+    examples = [scale.train_examples or 0 for scale in scales[1:]]
     assert examples == sorted(examples, reverse=True) and examples[-1] >= 64
     assert 3 <= scales[-1].every < scales[1].every <= 20
     assert cut(8_000, FAST).seeds > some.seeds

@@ -136,8 +136,10 @@ def test_seeds_together_are_the_runs_of_each_seed_alone(config):
     best = 1 + int(np.argmax(holdout))
     assert (results["seed"], results["chosen_by"]) == (best, "holdout")
     saved = safetensors.numpy.load_file(together.workdir / "model/model.safetensors")
+    # Key biases have no gradient but rounding errors, of which Adam makes steps.
+    names = [name for name in saved if not name.endswith("key.bias")]
     near = {
-        seed: all(np.allclose(saved[k], own[k], atol=1e-4) for k in saved)
+        seed: all(np.allclose(saved[k], own[k], atol=1e-4) for k in names)
         for seed, own in models.items()
     }
     assert near == {seed: seed == best for seed in (1, 2, 3)}
