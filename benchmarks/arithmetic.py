@@ -96,7 +96,7 @@ def _products(precision: str, size: int):
     theirs = torch.ones((size, size), dtype=getattr(torch, dtype), device=DEVICE)
 
     def torch_product():
-        theirs @ theirs
+        torch.mm(theirs, theirs)
         wait()
 
     yield torch_product

@@ -7,7 +7,7 @@ place as they do for their users.
 import functools
 import itertools
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Hashable, Iterable, Iterator
 from typing import Any
 
 import jax
@@ -50,7 +50,9 @@ def clips(
     paths = jax.tree_util.tree_map_with_path(
         lambda path, _: jax.tree_util.keystr(path, simple=True, separator="/"), grads
     )
-    each = {name: optax.clip_by_global_norm(max_norm) for name in names}
+    each: dict[Hashable, optax.GradientTransformation] = {
+        name: optax.clip_by_global_norm(max_norm) for name in names
+    }
     return {
         OURS: cwgnc_jax.component_clip_by_global_norm(max_norm),
         PARTITION: optax.partition(each, paths),
@@ -83,13 +85,15 @@ class Program:
         lowered = traced.lower()
         lowered_at = time.perf_counter()
         self.call = lowered.compile()
-        memory = self.call.memory_analysis()
+        compiled_at = time.perf_counter()
+        memory, cost = self.call.memory_analysis(), self.call.cost_analysis()
+        assert memory is not None and cost is not None, "XLA tells nothing"
         self.facts = {
             "trace": traced_at - start,
-            "compile": time.perf_counter() - lowered_at,
+            "compile": compiled_at - lowered_at,
             "reused_bytes": memory.alias_size_in_bytes,
             "temporary_bytes": memory.temp_size_in_bytes,
-            "accessed_bytes": self.call.cost_analysis().get("bytes accessed"),
+            "accessed_bytes": cost.get("bytes accessed"),
         }
 
 
@@ -157,6 +161,7 @@ def check_equal(grads: Any, ours: Any, partition: Any) -> None:
     for grad, one, other in zip(*sides, strict=True):
         [parameter] = _parameters([_to_torch(grad).double()])
         clip_each_parameter([parameter], MAX_NORM)
+        assert parameter.grad is not None
         theirs = parameter.grad.cpu().numpy()
         np.testing.assert_allclose(one, theirs, rtol=1e-6)
         # Optax has no eps, which is 2e-5 of the threshold.

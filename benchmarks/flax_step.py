@@ -7,7 +7,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from transformers import FlaxBertForSequenceClassification
+
+# Only transformers 4.57, in this side's own environment, has it.
+from transformers import (
+    FlaxBertForSequenceClassification,  # pyright: ignore[reportAttributeAccessIssue]
+)
 
 from benchmarks.sides import MATMUL, Ways, serve, stepwise
 

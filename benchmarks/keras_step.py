@@ -8,7 +8,7 @@ os.environ["KERAS_BACKEND"] = "jax"
 
 import jax  # noqa: E402
 import keras  # noqa: E402
-import keras_hub  # noqa: E402
+import keras_hub  # noqa: E402  # pyright: ignore[reportMissingImports]  # side's own
 import numpy as np  # noqa: E402
 import safetensors.numpy  # noqa: E402
 
@@ -33,7 +33,11 @@ def make(
     model.get_layer("logits").set_weights(head)
     schedule = keras.optimizers.schedules.PolynomialDecay(learning_rate, 1000, 0.0)
     model.compile(
-        keras.optimizers.AdamW(schedule, weight_decay=0.0, clipnorm=0.05),
+        keras.optimizers.AdamW(
+            schedule,  # pyright: ignore[reportArgumentType]  # Keras takes schedules
+            weight_decay=0.0,
+            clipnorm=0.05,
+        ),
         keras.losses.SparseCategoricalCrossentropy(from_logits=True),
         metrics=[],
     )

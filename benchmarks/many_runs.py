@@ -20,7 +20,7 @@ import torch
 import transformers
 
 from benchmarks.measure import in_turn, machine, median_ratio, publish
-from benchmarks.torch_device import DEVICE
+from benchmarks.torch_device import DEVICE, placed
 from benchmarks.torch_version import clip_each_parameter, logits_of, make_optimizer
 from benchmarks.training import (
     LEARNING_RATE,
@@ -47,9 +47,11 @@ class Torch:
             changes = dict.fromkeys(
                 ("hidden_dropout_prob", "attention_probs_dropout_prob"), dropout
             )
-        self.model = transformers.BertForSequenceClassification.from_pretrained(
-            directory, **changes
-        ).to(DEVICE)
+        self.model = placed(
+            transformers.BertForSequenceClassification.from_pretrained(
+                directory, **changes
+            )
+        )
         self.model.train()
         self.optimizer = make_optimizer(
             self.model, LEARNING_RATE, eps=1e-8, weight_decay=0.0, correct_bias=True

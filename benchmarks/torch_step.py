@@ -13,7 +13,7 @@ import torch
 import transformers
 
 from benchmarks.sides import Losses, Ways, serve
-from benchmarks.torch_device import DEVICE
+from benchmarks.torch_device import DEVICE, placed
 from benchmarks.torch_version import clip_with_records, logits_of, make_optimizer
 from benchmarks.training import LEARNING_RATE, LENGTH, MAX_NORM, TOTAL_STEPS, Work
 from cwgnc_train.data import TokenArrays
@@ -38,7 +38,7 @@ class TorchStep:
         model = transformers.BertForSequenceClassification.from_pretrained(
             directory, attn_implementation=self.attention
         )
-        self.model = model.to(DEVICE).train(dropout)
+        self.model = placed(model).train(dropout)
 
     def loss(self, forward: Any, batch: Batch) -> torch.Tensor:
         """The mean loss of a batch."""
@@ -152,9 +152,14 @@ class WellWritten(TorchStep):
 
 def clip_foreach(grads: list[Any], max_norm: float) -> None:
     """Clips each gradient on its own, in place, without waiting for the device."""
-    norms = torch.stack(torch._foreach_norm(grads))
+    # Torch's own clip calls these two.
+    norms = torch.stack(
+        torch._foreach_norm(grads)  # pyright: ignore[reportPrivateImportUsage]
+    )
     factors = torch.clamp(max_norm / (norms + 1e-6), max=1.0)
-    torch._foreach_mul_(grads, list(factors.unbind()))
+    torch._foreach_mul_(  # pyright: ignore[reportPrivateImportUsage]
+        grads, list(factors.unbind())
+    )
 
 
 def padded(examples: TokenArrays, length: int) -> Batch:

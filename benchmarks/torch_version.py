@@ -23,7 +23,7 @@ import transformers
 from torch.utils.data import DataLoader, TensorDataset
 
 from benchmarks.padded import padded_batch
-from benchmarks.torch_device import DEVICE, wait
+from benchmarks.torch_device import placed, wait
 from cwgnc_train.config import DataConfig
 from cwgnc_train.data import (
     TokenArrays,
@@ -101,8 +101,9 @@ def clip_with_records(
     """The paper's clip, and what its code writes down of each parameter before it."""
     records = {}
     for name, parameter in named:
-        record = {}
-        for kind, tensor in (("grad", parameter.grad), ("weight", parameter.data)):
+        record, grad = {}, parameter.grad
+        assert grad is not None, f"{name} has no gradient"
+        for kind, tensor in (("grad", grad), ("weight", parameter.data)):
             record[f"{kind}_norm"] = tensor.norm().item()
             record[f"{kind}_min"] = tensor.min().item()
             record[f"{kind}_max"] = tensor.max().item()
@@ -225,7 +226,7 @@ def main() -> None:
     model = transformers.BertForSequenceClassification.from_pretrained(
         args.model, num_labels=task.num_labels, attn_implementation="eager"
     )
-    model = model.to(DEVICE).train()
+    model = placed(model).train()
     train = sets.pop("train")
     per_epoch = steps_per_epoch(len(train.input_ids), args.batch_size)
     load_before = os.getloadavg()[0]
@@ -248,10 +249,10 @@ def main() -> None:
     )
     wait()
     trained = time.monotonic()
-    scores = {
-        name: score(task, evaluate(model, arrays).argmax(-1), arrays.labels)
-        for name, arrays in sets.items()
-    }
+    scores = {}
+    for name, arrays in sets.items():
+        assert arrays.labels is not None
+        scores[name] = score(task, evaluate(model, arrays).argmax(-1), arrays.labels)
     result = {
         "arguments": {k: str(v) for k, v in vars(args).items() if k != "json"},
         "scores": scores,

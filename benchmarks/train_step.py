@@ -98,7 +98,8 @@ def check_equal(
         with make(dropout=False, learning_rate=LEARNING_RATE) as side:
             [take] = side.ways(works[0]).values()
             trained.append(take())
-    np.testing.assert_allclose(*trained, rtol)
+    one, other = trained
+    np.testing.assert_allclose(one, other, rtol)
 
 
 def measure_work(

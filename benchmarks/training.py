@@ -206,13 +206,14 @@ def _hparams(dropout: float | None, learning_rate: float) -> Hparams:
     return hparams._replace(learning_rate=np.float32(learning_rate))
 
 
-def step_config(model: models.BertConfig, dtype: str = "float32") -> StepConfig:
+def step_config(model: models.EncoderConfig, dtype: str = "float32") -> StepConfig:
     """A classifier's step with the clip by parameter."""
     return StepConfig(model, False, "by_parameter", 0.9, 0.999, dtype)
 
 
 def loss_of(config: StepConfig, texts: TokenArrays) -> Callable[..., jax.Array]:
     """The mean loss of texts, with dropout, as a function of parameters and a key."""
+    labels = jnp.asarray(texts.labels)
 
     def loss(params, key):
         output = models.apply(
@@ -224,7 +225,7 @@ def loss_of(config: StepConfig, texts: TokenArrays) -> Callable[..., jax.Array]:
             key=key,
             dtype=config.dtype,
         )
-        return jnp.mean(example_losses(config, output.logits, texts.labels))
+        return jnp.mean(example_losses(config, output.logits, labels))
 
     return loss
 
@@ -238,7 +239,7 @@ def complete_checkpoint(
     return models.load_pretrained(directory, num_labels=2, key=jax.random.key(0))
 
 
-def random_texts(config: models.BertConfig, count: int, length: int) -> TokenArrays:
+def random_texts(config: models.EncoderConfig, count: int, length: int) -> TokenArrays:
     """Random tokens without padding."""
     rng = np.random.default_rng(0)
     shape = (count, length)

@@ -28,6 +28,7 @@ class EncoderConfig:
 
     Attributes:
       model_type: The name of the type in config.json.
+      vocab_size: Number of word pieces.
       num_hidden_layers: Number of encoder layers.
       max_position_embeddings: Number of positions that the model knows.
       type_vocab_size: Number of token types; with 1 token types are ignored.
@@ -40,6 +41,7 @@ class EncoderConfig:
     """The entries of config.json that are supported with these values only."""
     _heads_and_width: ClassVar[tuple[str, str]] = ("num_attention_heads", "hidden_size")
 
+    vocab_size: int
     num_hidden_layers: int
     max_position_embeddings: int
     type_vocab_size: int = 1
