@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Array, Float
 
 from cwgnc_train.config import listed
 from cwgnc_train.engine.step import CURVES, Metrics
@@ -25,7 +25,7 @@ class NonfiniteSteps:
     row_components: list[str] = dataclasses.field(default_factory=list)
 
     def see(
-        self, step: int, names: Sequence[str], norms: Float[np.ndarray, " components"]
+        self, step: int, names: Sequence[str], norms: Float[Array, " components"]
     ) -> list[str]:
         """Takes the norms of a step; returns the components that are not finite."""
         components = [names[i] for i in np.flatnonzero(~np.isfinite(norms)).tolist()]

@@ -76,7 +76,9 @@ def bytes_needed(compiled: Any) -> int:
     )
 
 
-def bytes_free(devices: Sequence[jax.Device]) -> int:
+def bytes_free(
+    devices: Sequence[jax.Device],  # pyright: ignore[reportInvalidTypeForm]  # no types
+) -> int:
     """Returns what the fullest of the devices has left."""
     statistics = [device.memory_stats() for device in devices]
     if all(stats and "bytes_limit" in stats for stats in statistics):
@@ -85,7 +87,7 @@ def bytes_free(devices: Sequence[jax.Device]) -> int:
     return psutil.virtual_memory().available // len(devices)
 
 
-def _need(needed: int, free: int) -> str:
+def _need(needed: int, free: float) -> str:
     gib = 2**30
     return f"; the program takes {needed / gib:.2f} GiB of {free / gib:.1f} GiB free"
 

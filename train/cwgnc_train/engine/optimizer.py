@@ -7,6 +7,7 @@ from typing import NamedTuple
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax import Array
 from jax.typing import ArrayLike
 
 import cwgnc_jax
@@ -85,7 +86,7 @@ def check_clip(optimizer: OptimizerConfig) -> None:
             raise UserError(f"--clip-numbers: {error}") from None
 
 
-def linear_schedule(hparams: Hparams) -> optax.Schedule:
+def linear_schedule(hparams: Hparams) -> Callable[[ArrayLike], Array]:
     """Returns a schedule that rises from 0 and falls to 0 at the last step.
 
     The rate of step t, counted from 0, is lr·t/w for t < w and lr·(T - t)/(T - w) from
@@ -93,11 +94,11 @@ def linear_schedule(hparams: Hparams) -> optax.Schedule:
     """
 
     def schedule(step):
-        warmup, total = hparams.warmup_steps, hparams.total_steps
+        warmup, total = map(jnp.asarray, (hparams.warmup_steps, hparams.total_steps))
         rising = step / jnp.maximum(warmup, 1)
         falling = (total - step) / jnp.maximum(total - warmup, 1)
         share = jnp.where(step < warmup, rising, jnp.maximum(falling, 0.0))
-        return hparams.learning_rate * share
+        return jnp.multiply(hparams.learning_rate, share)
 
     return schedule
 

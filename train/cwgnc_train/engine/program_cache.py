@@ -4,7 +4,6 @@ import contextlib
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import jax
 
@@ -24,7 +23,8 @@ def keep_programs() -> None:
     nothing can be written there is no cache.
     """
     folder = cache_folder("programs")
-    if jax.config.jax_compilation_cache_dir is not None or folder is None:
+    given = jax.config.values["jax_compilation_cache_dir"]
+    if given is not None or folder is None:
         return
     try:
         make_private(folder)
@@ -42,9 +42,9 @@ def seconds_saved() -> Iterator[list[float]]:
     """Yields a list of how much time each program that came from the disk saved."""
     saved: list[float] = []
 
-    def note(event: str, seconds: float, **_: Any) -> None:
+    def note(event: str, duration_secs: float, **_: str | int) -> None:
         if event == "/jax/compilation_cache/compile_time_saved_sec":
-            saved.append(seconds)
+            saved.append(duration_secs)
 
     jax.monitoring.register_event_duration_secs_listener(note)
     try:

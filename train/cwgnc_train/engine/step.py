@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from typing import NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -236,7 +236,8 @@ def update(
     report = cwgnc_jax.clip_report(opt_state)
     norms = jnp.stack(list(report.norm.values()))
     learning_rate = linear_schedule(state.hparams)(state.step)
-    stepped = optax.apply_updates(trained, updates)
+    # To Optax they are any tree.
+    stepped = cast(dict[str, Any], optax.apply_updates(trained, updates))
     if config.nonfinite == "skip_step":
         finite = jnp.all(jnp.isfinite(norms))
         stepped, opt_state = jax.tree.map(
@@ -251,7 +252,10 @@ def update(
         clip = _clip(config, state.hparams)
         clipped, _ = clip.update(grads, state.opt_state[0])
         zeros = jax.tree.map(jnp.zeros_like, frozen)
-        changes = [models.merge_params(x, zeros) for x in (grads, clipped, updates)]
+        changes = [
+            models.merge_params(cast(dict[str, Any], x), zeros)
+            for x in (grads, clipped, updates)
+        ]
         statistics = component_statistics(params, state.init_params, *changes)
     metrics = Metrics(
         loss=loss,
