@@ -1,3 +1,5 @@
+from typing import Any
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -323,7 +325,7 @@ def test_the_clip_reads_each_gradient_once_more_and_writes_no_copy_of_it():
     grads = {f"layer/{i}": jnp.ones((500, 200)) for i in range(8)}
     size = sum(leaf.nbytes for leaf in grads.values())
 
-    def compiled(*clip):
+    def compiled(*clip) -> Any:
         tx = optax.chain(*clip, optax.scale_by_adam())
         update = jax.jit(tx.update, donate_argnums=(0, 1))
         return update.lower(grads, tx.init(grads)).compile()

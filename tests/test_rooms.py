@@ -16,6 +16,7 @@ def imports(path, for_types=True):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
+            assert node.module is not None, "a relative import"
             yield node.module
             yield from (f"{node.module}.{alias.name}" for alias in node.names)
 

@@ -152,7 +152,7 @@ def shapes(tree):
 @each
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
 def test_updates_and_state_keep_shape_and_dtype(name, dtype):
-    params, grads = optax.tree.cast((PARAMS, GRADS[0]), dtype)
+    params, grads = (optax.tree.cast(tree, dtype) for tree in (PARAMS, GRADS[0]))
     state = jax.eval_shape(EVERY[name].init, params)
     updates, after = jax.eval_shape(EVERY[name].update, grads, state, params)
     assert shapes(updates) == shapes(grads)

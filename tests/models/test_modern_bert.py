@@ -90,6 +90,7 @@ def test_a_local_layer_sees_half_a_window_to_either_side(batch):
     config = dataclasses.replace(CLS, layer_types=("sliding_attention",) * 2)
     params = models.init_params(config, jax.random.key(0))
     ids, mask, _ = (None if x is None else x[:1] for x in batch)
+    assert ids is not None
     changed = ids.copy()
     changed[0, 5] += 1
     first, second = (apply(config, params, x, mask, None) for x in (ids, changed))

@@ -27,6 +27,7 @@ def test_both_spellings_of_a_config_say_the_same():
     config = models.ModernBertConfig.from_dict(PUBLISHED, num_labels=2)
     assert config == models.ModernBertConfig.from_dict(newer, num_labels=2)
     assert config == models.ModernBertConfig(classifier_pooling="mean")
+    assert config.layer_types is not None
     assert config.layer_types.count("full_attention") == 8
 
 
@@ -62,6 +63,7 @@ def test_what_transformers_reads_of_a_saved_config_is_the_same():
     )
     theirs = transformers.ModernBertConfig(**config.to_dict())
     assert tuple(theirs.layer_types) == config.layer_types
+    assert theirs.rope_parameters is not None
     assert theirs.rope_parameters["full_attention"]["rope_theta"] == 5.0
     assert theirs.rope_parameters["sliding_attention"]["rope_theta"] == 10000.0
     assert theirs.norm_bias and theirs.sliding_window == 5
@@ -72,6 +74,7 @@ def test_what_transformers_reads_of_a_saved_config_is_the_same():
 def test_every_other_layer_attends_globally_if_the_config_says_so():
     source = BASE | {"num_hidden_layers": 5, "global_attn_every_n_layers": 2}
     types = models.ModernBertConfig.from_dict(source, num_labels=2).layer_types
+    assert types is not None
     assert [kind == "full_attention" for kind in types] == [True, False] * 2 + [True]
     fewer = dataclasses.replace(models.ModernBertConfig(), layer_types=None)
     assert fewer == models.ModernBertConfig()

@@ -62,6 +62,7 @@ def test_each_type_knows_its_parts_and_its_pretraining_heads(
     if canonical is None:
         assert name is None
     else:
+        assert name is not None
         assert name.startswith(canonical) and name.endswith(stored)
 
 

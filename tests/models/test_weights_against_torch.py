@@ -134,7 +134,7 @@ def test_transformers_opens_what_is_saved_here(config, batch, tmp_path, regressi
     )
     model, info = transformers.BertForSequenceClassification.from_pretrained(
         tmp_path, output_loading_info=True, attn_implementation="eager"
-    )
+    )  # pyright: ignore[reportGeneralTypeIssues]  # a pair, if asked for
     assert not any(info.values()), info
     assert list(model.config.id2label.values()) == label_names
     assert model.config.num_labels == len(label_names)

@@ -228,7 +228,7 @@ def test_one_run_is_enough(tmp_path):
     text = report.read_text()
     assert "own &lt;method&gt;" in text
     assert "There was nothing to choose" in text
-    assert table(report, "table1")["std"].isna().all()
+    assert all(table(report, "table1")["std"].isna())
     assert [path.name for path in (report.parent / "figures").glob("*.png")] == [
         "scores_rte.png"
     ]
@@ -379,7 +379,7 @@ def test_scores_that_are_no_numbers_are_drawn_and_counted(tmp_path):
     report = write_report(write_study(tmp_path, records))
     rows = table(report, "table2")
     assert list(rows["failed"]) == list(rows["not_a_number"]) == [3, 3]
-    assert rows["mean"].isna().all()
+    assert all(rows["mean"].isna())
 
 
 def test_the_report_says_which_lines_it_used(tmp_path):

@@ -4,10 +4,16 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from cwgnc_train.analysis.score_statistics import compare, holm, interval
+from cwgnc_train.analysis.score_statistics import Comparison, compare, holm, interval
 
 A = [0.62, 0.60, 0.63, 0.61, 0.62, 0.60]
 B = [0.55, 0.64, 0.40, 0.66, 0.58, 0.49]
+
+
+def comparison(first, second) -> Comparison:
+    result = compare(first, second)
+    assert result is not None
+    return result
 
 
 def test_holm_of_an_example_worked_by_hand():
@@ -25,14 +31,14 @@ def test_holm_ends_at_one_and_leaves_out_nan():
 
 
 def test_the_tests_are_those_of_scipy():
-    result = compare(A, B)
+    result = comparison(A, B)
     assert result.brown_forsythe == stats.levene(A, B, center="median").pvalue
     assert result.welch == stats.ttest_ind(A, B, equal_var=False).pvalue
     assert result.mann_whitney == stats.mannwhitneyu(A, B).pvalue
 
 
 def test_effect_sizes_worked_by_hand():
-    result = compare([1, 2, 3], [2, 4, 6])
+    result = comparison([1, 2, 3], [2, 4, 6])
     assert result.std_ratio == pytest.approx(0.5)
     assert result.mean_difference == pytest.approx(-2)
     # Pooled variance (1 + 4) / 2, and 1 - 3 / (4 * 6 - 9) for the small samples.
@@ -47,13 +53,13 @@ def test_two_runs_are_too_few():
 
 
 def test_constant_samples_raise_no_warning():
-    result = compare([0.5] * 4, [0.6] * 4)
+    result = comparison([0.5] * 4, [0.6] * 4)
     assert math.isnan(result.welch)
     assert math.isnan(result.brown_forsythe)
     assert math.isnan(result.hedges_g)
     assert result.rank_biserial == -1
-    assert compare([0.5] * 4, B).brown_forsythe < 1
-    assert math.isnan(compare(B, [0.5] * 4).std_ratio)
+    assert comparison([0.5] * 4, B).brown_forsythe < 1
+    assert math.isnan(comparison(B, [0.5] * 4).std_ratio)
     assert interval([0.5] * 4, "mean") == (0.5, 0.5)
     assert interval([0.5] * 4, "std") == (0, 0)
 

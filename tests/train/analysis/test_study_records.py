@@ -191,8 +191,8 @@ def test_without_a_holdout_nothing_is_chosen_among_several_cells(
         ("cola",), ("cwgnc",), rates, thresholds, seeds=2, holdout=False
     )
     cells = choose_cells(read(tmp_path, *records).runs)
-    assert not cells["chosen"].any() and not cells["planned"].any()
-    assert cells["open"].all()
+    assert not any(cells["chosen"]) and not any(cells["planned"])
+    assert all(cells["open"])
 
 
 def test_without_a_holdout_the_papers_threshold_is_taken(tmp_path):
@@ -203,7 +203,7 @@ def test_without_a_holdout_the_papers_threshold_is_taken(tmp_path):
     assert list(cells["max_norm"]) == [1.0, 0.05, 1.0]
     assert list(cells["chosen"]) == [True, True, False]
     assert list(cells["planned"]) == [False, True, False]
-    assert not cells["open"].any()
+    assert not any(cells["open"])
 
 
 def test_a_run_that_was_given_up_has_failed(tmp_path):
@@ -223,7 +223,7 @@ def test_a_holdout_that_is_reported_does_not_choose(tmp_path):
     study = read(tmp_path, *records)
     assert list(study.runs["score"]) == [0.6, 0.6]
     cells = choose_cells(study.runs)
-    assert cells["open"].all() and not cells["chosen"].any()
+    assert all(cells["open"]) and not any(cells["chosen"])
 
 
 def test_a_clip_that_learns_has_no_threshold_of_its_own(tmp_path):

@@ -129,6 +129,7 @@ def test_layers_have_the_largest_distance_of_the_runs_last_step(files, study):
 
 def test_captions_count_the_runs(study):
     section = unfreezing_section(*read_measured(study))
+    assert section is not None
     assert [picture.name.split("_")[1] for picture in section.pictures] == [
         *("scores", "rmsd", "cosine")
     ]
@@ -140,9 +141,13 @@ def test_captions_count_the_runs(study):
 
 def test_without_plain_fine_tuning_the_last_restart_stands_for_it(tmp_path):
     study = measured_study(tmp_path, {GU: (0, 1), RESTART: (0, 1)}, steps=40)
-    _, rmsd, _ = unfreezing_section(*read_measured(study)).pictures
+    section = unfreezing_section(*read_measured(study))
+    assert section is not None
+    _, rmsd, _ = section.pictures
     assert "the last iteration with restart takes its place" in rmsd.caption
-    labels = [text.get_text() for text in rmsd.figure.axes[0].get_legend().texts]
+    legend = rmsd.figure.axes[0].get_legend()
+    assert legend is not None
+    labels = [text.get_text() for text in legend.texts]
     assert labels == ["gradual unfreezing (restart)", "gradual unfreezing"]
 
 

@@ -116,7 +116,7 @@ def test_saved_model_is_torchs_and_predicts_the_same(flags, tmp_path, tiny_data)
     assert run(list(map(str, predict))) == 0
     model, loading = transformers.BertForSequenceClassification.from_pretrained(
         workdir / "model", output_loading_info=True
-    )
+    )  # pyright: ignore[reportGeneralTypeIssues]  # a pair, if asked for
     assert not any(loading.values())
     tokenizer = transformers.AutoTokenizer.from_pretrained(workdir / "model")
     texts = [text for text, _ in sentences(20, 41)]

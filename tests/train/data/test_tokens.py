@@ -88,7 +88,7 @@ def test_texts_become_ids_mask_and_types(tokenizer):
         [1, 1, 1, 0, 0, 0, 0, 0],
     ]
     assert not arrays.token_type_ids.any()
-    assert arrays.labels.tolist() == [1, 0]
+    assert arrays.labels is not None and arrays.labels.tolist() == [1, 0]
     for array in (arrays.input_ids, arrays.attention_mask, arrays.token_type_ids):
         assert array.dtype == np.int32
 

@@ -53,7 +53,9 @@ def save(folder, *steps, scores=None, before=0, **config):
 
 def newest(folder, problem=lambda notes: None):
     said = []
-    return *find_checkpoint(folder, said.append, problem), said
+    found = find_checkpoint(folder, said.append, problem)
+    assert found is not None
+    return *found, said
 
 
 def names(folder):

@@ -15,7 +15,9 @@ GIB = 2**30
 class OnGpu(Layout):
     """A layout over simulated devices, for another platform."""
 
-    platform = "gpu"
+    @property
+    def platform(self):
+        return "gpu"
 
 
 def gib_of(layout):

@@ -167,6 +167,7 @@ def test_norms_of_the_step_cost_no_second_pass():
 
     def reductions(step):
         text = jax.jit(step).lower(run, batch).compile().as_text()
+        assert text is not None
         return text.count(" reduce(")
 
     def without_metrics(run, batch):
@@ -216,7 +217,9 @@ def test_no_gradient_is_computed_below_the_lowest_layer_that_trains():
         run = init_run(config, params, jax.random.key(1), hparams())
         step = jax.jit(functools.partial(train_step, config))
         # Of the compiled program, without what no platform computes.
-        return step.lower(run, a_batch()).compile().as_text().count(" dot(")
+        text = step.lower(run, a_batch()).compile().as_text()
+        assert text is not None
+        return text.count(" dot(")
 
     # A layer has two in its attention and one for each of its six kernels; pooler and
     # classifier have one each.
