@@ -44,23 +44,27 @@ def runs_begun(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("methods", "together"),
+    ("methods", "together", "seeds", "interrupted"),
     [
-        (("cwgnc_code",), 1),
         # Its thresholds are part of the state.
-        (("olmo",), 1),
-        pytest.param(("cwgnc_code",), 3, marks=pytest.mark.slow),
-        pytest.param(("adagc", "aggc", "autoclip", "zclip"), 3, marks=pytest.mark.slow),
+        (("olmo",), 1, 1, (4,)),
+        pytest.param(("cwgnc_code",), 1, 2, (5, 4, 12), marks=pytest.mark.slow),
+        pytest.param(("cwgnc_code",), 3, 2, (5, 4, 12), marks=pytest.mark.slow),
+        pytest.param(
+            ("adagc", "aggc", "autoclip", "zclip"),
+            *(3, 2, (5, 4, 12)),
+            marks=pytest.mark.slow,
+        ),
     ],
 )
 def test_an_interrupted_study_goes_on_to_the_same_bits(
-    config, methods, together, monkeypatch
+    config, methods, together, seeds, interrupted, monkeypatch
 ):
     changes = {"runs_per_program": together, "checkpoint_seconds": 0.0}
-    changes["methods"] = methods
+    changes |= {"methods": methods, "seeds": seeds}
     study(config, **changes)
     broken = changes["workdir"] = config.workdir.with_name("broken")
-    for calls in (5, 4, 12):
+    for calls in interrupted:
         with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
             interrupt_at(patch, calls)
             study(config, **changes)
@@ -122,8 +126,13 @@ def die_once(monkeypatch, module, name, when=lambda *arguments: True):
     monkeypatch.setattr(module, name, died)
 
 
-@pytest.mark.parametrize("gone", [False, True], ids=["whole", "half removed"])
-@pytest.mark.parametrize("methods", [("cwgnc_code",), ("cwgnc_code", "full")])
+@pytest.mark.parametrize(
+    ("methods", "gone"),
+    [
+        pytest.param(("cwgnc_code",), False, id="whole, the last run"),
+        pytest.param(("cwgnc_code", "full"), True, id="half removed, the first run"),
+    ],
+)
 def test_a_kill_between_results_and_removal_leaves_nothing_behind(
     config, monkeypatch, methods, gone
 ):
@@ -188,9 +197,9 @@ def test_runs_that_are_not_wanted_this_time_keep_their_checkpoint(config, monkey
 
 def test_checkpoints_that_are_kept_do_not_hinder_a_study(config, monkeypatch):
     """The marks in them cover lines that other runs have taken back since."""
-    changes = {"max_norms": (0.05,), "seeds": 1}
+    changes = {"max_norms": (0.05,), "seeds": 1, "epochs": 1}
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        interrupt_at(patch, 6)
+        interrupt_at(patch, 4)
         study(config, **changes, methods=("full",))
     assert of_kind(records(config.workdir), "metrics")
     changes |= {"methods": ("cwgnc_code", "full")}
