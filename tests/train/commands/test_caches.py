@@ -135,6 +135,7 @@ def contents(folder):
     }
 
 
+@pytest.mark.slow
 def test_a_second_run_neither_compiles_nor_tokenizes_and_has_the_same_bits(
     flags, tmp_path
 ):

@@ -78,6 +78,7 @@ def test_finetune_on_several_devices_is_finetune_on_one(
         assert measured == [1, 5, 6]
 
 
+@pytest.mark.slow
 def test_a_run_resumed_on_other_devices_says_so(finetune, tmp_path, capsys):
     keep = ("--checkpoint-seconds", "0", "--keep", "9")
     assert finetune("run", *keep, "--devices", "2", "--shard-params") == 0

@@ -26,7 +26,10 @@ def own_data(tiny_data):
     train, validation = tiny_data
     return {
         "data": DataConfig(
-            train_file=train, validation_file=validation, text_columns=("text",)
+            train_file=train,
+            validation_file=validation,
+            text_columns=("text",),
+            max_length=32,
         )
     }
 
@@ -36,9 +39,9 @@ def cola(glue_dir):
     return {"task": "cola", "data": DataConfig(data_dir=glue_dir)}
 
 
-def compare(data, max_norm, weight_decay, minilm, tmp_path):
+def compare(data, max_norm, weight_decay, model, tmp_path):
     config = FinetuneConfig(
-        model=str(minilm),
+        model=str(model),
         workdir=tmp_path / "run",
         preset="code",
         regularization=RegularizationConfig(dropout=0.0),
@@ -95,6 +98,7 @@ def compare(data, max_norm, weight_decay, minilm, tmp_path):
     assert moved > 2e-4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("max_norm", [0.05, np.inf], ids=["clip", "no clip"])
 def test_twenty_steps_equal_torch(own_data, max_norm, minilm, tmp_path):
     compare(own_data, max_norm, 0.01, minilm, tmp_path)

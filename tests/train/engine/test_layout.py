@@ -226,7 +226,7 @@ def test_runs_of_one_program_lie_on_their_devices(checkpoint):
 @pytest.mark.parametrize(
     "layout",
     [
-        layout_of(4, 2, 4, 2, shard_params=True),
+        pytest.param(layout_of(4, 2, 4, 2, shard_params=True), marks=pytest.mark.slow),
         pytest.param(layout_of(4, 4, 2, 2, shard_params=True), marks=pytest.mark.slow),
     ],
     ids=["2 x 2 devices", "1 x 2 devices"],
@@ -296,17 +296,18 @@ def compiled_alone(checkpoint, **sizes):
     return steps.lower(runs, *inputs).compile(), size
 
 
+@pytest.mark.slow
 def test_a_gradient_dies_when_its_parameter_is_updated(checkpoint):
     few, many = (
         compiled_alone(
             checkpoint, num_hidden_layers=n, hidden_size=512, intermediate_size=512
         )
-        for n in (2, 4)
+        for n in (1, 2)
     )
     temporaries = [
         program.memory_analysis().temp_size_in_bytes for program, _ in (few, many)
     ]
-    # Of two more layers the activations are kept, and nothing as large as the weights.
+    # Of one more layer the activations are kept, and nothing as large as the weights.
     assert temporaries[1] - temporaries[0] < 0.35 * (many[1] - few[1])
 
 

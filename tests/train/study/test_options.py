@@ -56,6 +56,7 @@ def of_runs(workdir, name):
     ]
 
 
+@pytest.mark.slow
 def test_a_study_takes_all_that_finetune_takes(flags, tmp_path):
     """To the same bits; a holdout is enough to score runs on."""
     one, many = tmp_path / "one", tmp_path / "many"

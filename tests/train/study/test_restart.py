@@ -47,7 +47,7 @@ def runs_begun(monkeypatch):
     ("methods", "together", "seeds", "interrupted"),
     [
         # Its thresholds are part of the state.
-        (("olmo",), 1, 1, (4,)),
+        pytest.param(("olmo",), 1, 1, (4,), marks=pytest.mark.slow),
         pytest.param(("cwgnc_code",), 1, 2, (5, 4, 12), marks=pytest.mark.slow),
         pytest.param(("cwgnc_code",), 3, 2, (5, 4, 12), marks=pytest.mark.slow),
         pytest.param(
@@ -61,7 +61,7 @@ def test_an_interrupted_study_goes_on_to_the_same_bits(
     config, methods, together, seeds, interrupted, monkeypatch
 ):
     changes = {"runs_per_program": together, "checkpoint_seconds": 0.0}
-    changes |= {"methods": methods, "seeds": seeds}
+    changes |= {"methods": methods, "seeds": seeds, "epochs": seeds}
     study(config, **changes)
     broken = changes["workdir"] = config.workdir.with_name("broken")
     for calls in interrupted:
@@ -156,9 +156,11 @@ def test_a_kill_between_results_and_removal_leaves_nothing_behind(
     assert not (config.workdir / "checkpoints").exists()
 
 
+@pytest.mark.slow
 def test_records_that_were_not_marked_are_taken_back(config, monkeypatch):
     """A process may die between two lines of the results of runs that end together."""
     changes = {"runs_per_program": 2, "max_norms": (0.05,), "checkpoint_seconds": 0.0}
+    changes["epochs"] = 1
     study(config, **changes)
     broken = replaced(config, workdir=config.workdir.with_name("broken"))
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
@@ -195,6 +197,7 @@ def test_runs_that_are_not_wanted_this_time_keep_their_checkpoint(config, monkey
     assert not (config.workdir / "checkpoints").exists()
 
 
+@pytest.mark.slow
 def test_checkpoints_that_are_kept_do_not_hinder_a_study(config, monkeypatch):
     """The marks in them cover lines that other runs have taken back since."""
     changes = {"max_norms": (0.05,), "seeds": 1, "epochs": 1}

@@ -106,13 +106,14 @@ def is_model_of(seed, workdir, data, output):
     return np.allclose(predicted(workdir, data, output), expected, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_seeds_together_are_the_runs_of_each_seed_alone(config):
-    together = replaced(config, seeds=3, runs_per_program=3)
+    together = replaced(config, seeds=2, runs_per_program=2)
     results = finetune(together)
     lines = records(together.workdir)
-    assert {run["runs_per_program"] for run in of_kind(lines, "run")} == {3}
+    assert {run["runs_per_program"] for run in of_kind(lines, "run")} == {2}
     models = {}
-    for seed in (1, 2, 3):
+    for seed in (1, 2):
         workdir = config.workdir.with_name(f"seed{seed}")
         own = finetune(replaced(config, workdir=workdir, seed=seed))
         models[seed] = safetensors.numpy.load_file(workdir / "model/model.safetensors")
@@ -142,7 +143,7 @@ def test_seeds_together_are_the_runs_of_each_seed_alone(config):
         seed: all(np.allclose(saved[k], own[k], atol=1e-4) for k in names)
         for seed, own in models.items()
     }
-    assert near == {seed: seed == best for seed in (1, 2, 3)}
+    assert near == {seed: seed == best for seed in (1, 2)}
 
 
 @pytest.mark.parametrize("runs_per_program", [1, 2, 4])

@@ -64,6 +64,7 @@ def layer(values, number):
     return [v for name, v in values.items() if f"/layer/{number}/" in name]
 
 
+@pytest.mark.slow
 def test_iterations_are_runs_of_their_own_length_and_scored_each(made):
     lines, _ = made
     runs = {run["method"]: run for run in of_kind(lines, "run")}
@@ -79,6 +80,7 @@ def test_iterations_are_runs_of_their_own_length_and_scored_each(made):
     assert (runs["full"]["iterations"], runs["full"]["unfreezing"]) == (1, None)
 
 
+@pytest.mark.slow
 def test_full_fine_tuning_is_the_last_iteration_of_restarting(made):
     lines, measured = made
     restart, full = curve(lines, "gu_restart"), curve(lines, "full")
@@ -91,6 +93,7 @@ def test_full_fine_tuning_is_the_last_iteration_of_restarting(made):
         np.testing.assert_equal(one, other)
 
 
+@pytest.mark.slow
 def test_frozen_layers_and_embeddings_do_not_move(made):
     _, measured = made
     assert {step for _, step in measured} == {1, 4, 5, 6, 9, 10}
@@ -108,6 +111,7 @@ def test_frozen_layers_and_embeddings_do_not_move(made):
         assert not any(layer(gradients, 0)) and all(layer(gradients, 1))
 
 
+@pytest.mark.slow
 def test_weights_carry_over_or_start_again(made):
     _, measured = made
     kernel = "bert/encoder/layer/1/output/dense/kernel"
@@ -154,6 +158,7 @@ def test_measurements_agree_with_the_clip(config):
     )
 
 
+@pytest.mark.slow
 def test_unfreezing_goes_on_to_the_same_bits(config, monkeypatch):
     changes = UNFREEZING | {"methods": ("gu",), "checkpoint_seconds": 0.0}
     study(config, **changes)
