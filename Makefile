@@ -21,7 +21,7 @@ FLAX = $(VENV)/peers/flax
 RESULTS = benchmarks/results
 GLUE ?=
 
-TESTS = $(BIN)/python -m pytest -n 2 --durations=10 --durations-min=1
+TESTS = $(BIN)/python -m pytest -n 2 --dist loadscope --durations=10 --durations-min=1
 
 # What pip says goes to a file: where it fails, one line says what to do.
 PIP = $(BIN)/python -m pip install

@@ -52,7 +52,8 @@ def pytest_runtest_makereport():
 
 
 def pytest_runtest_logreport(report):
-    seconds = min(report.duration, report.busy)
+    # Examples in docstrings are not timed by this file.
+    seconds = min(report.duration, getattr(report, "busy", report.duration))
     if seconds > _LONGEST and "slow" not in report.keywords:
         _too_long.append(f"{seconds:.1f} s {report.when} {report.nodeid}")
 

@@ -29,7 +29,7 @@ every_type = pytest.mark.parametrize("name", CONFIGS)
 # What is packed alike is compiled once.
 every_layout = pytest.mark.parametrize(
     ("name", "layout"),
-    [(name, "padded") for name in CONFIGS]
+    [pytest.param(name, "padded", marks=pytest.mark.slow) for name in CONFIGS]
     + [(name, "packed") for name in ("roberta", "electra", "distilbert")],
 )
 

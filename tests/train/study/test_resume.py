@@ -133,8 +133,7 @@ def test_a_stopped_run_goes_on_to_the_same_bits(
     assert digests(stopped) == before
 
 
-@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
-@pytest.mark.parametrize("batch", [1, 2])
+@pytest.mark.parametrize(("batch", "signum"), [(1, signal.SIGTERM), (2, signal.SIGINT)])
 def test_a_signal_in_the_last_evaluation_costs_nothing_but_it(
     flags, unbroken, tmp_path, monkeypatch, capsys, signum, batch
 ):
