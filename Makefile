@@ -41,7 +41,7 @@ quickstart: $(VENV)/train.stamp
 	  --workdir quickstart/run
 
 test: $(VENV)/test.stamp
-	$(TESTS)
+	$(TESTS) --longest 8
 
 slow: $(VENV)/test.stamp
 	@test -d "$$GLUE_DIR" || { \

@@ -1,8 +1,8 @@
 """Shared by all tests: devices, compiled programs, strict promotion, real weights.
 
 Programs are compiled in haste, and once by each worker;
-``JAX_DISABLE_MOST_OPTIMIZATIONS=0 pytest`` compiles them as users do. A test of the
-default run that takes more than eight seconds fails it.
+``JAX_DISABLE_MOST_OPTIMIZATIONS=0 pytest`` compiles them as users do. With
+``--longest 8`` a default test that takes more than eight seconds fails the run.
 """
 
 import importlib.metadata
@@ -36,11 +36,22 @@ jax.config.update("jax_compilation_cache_dir", _PROGRAMS)
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 
 
-# Seconds that a test of the default run may take, or what a fixture makes for it: of
-# the processor as well as of the clock, which runs on while other work has the machine.
-_LONGEST = 8.0
 _too_long: list[str] = []
 _busy_before = 0.0
+
+
+def pytest_addoption(parser):
+    parser.addoption(
+        "--longest",
+        type=float,
+        metavar="SECONDS",
+        help="how long a default test may take, or what a fixture makes for it",
+    )
+
+
+def pytest_configure(config):
+    global _longest
+    _longest = config.getoption("--longest") or float("inf")
 
 
 @pytest.hookimpl(wrapper=True)
@@ -52,9 +63,10 @@ def pytest_runtest_makereport():
 
 
 def pytest_runtest_logreport(report):
-    # Examples in docstrings are not timed by this file.
+    # The clock runs on while other work has the machine. Examples in docstrings are not
+    # timed here.
     seconds = min(report.duration, getattr(report, "busy", report.duration))
-    if seconds > _LONGEST and "slow" not in report.keywords:
+    if seconds > _longest and "slow" not in report.keywords:
         _too_long.append(f"{seconds:.1f} s {report.when} {report.nodeid}")
 
 
@@ -65,7 +77,9 @@ def pytest_sessionfinish(session):
 
 def pytest_terminal_summary(terminalreporter):
     if _too_long:
-        terminalreporter.section(f"FAILED: over {_LONGEST:.0f} s, so `slow` or shorter")
+        terminalreporter.section(
+            f"FAILED: over {_longest:g} s: make it shorter or slow"
+        )
         terminalreporter.write_line("\n".join(_too_long))
 
 
