@@ -100,6 +100,7 @@ def test_data_of_ones_own_without_anything_to_score_on_are_refused(
         assert not (tmp_path / name).exists()
 
 
+@pytest.mark.slow
 def test_accumulation_makes_the_same_runs(config):
     changes = {
         "max_norms": (0.05,),

@@ -127,6 +127,7 @@ def test_a_run_of_a_study_is_the_run_of_finetune(config, tmp_path):
     assert {k for k in one if one[k] != other[k]} <= differing
 
 
+@pytest.mark.slow
 def test_runs_together_equal_one_at_a_time(config):
     together = study(config, runs_per_program=3)
     alone = study(config, workdir=config.workdir.with_name("alone"))
@@ -189,6 +190,7 @@ def test_fewer_runs_go_together_when_memory_runs_out(config, monkeypatch):
     assert {run["runs_per_program"] for run in of_kind(lines, "run")} == {2}
 
 
+@pytest.mark.slow
 def test_layouts_are_found_again_by_what_was_wanted(config, capsys):
     """Each start makes more runs; a line is written where a layout is chosen."""
 
@@ -270,6 +272,7 @@ def test_each_finished_cell_is_one_line(config, capsys):
     assert len(cells) == 2
 
 
+@pytest.mark.slow
 def test_each_run_of_a_study_has_an_event_file_of_its_own(config):
     lines = study(config, methods=("olmo",), writers=("tensorboard",))
     names, *norms = records(config.workdir, "components")

@@ -144,6 +144,7 @@ def test_iterations_that_carry_over_have_noise_and_order_of_their_own(config):
     assert keys[0] == keys[1] and orders[0] == orders[1]
 
 
+@pytest.mark.slow
 def test_measurements_agree_with_the_clip(config):
     study(config, **UNFREEZING | {"methods": ("cwgnc_code",), "max_norms": (0.05,)})
     for values in components(config.workdir).values():
@@ -189,6 +190,10 @@ def test_more_iterations_than_layers_are_refused(config):
     with pytest.raises(UserError, match="--iterations 3: an iteration thaws one layer"):
         study(config, **UNFREEZING, iterations=3)
     assert not config.workdir.exists()
+
+
+@pytest.mark.slow
+def test_fewer_iterations_thaw_fewer_layers(config):
     lines = study(config, **UNFREEZING | {"methods": ("gu",)}, iterations=1)
     assert {run["steps"] for run in of_kind(lines, "run")} == {STEPS}
     assert not any(layer(components(config.workdir)["gu", STEPS]["rmsd"], 0))
