@@ -8,7 +8,7 @@ import pytest
 from cwgnc_train.commands import run
 from cwgnc_train.config import UserError
 from tests.train.configs import replaced
-from tests.train.study.conftest import of_kind, study
+from tests.train.study.conftest import of_kind, study, tiny_config
 
 
 def snapshot(workdir):
@@ -19,6 +19,16 @@ def snapshot(workdir):
 def one(config):
     """A study of a single run."""
     return replaced(config, seeds=1, max_norms=(0.05,))
+
+
+@pytest.fixture(scope="module")
+def finished(tiny_model, tiny_glue, tmp_path_factory):
+    """Such a study, whose run is done."""
+    workdir = tmp_path_factory.mktemp("finished") / "study"
+    config = tiny_config(tiny_model, tiny_glue, workdir)
+    config = replaced(config, seeds=1, max_norms=(0.05,))
+    study(config)
+    return config
 
 
 @pytest.mark.parametrize(
@@ -38,12 +48,11 @@ def one(config):
     ],
     ids=str,
 )
-def test_a_study_of_other_settings_is_left_alone(one, changes, message):
-    study(one)
-    before = snapshot(one.workdir)
+def test_a_study_of_other_settings_is_left_alone(finished, changes, message):
+    before = snapshot(finished.workdir)
     with pytest.raises(UserError, match=message):
-        study(one, **changes)
-    assert snapshot(one.workdir) == before
+        study(finished, **changes)
+    assert snapshot(finished.workdir) == before
 
 
 def test_settings_are_all_but_the_axes_and_the_execution(one):
