@@ -5,7 +5,7 @@ from tests.faults import damage
 
 @pytest.mark.slow
 def test_damage_is_noticed_before_any_state_is_touched():
-    outcomes = damage.count_outcomes(2000)
+    outcomes = damage.count_outcomes(1000)
     assert {outcome for *_, outcome in outcomes} == {
         *("refused", "went on at step 2", "went on at step 4")
     }
