@@ -1,5 +1,5 @@
 # make quickstart   a first fine-tuned model, from nothing but Python and make
-# make test         the default tests: five minutes on two cores
+# make test         the default tests: some five minutes on two cores
 # make slow         the slow tests, with GLUE_DIR=FOLDER for those on real data and
 #                   ONLY=FILE for some
 # make lint         ruff and pyright

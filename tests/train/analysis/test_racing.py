@@ -109,6 +109,7 @@ def test_every_figure_is_written(files, study):
     assert {path.parent for path in files} == {study / "racing"}
 
 
+@pytest.mark.slow
 def test_the_same_records_give_the_same_files(files, study, tmp_path):
     again = write_racing(study, tmp_path)
     assert len(again) == len(files) == 14

@@ -165,6 +165,7 @@ def test_an_unsupported_type_of_model_ends_in_one_line(tmp_path, capsys):
     assert "distilbert, electra" in error and error.count("\n") == 1
 
 
+@pytest.mark.slow
 def test_layers_of_a_distilbert_are_drawn_anew_and_decayed(tiny_data, tmp_path):
     config = models.DistilBertConfig(
         vocab_size=len(SPECIAL + WORDS),

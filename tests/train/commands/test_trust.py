@@ -84,6 +84,7 @@ def hub_flags(tmp_path, tiny_model, tiny_data, monkeypatch):
     return ["finetune", *(part for pair in pairs for part in pair), "--resume"], asked
 
 
+@pytest.mark.slow
 def test_the_commit_of_the_hub_is_in_the_settings_and_a_resume_takes_it(
     hub_flags, tmp_path
 ):

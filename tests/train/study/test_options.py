@@ -118,6 +118,7 @@ def test_accumulation_makes_the_same_runs(config):
             assert one["grad_norm"] == pytest.approx(other["grad_norm"], rel=1e-4)
 
 
+@pytest.mark.slow
 def test_a_run_that_is_given_up_changes_no_bit_of_its_neighbour(config, capsys):
     changes = {
         "max_norms": (0.05,),

@@ -86,6 +86,7 @@ def test_checkpoints_are_written_when_they_are_due(config, monkeypatch):
 
 
 def test_a_signal_ends_a_study_with_a_checkpoint_and_it_goes_on(config, monkeypatch):
+    config = replaced(config, max_norms=(0.05,))
     study(config)
     broken = replaced(config, workdir=config.workdir.with_name("broken"))
     for calls, signum in ((5, signal.SIGTERM), (12, signal.SIGINT)):
@@ -181,6 +182,7 @@ def test_records_that_were_not_marked_are_taken_back(config, monkeypatch):
     assert not (broken.workdir / "checkpoints").exists()
 
 
+@pytest.mark.slow
 def test_runs_that_are_not_wanted_this_time_keep_their_checkpoint(config, monkeypatch):
     changes = {"max_norms": (0.05,), "seeds": 1}
     both = {"methods": ("full", "cwgnc_code"), "checkpoint_seconds": 0.0}

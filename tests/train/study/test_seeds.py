@@ -146,7 +146,14 @@ def test_seeds_together_are_the_runs_of_each_seed_alone(config):
     assert near == {seed: seed == best for seed in (1, 2)}
 
 
-@pytest.mark.parametrize("runs_per_program", [1, 2, 4])
+@pytest.mark.parametrize(
+    "runs_per_program",
+    [
+        pytest.param(1, marks=pytest.mark.slow),
+        2,
+        pytest.param(4, marks=pytest.mark.slow),
+    ],
+)
 def test_the_best_by_the_holdout_is_saved(
     config, data, tmp_path, monkeypatch, runs_per_program
 ):
