@@ -50,7 +50,7 @@ slow: $(VENV)/test.stamp
 	$(TESTS) -m slow $(ONLY)
 
 coverage: $(VENV)/test.stamp
-	COVERAGE_CORE=sysmon $(TESTS) --cov=cwgnc_jax --cov=cwgnc_train --cov-report= \
+	$(TESTS) --cov=cwgnc_jax --cov=cwgnc_train --cov-report= \
 	  && $(BIN)/python -m coverage report --skip-covered --fail-under=95
 
 mutants: $(VENV)/test.stamp

@@ -10,8 +10,8 @@ import numpy as np
 from benchmarks.sides import MATMUL, Losses, Ways, serve
 from benchmarks.training import LENGTH, SEED, Work, one_run, start, step_config
 from cwgnc_jax import models
+from cwgnc_train.config import PaddingName
 from cwgnc_train.data import make_packing, token_table
-from cwgnc_train.data.packing import Padding
 from cwgnc_train.engine import compile_train_steps, steps_of_program
 
 
@@ -31,7 +31,7 @@ def make(
     )
     program_of = functools.cache(functools.partial(compile_train_steps, config, layout))
 
-    def over(work: Work, padding: Padding) -> Callable[[], Losses]:
+    def over(work: Work, padding: PaddingName) -> Callable[[], Losses]:
         packing = make_packing(work.examples, padding, work.batch, LENGTH)
         table = layout.place_table(token_table(work.examples))
         programs, first, count = [], 0, len(work.steps)

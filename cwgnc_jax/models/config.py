@@ -1,5 +1,6 @@
 """Model configs, as read from Hugging Face's config.json."""
 
+import abc
 import dataclasses
 import functools
 import math
@@ -19,7 +20,7 @@ _LARGEST = {"num_hidden_layers": 1000, "n_layers": 1000}
 _LARGEST_SIZE = 2**24
 
 
-class EncoderConfig:
+class EncoderConfig(abc.ABC):
     """The base class of the configs of all types of models.
 
     Each type is a frozen dataclass, so that it can be a static argument of ``jax.jit``.
@@ -66,9 +67,9 @@ class EncoderConfig:
         return self.max_position_embeddings
 
     @property
+    @abc.abstractmethod
     def dropout_rates(self) -> Any:
         """The rates of dropout: a NamedTuple that the type's module reads."""
-        raise NotImplementedError
 
     @classmethod
     def from_dict(cls, source: Mapping[str, Any], num_labels: int) -> Self:

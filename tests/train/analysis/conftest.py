@@ -1,11 +1,13 @@
 """Made-up records, in the format that the engine writes."""
 
+import html.parser
 import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from cwgnc_train.records import plain
@@ -14,6 +16,34 @@ METRICS = {"cola": "matthews_correlation", "mrpc": "f1", "rte": "accuracy"}
 LINES = {"cola": 0.0, "mrpc": 0.8122, "rte": 0.527}
 LEVELS = {"cola": 0.6, "mrpc": 0.9, "rte": 0.7}
 SPREADS = {"devlin": 0.05, "bias_correction": 0.03, "mosbach": 0.012, "cwgnc": 0.008}
+
+
+class Page(html.parser.HTMLParser):
+    def __init__(self, text):
+        super().__init__()
+        self.links, self.tags, self.rows, self.open = [], [], {}, []
+        self.feed(text)
+        self.close()
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        self.links += [value for name, value in attrs if name in ("src", "href")]
+        if tag not in ("meta", "img"):
+            self.open.append(tag)
+        if tag == "tr":
+            self.row = dict(attrs).get("class") or ""
+            self.rows.setdefault(self.row, []).append("")
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        if "tr" in self.open:
+            self.rows[self.row][-1] += f" {data}"
+
+
+def table(report, name):
+    return pd.read_csv(report.parent / "tables" / f"{name}.csv")
 
 
 def run_record(run: str, score: float, **changes) -> dict:

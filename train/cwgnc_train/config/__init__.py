@@ -32,4 +32,6 @@ from cwgnc_train.config.tools import UnfreezeConfig as UnfreezeConfig
 from cwgnc_train.config.training import CheckpointsConfig as CheckpointsConfig
 from cwgnc_train.config.training import DevicesConfig as DevicesConfig
 from cwgnc_train.config.training import HostsConfig as HostsConfig
+from cwgnc_train.config.training import PaddingName as PaddingName
+from cwgnc_train.config.training import StrategyName as StrategyName
 from cwgnc_train.config.training import TrainingConfig as TrainingConfig

@@ -8,6 +8,7 @@ import tyro
 WriterName = Literal["tensorboard", "wandb"]
 DtypeName = Literal["float32", "bfloat16"]
 PaddingName = Literal["packed", "longest", "max_length"]
+StrategyName = Literal["jit", "pmap"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -19,7 +20,7 @@ class DevicesConfig:
     data_devices: int | None = None
     """How many devices share each batch of a run; the others share the runs. Default:
     as many as the runs leave over."""
-    strategy: Literal["jit", "pmap"] = "jit"
+    strategy: StrategyName = "jit"
     """Share batches by jax.jit over a mesh, or by jax.pmap (one run at a time); the
     step is the same."""
     shard_params: bool = False

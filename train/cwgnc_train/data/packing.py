@@ -4,15 +4,15 @@ import dataclasses
 import functools
 import itertools
 from collections.abc import Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float, Int
 
+from cwgnc_train.config import PaddingName
 from cwgnc_train.data.order import batch_parts, steps_per_epoch
 from cwgnc_train.data.tokens import TokenArrays
 
-Padding = Literal["packed", "longest", "max_length"]
 Shape = tuple[int, int]
 """Rows and length of a batch."""
 
@@ -44,7 +44,7 @@ class Packing:
     of another.
     """
 
-    padding: Padding
+    padding: PaddingName
     lengths: Int[np.ndarray, " examples"]  # Of each example of the training set.
     batch_size: int
     shapes: tuple[Shape, ...]  # The smallest first; the last one holds any batch.
@@ -92,7 +92,7 @@ class Packing:
 
 def make_packing(
     arrays: TokenArrays,
-    padding: Padding,
+    padding: PaddingName,
     batch_size: int,
     max_length: int,
     multiple: int = 1,

@@ -3,13 +3,13 @@
 import dataclasses
 import math
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from cwgnc_train.config import DevicesConfig, UserError
+from cwgnc_train.config import DevicesConfig, StrategyName, UserError
 from cwgnc_train.data import BatchIndices, TokenTable
 from cwgnc_train.engine import hosts
 
@@ -32,7 +32,7 @@ class Layout:
     group: int = 1
     shard_params: bool = False
     """Whether parameters and moments are split over the axis ``data`` too."""
-    strategy: Literal["jit", "pmap"] = "jit"
+    strategy: StrategyName = "jit"
 
     @property
     def run_devices(self) -> int:

@@ -20,6 +20,8 @@ _FREE = frozenset(
         *("writers", "cache", "give_up_after"),
     }
 )
+# What the description says of each task, besides the settings.
+OF_INPUTS = ("data", "weights", "commits")
 # What is written before the first run starts.
 _FIRST_FILES = {"study.json.tmp", "reproduction.json", "reproduction.json.tmp"}
 
@@ -37,11 +39,10 @@ def read_description(workdir: Path) -> dict[str, Any] | None:
     if not path.exists():
         return None
     known = read_json_object(path, "the study's settings")
-    names = ("data", "weights", "commits")
     if all(
         isinstance(of_name := known.get(name), dict)
         and all(value is None or isinstance(value, str) for value in of_name.values())
-        for name in names
+        for name in OF_INPUTS
     ):
         return known
     raise UserError(

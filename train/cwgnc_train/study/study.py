@@ -26,13 +26,12 @@ from cwgnc_train.engine import (
     load_weights,
 )
 from cwgnc_train.study.folder import (
+    OF_INPUTS,
     check_same,
     check_workdir,
     flattened,
     read_description,
 )
-
-_OF_INPUTS = ("data", "weights", "commits")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,7 +93,7 @@ def _prepare(
             f"another --workdir, or remove it"
         )
     else:
-        before = {name: known[name] for name in known if name not in _OF_INPUTS}
+        before = {name: known[name] for name in known if name not in OF_INPUTS}
         check_same(config.workdir, "settings", before, settings)
     devices, most = training.devices, training.batch_size // training.accumulate
     layout = Layout(
