@@ -63,6 +63,12 @@ def tokens_of(model, count, seed=0):
     return TokenArrays(ids * mask, mask, types * mask, labels)
 
 
+def labels_of(examples) -> np.ndarray:
+    """The labels of examples that have some."""
+    assert examples.labels is not None
+    return examples.labels
+
+
 @pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory) -> Path:
     """The folder of a random BERT of two layers, as the hub would hold it."""

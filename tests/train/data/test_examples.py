@@ -8,6 +8,7 @@ from pyarrow import parquet
 
 from cwgnc_train.config import DataConfig, UserError
 from cwgnc_train.data import load_examples, read_file
+from tests.train.conftest import labels_of
 
 
 def write(path, text):
@@ -22,11 +23,6 @@ def own(tmp_path, train, validation=None, suffix="csv", **options):
     train_file = write(tmp_path / f"train.{suffix}", train)
     validation_file = write(tmp_path / f"dev.{suffix}", validation or train)
     return DataConfig(train_file=train_file, validation_file=validation_file, **options)
-
-
-def labels_of(examples) -> np.ndarray:
-    assert examples.labels is not None
-    return examples.labels
 
 
 # --- own files

@@ -6,6 +6,7 @@ import pytest
 
 from cwgnc_train.config import DataConfig, UserError
 from cwgnc_train.data import GLUE, find_task, load_examples, load_split, majority_line
+from tests.train.conftest import labels_of
 
 # Own sentences in the columns of the official files: folder, header, a row of train and
 # dev, its texts and its label, and the header of test where that differs.
@@ -84,11 +85,6 @@ def write(path, text):
 
 
 # --- the official files
-
-
-def labels_of(examples) -> np.ndarray:
-    assert examples.labels is not None
-    return examples.labels
 
 
 @pytest.mark.parametrize("name", GLUE)
