@@ -8,7 +8,8 @@ import jax.numpy as jnp
 import optax
 from jax.typing import ArrayLike
 
-from cwgnc_jax._checks import check_nonnegative, check_share
+from cwgnc_jax._checks import check_inexact, check_nonnegative, check_share
+from cwgnc_jax._tree_paths import places
 
 
 def scale_by_adam(
@@ -69,6 +70,7 @@ def scale_by_adam(
     check_nonnegative("eps", eps)
 
     def init_fn(params: optax.Params) -> optax.ScaleByAdamState:
+        check_inexact(places(params).leaves)
         return optax.ScaleByAdamState(
             count=jnp.zeros((), jnp.int32),
             mu=optax.tree.zeros_like(params),
@@ -80,24 +82,32 @@ def scale_by_adam(
     ) -> tuple[optax.Updates, optax.ScaleByAdamState]:
         del params
 
-        def first(grad: jax.Array, mean: jax.Array) -> jax.Array:
-            return _average(grad, mean, b1, 1 - b1)
+        def first(grad: jax.Array | None, mean: jax.Array) -> jax.Array:
+            return mean if grad is None else _average(grad, mean, b1, 1 - b1)
 
-        def second(grad: jax.Array, mean: jax.Array) -> jax.Array:
-            return _average_square(grad, mean, b2, 1 - b2)
+        def second(grad: jax.Array | None, mean: jax.Array) -> jax.Array:
+            return mean if grad is None else _average_square(grad, mean, b2, 1 - b2)
 
-        def quotient(mean: jax.Array, variance: jax.Array) -> jax.Array:
-            return _quotient(mean, variance, correction, eps)
+        def quotient(
+            grad: jax.Array | None, mean: jax.Array, variance: jax.Array
+        ) -> jax.Array | None:
+            return grad if grad is None else _quotient(mean, variance, correction, eps)
 
-        mu = jax.tree.map(first, updates, state.mu)
-        nu = jax.tree.map(second, updates, state.nu)
+        def over_updates(function: Any, *trees: Any) -> Any:
+            # A gradient of None leaves the moments as they are.
+            return jax.tree.map(
+                function, updates, *trees, is_leaf=lambda node: node is None
+            )
+
+        mu = over_updates(first, state.mu)
+        nu = over_updates(second, state.nu)
         count = jnp.asarray(optax.safe_increment(state.count))
         correction = jnp.where(
             bias_correction,
             jnp.sqrt(_one_minus_power(b2, count)) / _one_minus_power(b1, count),
             1.0,
         )
-        return jax.tree.map(quotient, mu, nu), optax.ScaleByAdamState(
+        return over_updates(quotient, mu, nu), optax.ScaleByAdamState(
             count=count, mu=mu, nu=nu
         )
 

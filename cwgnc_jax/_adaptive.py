@@ -14,8 +14,8 @@ from cwgnc_jax._checks import (
     check_count,
     check_interval,
     check_nonnegative,
-    check_positive,
     check_share,
+    check_threshold,
 )
 from cwgnc_jax._clipping import ClipOptions, clip_factor
 from cwgnc_jax._components import ComponentFn, by_module_type, by_parameter
@@ -45,7 +45,7 @@ class NormAverageState(NamedTuple):
 
 def adagc(
     ratio: ArrayLike = 1.05,
-    component_fn: ComponentFn = by_parameter,
+    component_fn: ComponentFn | None = None,
     *,
     decay: ArrayLike = 0.98,
     max_global_norm: ArrayLike = 1.0,
@@ -80,7 +80,8 @@ def adagc(
 
     Args:
       ratio: How far a norm may exceed the average.
-      component_fn: Maps a parameter's "/"-joined path to its component's name.
+      component_fn: Maps a parameter's "/"-joined path to its component's name; None is
+        :func:`by_parameter`.
       decay: The average's decay.
       max_global_norm: The threshold of the global norm during the warm-up.
       warmup_steps: The number of steps with the global clip.
@@ -113,9 +114,9 @@ def adagc(
       Clipping <https://arxiv.org/abs/2502.11034>`_, 2025; their code is
       https://github.com/lishuai-97/AdaGC
     """
-    check_positive("ratio", ratio)
+    check_threshold("ratio", ratio)
     check_share("decay", decay)
-    check_positive("max_global_norm", max_global_norm)
+    check_threshold("max_global_norm", max_global_norm)
     check_count("warmup_steps", warmup_steps, 0)
     check_nonnegative("eps", eps)
 
@@ -144,7 +145,7 @@ def adagc(
 def aggc(
     low: ArrayLike,
     high: ArrayLike,
-    component_fn: ComponentFn = by_module_type,
+    component_fn: ComponentFn | None = None,
     *,
     decay: ArrayLike = 0.98,
     eps: ArrayLike = 0.0,
@@ -171,14 +172,14 @@ def aggc(
     runs have 0.6 or 0.7 for ``high`` and in addition keep every factor between 0.9 and
     1.1, without which the average would sink to zero. The paper moves the interval
     during training; to do so, pass schedules for ``low`` and ``high`` through
-    ``optax.inject_hyperparams(..., static_args="component_fn")``.
+    ``optax.inject_hyperparams``.
 
     Args:
       low: The interval's lower end as a multiple of the average; with 0 no norm is
         raised.
       high: Its upper end.
-      component_fn: Maps a parameter's "/"-joined path to its component's name; the
-        paper groups parameters by the type of their module.
+      component_fn: Maps a parameter's "/"-joined path to its component's name; None is
+        :func:`by_module_type`, as in the paper.
       decay: The average's decay; 0.98 is the default of the authors' code.
       eps: Added to the norm, as in :func:`component_clip_by_global_norm`; the authors'
         code has 1e-12.
@@ -233,12 +234,14 @@ def aggc(
     options = ClipOptions(
         stacked_axes=stacked_axes, axis_name=axis_name, keep_report=keep_report
     )
-    return learned_clip(init, rule, component_fn, options)
+    return learned_clip(
+        init, rule, by_module_type if component_fn is None else component_fn, options
+    )
 
 
 def olmo_clip(
     ratio: ArrayLike,
-    component_fn: ComponentFn = by_parameter,
+    component_fn: ComponentFn | None = None,
     *,
     decay: ArrayLike = 0.95,
     eps: ArrayLike = 1e-6,
@@ -267,7 +270,8 @@ def olmo_clip(
 
     Args:
       ratio: How far a norm may exceed the average.
-      component_fn: Maps a parameter's "/"-joined path to its component's name.
+      component_fn: Maps a parameter's "/"-joined path to its component's name; None is
+        :func:`by_parameter`.
       decay: The average's decay; OLMo's trainer takes the larger of Adam's two decays,
         which is 0.95 in its published configurations.
       eps: Added to the norm, as in :func:`component_clip_by_global_norm`. A component
@@ -299,11 +303,11 @@ def olmo_clip(
       Groeneveld et al., `OLMo: Accelerating the Science of Language Models
       <https://arxiv.org/abs/2402.00838>`_, 2024
     """
-    check_positive("ratio", ratio)
+    check_threshold("ratio", ratio)
     return aggc(
         0.0,
         ratio,
-        component_fn,
+        by_parameter if component_fn is None else component_fn,
         decay=decay,
         eps=eps,
         stacked_axes=stacked_axes,

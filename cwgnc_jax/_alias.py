@@ -9,7 +9,7 @@ from jax.typing import ArrayLike
 
 from cwgnc_jax._adam import scale_by_adam
 from cwgnc_jax._clipping import component_clip_by_global_norm
-from cwgnc_jax._components import ComponentFn, by_parameter
+from cwgnc_jax._components import ComponentFn
 from cwgnc_jax._thresholds import MaxNorm
 from cwgnc_jax._tree_paths import flatten_with_paths
 
@@ -17,7 +17,7 @@ from cwgnc_jax._tree_paths import flatten_with_paths
 def cwgnc_adamw(
     learning_rate: optax.ScalarOrSchedule,
     max_norm: MaxNorm = 0.05,
-    component_fn: ComponentFn = by_parameter,
+    component_fn: ComponentFn | None = None,
     *,
     b1: ArrayLike = 0.9,
     b2: ArrayLike = 0.999,
@@ -35,8 +35,7 @@ def cwgnc_adamw(
       learning_rate: A number, or a schedule of the step.
       max_norm: The clip's threshold, 0.05 in the paper; ``inf`` for no clip. See
         :func:`component_clip_by_global_norm` for schedules and rules.
-      component_fn: Maps a path to its component's name; see
-        :func:`component_clip_by_global_norm`.
+      component_fn: Maps a path to its component's name; None is :func:`by_parameter`.
       b1: Decay of Adam's first moment.
       b2: Decay of Adam's second moment.
       eps: Adam's eps, placed as in :func:`scale_by_adam`.

@@ -6,8 +6,8 @@ from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
-from jax.typing import ArrayLike
 
 from cwgnc_jax._components import (
     ComponentFn,
@@ -18,7 +18,7 @@ from cwgnc_jax._components import (
     ordered,
 )
 from cwgnc_jax._rules import FirstMatch
-from cwgnc_jax._tree_paths import flatten_with_paths
+from cwgnc_jax._tree_paths import places
 
 StackedAxes = Mapping[str, int]
 """Maps a pattern for a module's path to the axis of its leaves that counts layers."""
@@ -29,13 +29,49 @@ class Part(NamedTuple):
 
     path: str
     leaf: Any
-    names: list[str]
+    components: list[int]
     axis: int | None
+
+
+class Assignment(NamedTuple):
+    """The leaves of a tree with their components."""
+
+    names: list[str]
+    """The components, with layer 10 after layer 2.
+
+    Those of places that hold None are among them: updates may lack what parameters
+    have, and both must count alike.
+    """
+
+    parts: list[Part]
+    """The leaves, in JAX's order."""
+
+    treedef: Any
+
+    def sizes(self, shards: Callable[[Any], int] = lambda leaf: 1) -> list[int]:
+        """Counts the elements of each component.
+
+        Args:
+          shards: The number of shards of a leaf, of which one is in sight.
+
+        Returns:
+          The numbers of elements in the order of the names.
+        """
+        sizes = [0] * len(self.names)
+        for part in self.parts:
+            elements = math.prod(jnp.shape(part.leaf)) * shards(part.leaf)
+            for component in part.components:
+                sizes[component] += elements // len(part.components)
+        return sizes
+
+    def present(self) -> list[int]:
+        """Lists the components that have a leaf."""
+        return sorted({i for part in self.parts for i in part.components})
 
 
 def component_sizes(
     tree: Any,
-    component_fn: ComponentFn = by_parameter,
+    component_fn: ComponentFn | None = None,
     *,
     stacked_axes: StackedAxes | None = None,
 ) -> OrderedDict[str, int]:
@@ -44,7 +80,7 @@ def component_sizes(
     Args:
       tree: Parameters or updates. The leaves need only a shape, so the result of
         ``jax.eval_shape`` works too.
-      component_fn: Maps a path to its component's name.
+      component_fn: Maps a path to its component's name; None is :func:`by_parameter`.
       stacked_axes: For leaves that hold several layers; see
         :func:`component_clip_by_global_norm`.
 
@@ -62,61 +98,63 @@ def component_sizes(
       >>> dict(cwgnc_jax.component_sizes(params, cwgnc_jax.by_module))
       {'dense': 8}
     """
-    check_component_fn(component_fn)
-    parts, _ = assign(tree, component_fn, stacked_axes)
-    return sizes_of(parts)
-
-
-def sizes_of(
-    parts: list[Part], shards: Callable[[Any], int] = lambda leaf: 1
-) -> OrderedDict[str, int]:
-    """Counts the elements of each component; a leaf may be one of several shards."""
-    sizes = OrderedDict.fromkeys(component_names(parts), 0)
-    for part in parts:
-        elements = math.prod(jnp.shape(part.leaf)) * shards(part.leaf)
-        for name in part.names:
-            sizes[name] += elements // len(part.names)
-    return sizes
-
-
-def component_names(parts: list[Part]) -> list[str]:
-    """Lists the components, with layer 10 after layer 2."""
-    return ordered(name for part in parts for name in part.names)
+    assigned = assign(tree, component_fn, stacked_axes)
+    sizes = assigned.sizes()
+    return OrderedDict((assigned.names[i], sizes[i]) for i in assigned.present())
 
 
 def assign(
     tree: Any,
-    component_fn: ComponentFn,
+    component_fn: ComponentFn | None,
     stacked_axes: StackedAxes | None,
     *,
     check: bool = False,
-) -> tuple[list[Part], Any]:
+) -> Assignment:
     """Names the component of each leaf, or of each layer in it.
 
     Args:
       tree: Parameters or updates.
       component_fn: Maps a path to its component's name.
       stacked_axes: For leaves that hold several layers.
-      check: Whether a rule without effect is an error.
+      check: Whether a rule without effect is an error, which cannot be judged where
+        leaves are masked.
 
     Returns:
-      The leaves in JAX's order with their components, and the tree's structure.
+      The leaves with their components.
     """
-    paths, leaves, treedef = flatten_with_paths(tree)
+    check_component_fn(component_fn)
+    component_fn = by_parameter if component_fn is None else component_fn
+    found = places(tree)
+    paths = [path for path, _ in found.leaves]
     stacks = _Stacks(stacked_axes or {})
-    stacked = [stacks.find(*item) for item in zip(paths, leaves, strict=True)]
+    stacked = [stacks.find(*leaf) for leaf in found.leaves]
     unstacked = [path for layer_paths, _ in stacked for path in layer_paths]
-    if check and paths:
+    if check and paths and not found.masked:
         stacks.check_all_used(paths)
         check_all_used(unstacked, component_fn)
-    labels = iter(label_paths(unstacked, component_fn))
+    labels = label_paths(unstacked, component_fn)
+    names = ordered([*labels, *_labels_without(found.without, component_fn)])
+    number = {name: i for i, name in enumerate(names)}
+    components = iter([number[label] for label in labels])
     parts: list[Part] = []
-    for path, leaf, (layer_paths, axis) in zip(paths, leaves, stacked, strict=True):
-        names = list(itertools.islice(labels, len(layer_paths)))
-        if len(set(names)) == 1:
-            names, axis = names[:1], None
-        parts.append(Part(path, leaf, names, axis))
-    return parts, treedef
+    for (path, leaf), (layer_paths, axis) in zip(found.leaves, stacked, strict=True):
+        own = list(itertools.islice(components, len(layer_paths)))
+        if len(set(own)) == 1:
+            own, axis = own[:1], None
+        parts.append(Part(path, leaf, own, axis))
+    return Assignment(names, parts, jax.tree.structure(tree))
+
+
+def _labels_without(paths: list[str], component_fn: ComponentFn) -> list[str]:
+    """Names the components of places without an array, which may have none."""
+    labels: list[str] = []
+    for path in paths:
+        # A function that knows the parameters need not know such a path.
+        try:
+            labels += label_paths([path], component_fn)
+        except Exception:
+            continue
+    return labels
 
 
 class _Stacks:
@@ -167,26 +205,3 @@ def _check_stacked_axes(stacked_axes: Any) -> None:
 
 def _prefixes(path: str) -> list[str]:
     return list(itertools.accumulate(path.split("/"), "{}/{}".format))
-
-
-def scaled(
-    part: Part, coefficients: Mapping[str, ArrayLike | None], zeroing: bool = False
-) -> Any:
-    """Multiplies a leaf by the coefficients of its components and keeps its dtype.
-
-    With ``zeroing`` a coefficient of 0 also turns NaN and infinity into 0.
-    """
-    factors = [coefficients[name] for name in part.names]
-    if all(factor is None for factor in factors):
-        return part.leaf
-    ones: list[Any] = [1.0 if factor is None else factor for factor in factors]
-    if part.axis is None:
-        factor = ones[0]
-    else:
-        shape = [1] * jnp.ndim(part.leaf)
-        shape[part.axis] = -1
-        factor = jnp.stack(ones).reshape(shape)
-    product = part.leaf * factor
-    if zeroing:
-        product = jnp.where(factor > 0, product, 0)
-    return product.astype(jnp.result_type(part.leaf))

@@ -4,19 +4,27 @@ The value of a traced number is not known and passes; its shape and dtype are ch
 """
 
 import math
+from collections.abc import Iterable
 from typing import Any
 
 import jax.numpy as jnp
 from jax.core import Tracer
 
 
-def check_positive(argument: str, value: Any) -> None:
-    """Raises unless this is a positive scalar."""
+def check_threshold(argument: str, value: Any) -> None:
+    """Raises unless this is a positive scalar or infinity."""
     check_scalar(argument, value)
     if is_known(value) and not value > 0:
         raise ValueError(
             f"{argument} must be positive, or inf for no clipping; got {value}"
         )
+
+
+def check_positive(argument: str, value: Any) -> None:
+    """Raises unless this is a positive, finite scalar."""
+    check_scalar(argument, value)
+    if is_known(value) and not 0 < value < math.inf:
+        raise ValueError(f"{argument} must be positive and finite, got {value}")
 
 
 def check_nonnegative(argument: str, value: Any) -> None:
@@ -42,7 +50,7 @@ def check_factor(argument: str, value: Any) -> None:
 
 def check_interval(low: Any, high: Any) -> None:
     """Raises unless these are the ends of an interval of numbers of at least 0."""
-    check_positive("high", high)
+    check_threshold("high", high)
     check_nonnegative("low", low)
     if is_known(low) and is_known(high) and low > high:
         raise ValueError(f"low must not exceed high, got {low} and {high}")
@@ -59,8 +67,8 @@ def check_count(argument: str, value: Any, least: int, *, static: bool = False) 
     """Raises unless this is a number of steps; a static one is an int."""
     if static and not (isinstance(value, int) and not isinstance(value, bool)):
         raise TypeError(
-            f"{argument} must be an int, since it is the shape of an array; got "
-            f"{value!r}. Under optax.inject_hyperparams name it in static_args."
+            f"{argument} must be an int that is known when the program is compiled, "
+            f"got {value!r}. Under optax.inject_hyperparams name it in static_args."
         )
     check_scalar(argument, value)
     if is_known(value) and not value >= least:
@@ -91,6 +99,18 @@ def _is_real(value: Any) -> bool:
     except TypeError:
         return False
     return jnp.issubdtype(dtype, jnp.floating) or jnp.issubdtype(dtype, jnp.integer)
+
+
+def check_inexact(leaves: Iterable[tuple[str, Any]]) -> None:
+    """Raises unless all leaves, given with their paths, are real or complex."""
+    for path, leaf in leaves:
+        dtype = jnp.result_type(leaf)
+        if not jnp.issubdtype(dtype, jnp.inexact):
+            raise TypeError(
+                f"{path!r} has the dtype {dtype.name}, but what is trained must be "
+                f"real or complex. Keep it out with optax.masked or optax.partition, "
+                f"or put None in its place."
+            )
 
 
 def is_known(value: Any) -> bool:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
-from collections.abc import Callable, Mapping
+import functools
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import jax
@@ -12,12 +12,13 @@ import numpy as np
 import optax
 from jax.typing import ArrayLike
 
-from cwgnc_jax._assignment import StackedAxes, assign, scaled, sizes_of
-from cwgnc_jax._checks import check_nonnegative
-from cwgnc_jax._components import ComponentFn, by_parameter, check_component_fn
-from cwgnc_jax._norms import AxisName, norms_of, shards
+from cwgnc_jax._assignment import Assignment, Part, StackedAxes, assign
+from cwgnc_jax._checks import check_inexact, check_nonnegative
+from cwgnc_jax._components import ComponentFn, check_component_fn
+from cwgnc_jax._norms import AxisName, roots, shards, squared_norms
 from cwgnc_jax._report import ReportedState, empty_record, recorded
 from cwgnc_jax._thresholds import MaxNorm, Thresholds
+from cwgnc_jax._tree_paths import places
 
 if TYPE_CHECKING:
     from jaxtyping import Float, Int
@@ -32,7 +33,7 @@ class ScheduledClipState(NamedTuple):
 
 def component_clip_by_global_norm(
     max_norm: MaxNorm,
-    component_fn: ComponentFn = by_parameter,
+    component_fn: ComponentFn | None = None,
     *,
     eps: ArrayLike = 1e-6,
     stacked_axes: StackedAxes | None = None,
@@ -51,8 +52,8 @@ def component_clip_by_global_norm(
     cancels a factor that is constant over time, so what matters is how the factor
     varies from step to step.
 
-    The norm is accumulated in float32; each leaf keeps its dtype and sharding. The clip
-    has no state unless ``max_norm`` is a schedule or ``keep_report`` is set.
+    The norm is accumulated in float32, or in float64 for leaves of that dtype. Each
+    leaf keeps its dtype and sharding; None passes. The clip has no state unless ``max_norm`` is a schedule or ``keep_report`` is set.
 
     Non-finite updates propagate by default, within their component only. If the norm is
     NaN, the whole component becomes NaN. If the norm is infinite, its finite elements
@@ -64,17 +65,17 @@ def component_clip_by_global_norm(
 
         - a positive number, or ``inf`` for no clipping;
         - a scalar array, which may be traced (swept by ``jax.vmap``, or injected by
-          ``optax.inject_hyperparams(..., static_args="component_fn")``);
-        - a schedule of the step;
+          ``optax.inject_hyperparams``); below 0 it counts as 0;
+        - a schedule of the step, which below 0 counts as 0;
         - :func:`per_element`, which grows with the size of the component;
         - :func:`relative_to_params`, which follows the norm of its parameters;
         - rules: pairs of a regular expression, which must match the whole name of a
           component, and any of the above, or None for no clipping. The first rule that
           matches wins. Together they must cover every component, and each must match
-          at least one.
-      component_fn: Maps a parameter's "/"-joined path to its component's name. The
-        default, :func:`by_parameter`, is the paper's. With one component for all
-        parameters this is :func:`optax.clip_by_global_norm`.
+          at least one, unless ``optax.masked`` or its like hides some parameters.
+      component_fn: Maps a parameter's "/"-joined path to its component's name. None,
+        the default, is :func:`by_parameter`, the paper's. With one component for all
+        parameters and ``eps=0`` this is :func:`optax.clip_by_global_norm`.
       eps: Added to the norm. ``1e-6`` is the rule of torch's ``clip_grad_norm_``; 0
         clips exactly.
       stacked_axes: For leaves that hold several layers, as in scanned models and under
@@ -85,9 +86,12 @@ def component_clip_by_global_norm(
         not stacked. Each device must hold all layers.
       axis_name: The mesh axes over which leaves are sharded inside ``jax.shard_map``.
         One collective sums the squared norms of all components over them. With
-        ``check_vma=True`` a leaf that does not vary over an axis counts once; without
-        it every leaf counts as sharded. ``()`` says that each device holds components
-        of its own. Not needed under ``jax.jit``, whose arrays are global.
+        ``check_vma=True`` a leaf that does not vary over an axis counts once, and a
+        sharded leaf without ``axis_name`` is an error. With ``check_vma=False`` and in
+        ``jax.pmap`` JAX does not say which leaves are sharded: every leaf counts as
+        sharded over ``axis_name``, and without it as whole. ``()`` says that each
+        device holds components of its own. Not needed under ``jax.jit``, whose arrays
+        are global.
       nonfinite: The treatment of a component whose norm is NaN or infinite:
         ``"propagate"``, as described above, or ``"zero"``, which sets the whole
         component to zero, so that the other components still take their step.
@@ -99,7 +103,8 @@ def component_clip_by_global_norm(
 
     Raises:
       TypeError: If ``max_norm`` or ``eps`` is not a number or ``component_fn`` is not a
-        function; from ``init`` on if ``component_fn`` does not return a string.
+        function; from ``init`` on if ``component_fn`` does not return a string, or a
+        leaf is of an integer dtype.
       ValueError: If ``max_norm`` is not positive, ``eps`` is negative or ``nonfinite``
         is unknown; from ``init`` on if rules leave a parameter without a component or a
         component without a threshold, or a rule matches nothing; in ``update`` if
@@ -143,26 +148,39 @@ def component_clip_by_global_norm(
     check_nonnegative("eps", eps)
     if nonfinite not in ("propagate", "zero"):
         raise ValueError(f"nonfinite must be 'propagate' or 'zero', got {nonfinite!r}")
+    zeroing = nonfinite == "zero"
 
-    def init_rule(names: list[str]) -> ScheduledClipState | optax.EmptyState:
-        thresholds.check(names)
+    def init_rule(names: list[str], whole: bool) -> Any:
+        thresholds.check(names, whole=whole)
         if thresholds.scheduled:
             return ScheduledClipState(jnp.zeros((), jnp.int32))
         return optax.EmptyState()
 
-    def rule(measured: Measured, state: Any) -> tuple[Coefficients, Any]:
+    def rule(measured: Measured, state: Any) -> tuple[Factors, Any]:
         step = state.count if thresholds.scheduled else None
-        coefficients: dict[str, ArrayLike | None] = {}
-        for name, norm in measured.norms.items():
-            threshold = thresholds.of(
-                name, measured.sizes[name], measured.param_norms.get(name), step
+        names, sizes, squares, param_norms = measured
+        clipped = thresholds.clipped(names)
+        if clipped:
+            max_norms = thresholds.of(
+                [names[i] for i in clipped],
+                [sizes[i] for i in clipped],
+                None if param_norms is None else param_norms[np.array(clipped)],
+                step,
             )
-            if threshold is not None:
-                threshold = clip_factor(norm, threshold, eps)
-            coefficients[name] = threshold
+            own = _clip_factors([squares[i] for i in clipped], max_norms, eps)
+        else:
+            own = []
+        factors: list[Any] = [None] * len(names)
+        for i, factor in zip(clipped, own, strict=True):
+            factors[i] = factor
+        if zeroing:
+            factors = [
+                jnp.where(jnp.isfinite(square), 1.0 if factor is None else factor, 0.0)
+                for square, factor in zip(squares, factors, strict=True)
+            ]
         if step is not None:
             state = ScheduledClipState(jnp.asarray(optax.safe_increment(step)))
-        return coefficients, state
+        return factors, state
 
     options = ClipOptions(
         stacked_axes=stacked_axes, axis_name=axis_name, keep_report=keep_report
@@ -173,7 +191,7 @@ def component_clip_by_global_norm(
         component_fn,
         options,
         relative_to_params=thresholds.relative,
-        zero_nonfinite=nonfinite == "zero",
+        zeroing=zeroing,
     )
 
 
@@ -186,37 +204,41 @@ class ClipOptions(NamedTuple):
 
 
 class Measured(NamedTuple):
-    """The measurements of all components in one step, by name."""
+    """The measurements of all components in one step, in the order of their names."""
 
-    norms: OrderedDict[str, Float[jax.Array, ""]]
-    sizes: OrderedDict[str, int]
-    param_norms: Mapping[str, Float[jax.Array, ""]]
-    """The norms of the parameters; empty unless the rule needs them."""
+    names: list[str]
+    sizes: list[int]
+    squares: list[Float[jax.Array, ""]]
+    """The squared norms of the updates."""
+
+    param_norms: Float[jax.Array, " components"] | None
+    """The norms of the parameters, if the rule needs them."""
 
 
-Coefficients = Mapping[str, ArrayLike | None]
+Factors = Sequence[jax.Array | None]
 """The factor that scales each component; None leaves it unscaled."""
 
 
 def clip_components(
-    init_rule: Callable[[list[str]], Any],
-    rule: Callable[[Measured, Any], tuple[Coefficients, Any]],
-    component_fn: ComponentFn,
+    init_rule: Callable[[list[str], bool], Any],
+    rule: Callable[[Measured, Any], tuple[Factors, Any]],
+    component_fn: ComponentFn | None,
     options: ClipOptions,
     *,
     relative_to_params: bool = False,
-    zero_nonfinite: bool = False,
+    zeroing: bool = False,
 ) -> optax.GradientTransformation:
-    """Scales each component by the coefficient that a rule derives from its norm.
+    """Scales each component by the factor that a rule derives from its norm.
 
     Args:
-      init_rule: Makes the rule's first state from the names of the components.
-      rule: Takes the measurements and the rule's state, and returns coefficients and
-        the next state.
+      init_rule: Makes the rule's first state from the names of the components, and from
+        whether these are all of the tree's.
+      rule: Takes the measurements and the rule's state, and returns factors and the
+        next state.
       component_fn: Maps a path to its component's name.
       options: The options that all clips share.
       relative_to_params: Whether the rule needs the norms of the parameters.
-      zero_nonfinite: Whether a component with a non-finite norm becomes zero.
+      zeroing: Whether a factor of 0 also turns NaN and infinity into 0.
 
     Returns:
       The transformation.
@@ -225,41 +247,42 @@ def clip_components(
     stacked_axes, axis_name, keep_report = options
 
     def init_fn(params: optax.Params) -> Any:
-        parts, _ = assign(params, component_fn, stacked_axes, check=True)
-        sizes = sizes_of(parts)
-        state = init_rule(list(sizes))
-        return ReportedState(state, empty_record(sizes)) if keep_report else state
+        assigned = assign(params, component_fn, stacked_axes, check=True)
+        _check_leaves(assigned)
+        state = init_rule(assigned.names, not places(params).masked)
+        if keep_report:
+            return ReportedState(state, empty_record(len(assigned.names)))
+        return state
 
     def update_fn(
         updates: optax.Updates, state: Any, params: optax.Params | None = None
     ) -> tuple[optax.Updates, Any]:
-        parts, treedef = assign(updates, component_fn, stacked_axes)
-        trees = [parts]
+        assigned = assign(updates, component_fn, stacked_axes)
+        _check_leaves(assigned)
+        trees = [assigned]
         if relative_to_params:
             if params is None:
                 raise ValueError(
                     "A threshold that is relative_to_params needs the parameters: "
                     "call tx.update(grads, opt_state, params)."
                 )
-            trees.append(assign(params, component_fn, stacked_axes)[0])
-        norms, *param_norms = norms_of(trees, axis_name)
+            trees.append(assign(params, component_fn, stacked_axes))
+            check_rows(len(trees[1].names), assigned.names)
+        squares, *param_squares = squared_norms(trees, axis_name)
         measured = Measured(
-            norms,
-            sizes_of(parts, lambda leaf: shards(leaf, axis_name)),
-            param_norms[0] if param_norms else {},
+            assigned.names,
+            assigned.sizes(lambda leaf: shards(leaf, axis_name)),
+            squares,
+            roots(param_squares[0]) if param_squares else None,
         )
         inner_state = state.inner_state if keep_report else state
-        coefficients, inner_state = rule(measured, inner_state)
-        if zero_nonfinite:
-            coefficients = {
-                name: jnp.where(jnp.isfinite(norms[name]), 1.0 if c is None else c, 0.0)
-                for name, c in coefficients.items()
-            }
+        factors, inner_state = rule(measured, inner_state)
         if keep_report:
-            record = recorded(state.record, norms, coefficients)
+            check_rows(state.record.shape[-1], assigned.names)
+            record = recorded(state.record, roots(squares), factors)
             inner_state = ReportedState(inner_state, record)
-        clipped = [scaled(part, coefficients, zero_nonfinite) for part in parts]
-        return jax.tree.unflatten(treedef, clipped), inner_state
+        clipped = [_scaled_part(part, factors, zeroing) for part in assigned.parts]
+        return jax.tree.unflatten(assigned.treedef, clipped), inner_state
 
     return optax.GradientTransformation(init_fn, update_fn)
 
@@ -268,9 +291,57 @@ def clip_factor(
     norm: Float[jax.Array, "*components"], max_norm: ArrayLike, eps: ArrayLike
 ) -> Float[jax.Array, "*components"]:
     """Computes the factor of a norm, or of each norm in a vector."""
-    max_norm = jnp.asarray(max_norm, jnp.float32)
+    # Below 0, as a schedule may come, is as 0: no factor changes a sign.
+    max_norm = jnp.maximum(jnp.asarray(max_norm, norm.dtype), 0.0)
     # max_norm / max(norm + eps, max_norm) is the formula's minimum without a division
     # by 0, except where both are 0, as when a schedule has reached 0: hence tiny.
-    least = np.finfo(np.float32).tiny
+    least = np.finfo(norm.dtype).tiny
     factor = max_norm / jnp.maximum(jnp.maximum(norm + eps, max_norm), least)
     return jnp.where(jnp.isinf(max_norm), 1.0, factor)
+
+
+def check_rows(rows: int, names: list[str]) -> None:
+    """Raises unless a state was made for as many components as the updates have."""
+    if rows != len(names):
+        raise ValueError(
+            f"The updates have {len(names)} components, but the clip was initialised "
+            f"for {rows}. Pass updates like the parameters that init was given, with "
+            f"None for an array that has no gradient."
+        )
+
+
+def _check_leaves(assigned: Assignment) -> None:
+    check_inexact((part.path, part.leaf) for part in assigned.parts)
+
+
+def _clip_factors(
+    squares: list[Float[jax.Array, ""]],
+    max_norms: Float[jax.Array, " components"],
+    eps: ArrayLike,
+) -> list[Float[jax.Array, ""]]:
+    return list(jnp.unstack(clip_factor(roots(squares), max_norms, eps)))
+
+
+def _scaled_part(part: Part, factors: Factors, zeroing: bool) -> Any:
+    """Multiplies a leaf by the factors of its components and keeps its dtype."""
+    own = [factors[component] for component in part.components]
+    if all(factor is None for factor in own):
+        return part.leaf
+    ones: list[Any] = [1.0 if factor is None else factor for factor in own]
+    if part.axis is None:
+        factor = ones[0]
+    else:
+        shape = [1] * jnp.ndim(part.leaf)
+        shape[part.axis] = -1
+        factor = jnp.stack(ones).reshape(shape)
+    return _scaled(part.leaf, factor, zeroing)
+
+
+# Jitted, so that it is traced once for all leaves of a shape.
+@functools.partial(jax.jit, static_argnums=2)
+def _scaled(leaf: jax.Array, factor: jax.Array, zeroing: bool) -> jax.Array:
+    wide = jnp.promote_types(leaf.dtype, jnp.float32)
+    product = leaf.astype(wide) * factor.astype(jnp.finfo(wide).dtype)
+    if zeroing:
+        product = jnp.where(factor > 0, product, 0)
+    return product.astype(leaf.dtype)

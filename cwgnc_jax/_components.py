@@ -217,8 +217,8 @@ def check_all_used(paths: list[str], component_fn: ComponentFn) -> None:
 
 
 def check_component_fn(component_fn: Any) -> None:
-    """Raises unless this is a function."""
-    if not callable(component_fn):
+    """Raises unless this is a function or None."""
+    if component_fn is not None and not callable(component_fn):
         raise TypeError(
             f"component_fn must be a function from a parameter's path to its "
             f"component's name, got {component_fn!r}. Under optax.inject_hyperparams "

@@ -4,8 +4,8 @@ from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 
-from cwgnc_jax._assignment import StackedAxes, assign, sizes_of
-from cwgnc_jax._components import ComponentFn, by_parameter, check_component_fn
+from cwgnc_jax._assignment import StackedAxes, assign
+from cwgnc_jax._components import ComponentFn
 
 
 class ComponentRow(NamedTuple):
@@ -48,7 +48,7 @@ class ComponentTable(tuple[ComponentRow, ...]):
 
 def explain(
     params: Any,
-    component_fn: ComponentFn = by_parameter,
+    component_fn: ComponentFn | None = None,
     *,
     stacked_axes: StackedAxes | None = None,
 ) -> ComponentTable:
@@ -57,7 +57,7 @@ def explain(
     Args:
       params: A parameter tree. The leaves need only a shape, so the result of
         ``jax.eval_shape`` works too.
-      component_fn: Maps a path to its component's name.
+      component_fn: Maps a path to its component's name; None is :func:`by_parameter`.
       stacked_axes: For leaves that hold several layers; see
         :func:`component_clip_by_global_norm`.
 
@@ -82,21 +82,20 @@ def explain(
                        dense/kernel  (3, 2)
       1 in all      8
     """
-    check_component_fn(component_fn)
-    parts, _ = assign(params, component_fn, stacked_axes, check=True)
-    sizes = sizes_of(parts)
-    leaves: dict[str, tuple[list[str], list[tuple[int, ...]]]] = {
-        name: ([], []) for name in sizes
+    assigned = assign(params, component_fn, stacked_axes, check=True)
+    sizes = assigned.sizes()
+    leaves: dict[int, tuple[list[str], list[tuple[int, ...]]]] = {
+        i: ([], []) for i in assigned.present()
     }
-    for part in parts:
+    for part in assigned.parts:
         shape = list(jnp.shape(part.leaf))
         if part.axis is not None:
             del shape[part.axis]
-        for name in dict.fromkeys(part.names):
-            paths, shapes = leaves[name]
+        for component in dict.fromkeys(part.components):
+            paths, shapes = leaves[component]
             paths.append(part.path)
             shapes.append(tuple(shape))
     return ComponentTable(
-        ComponentRow(name, sizes[name], tuple(paths), tuple(shapes))
-        for name, (paths, shapes) in leaves.items()
+        ComponentRow(assigned.names[i], sizes[i], tuple(paths), tuple(shapes))
+        for i, (paths, shapes) in leaves.items()
     )

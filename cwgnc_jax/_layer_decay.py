@@ -5,37 +5,44 @@ import jax.numpy as jnp
 import optax
 from jax.typing import ArrayLike
 
-from cwgnc_jax._checks import check_factor
-from cwgnc_jax._depth import DepthFn, check_depth_fn, encoder_depth, rank_leaves
+from cwgnc_jax._checks import check_factor, check_inexact
+from cwgnc_jax._depth import DepthFn, check_depths, depths
+from cwgnc_jax._tree_paths import places
 
 
 def scale_by_layer_decay(
-    decay: ArrayLike, depth_fn: DepthFn = encoder_depth
+    decay: ArrayLike,
+    depth_fn: DepthFn | None = None,
+    *,
+    num_layers: int | None = None,
 ) -> optax.GradientTransformation:
     r"""Scales updates by a factor that falls with the distance from the output.
 
-    An update of the k-th depth from the top, counted from 0, is multiplied by
+    In an encoder with L layers an update of depth d is multiplied by
 
-    .. math:: \text{decay}^k
+    .. math:: \text{decay}^{\max(L + 1 - d, 0)}
 
-    In an encoder with L layers the heads keep their learning rate; that of layer i,
-    counted from 0, is multiplied by :math:`\text{decay}^{L - i}` and that of the
-    embeddings by :math:`\text{decay}^{L + 1}`. Put it after Adam, which would cancel
-    constant factors.
+    so the heads keep their learning rate, that of layer i, counted from 0, is
+    multiplied by :math:`\text{decay}^{L - i}`, and that of the embeddings by
+    :math:`\text{decay}^{L + 1}`. Put it after Adam, which would cancel constant
+    factors.
 
     Args:
       decay: The factor from one depth to the next lower one, in (0, 1]: a number, or a
         scalar array, which may be traced.
-      depth_fn: Maps a parameter's "/"-joined path to its depth, a number that rises
-        from input to output; parameters of equal depth share a factor.
+      depth_fn: Maps a parameter's "/"-joined path to its depth: 0 for the embeddings,
+        1 to L for the layers, more for the heads. None is :func:`encoder_depth`.
+      num_layers: The number L. None reads the largest finite depth from the tree, where
+        parameters hidden by ``optax.masked`` count too. Give it where a part of the
+        model is not in the tree at all, or where the heads have a finite depth.
 
     Returns:
       An :class:`optax.GradientTransformation` without state.
 
     Raises:
       TypeError: If ``decay`` is not a number or ``depth_fn`` not a function; from
-        ``init`` on if ``depth_fn`` does not return a number.
-      ValueError: If ``decay`` lies outside (0, 1].
+        ``init`` on if ``depth_fn`` does not return a number or a leaf is an integer.
+      ValueError: If ``decay`` lies outside (0, 1] or ``num_layers`` is negative.
 
     Examples:
       >>> import cwgnc_jax
@@ -53,10 +60,15 @@ def scale_by_layer_decay(
       <https://arxiv.org/abs/2006.05987>`_, 2021
     """
     check_factor("decay", decay)
-    check_depth_fn(depth_fn)
+    check_depths(depth_fn, num_layers)
+
+    def factors(tree: optax.Params) -> list[ArrayLike]:
+        found, layers = depths(tree, depth_fn, num_layers)
+        return [decay ** max(layers + 1 - depth, 0.0) for depth in found]
 
     def init_fn(params: optax.Params) -> optax.EmptyState:
-        rank_leaves(params, depth_fn)
+        check_inexact(places(params).leaves)
+        factors(params)
         return optax.EmptyState()
 
     def update_fn(
@@ -65,11 +77,10 @@ def scale_by_layer_decay(
         params: optax.Params | None = None,
     ) -> tuple[optax.Updates, optax.OptState]:
         del params
-        ranks, leaves, treedef = rank_leaves(updates, depth_fn)
-        top = max(ranks, default=0)
+        leaves, treedef = jax.tree.flatten(updates)
         scaled = [
-            (leaf * decay ** (top - rank)).astype(jnp.result_type(leaf))
-            for rank, leaf in zip(ranks, leaves, strict=True)
+            (leaf * factor).astype(jnp.result_type(leaf))
+            for leaf, factor in zip(leaves, factors(updates), strict=True)
         ]
         return jax.tree.unflatten(treedef, scaled), state
 

@@ -16,8 +16,15 @@ import jax.numpy as jnp
 import optax
 from jax.typing import ArrayLike
 
-from cwgnc_jax._clipping import ClipOptions, Coefficients, Measured, clip_components
+from cwgnc_jax._clipping import (
+    ClipOptions,
+    Factors,
+    Measured,
+    check_rows,
+    clip_components,
+)
 from cwgnc_jax._components import ComponentFn
+from cwgnc_jax._norms import roots
 
 if TYPE_CHECKING:
     from jaxtyping import Bool, Float
@@ -32,7 +39,7 @@ def learned_clip(
         [Float[jax.Array, " components"], State],
         tuple[Float[jax.Array, " components"], State],
     ],
-    component_fn: ComponentFn,
+    component_fn: ComponentFn | None,
     options: ClipOptions,
 ) -> optax.GradientTransformation:
     """Scales each component by the coefficient that a rule gives it.
@@ -51,17 +58,17 @@ def learned_clip(
     def keep_dtype(old: jax.Array, new: jax.Array) -> jax.Array:
         return new.astype(old.dtype)
 
-    def on_vector(measured: Measured, state: State) -> tuple[Coefficients, State]:
-        if not measured.norms:
-            return {}, state
-        norms = jnp.stack(list(measured.norms.values()))
-        coefficients, next_state = rule(norms, state)
+    def on_vector(measured: Measured, state: State) -> tuple[Factors, State]:
+        rows = {len(leaf) for leaf in jax.tree.leaves(state) if leaf.ndim}
+        check_rows(min(rows), measured.names)
+        if not measured.names:
+            return [], state
+        factors, next_state = rule(roots(measured.squares), state)
         state = jax.tree.map(keep_dtype, state, next_state)
-        coefficients = jnp.unstack(coefficients)
-        return dict(zip(measured.norms, coefficients, strict=True)), state
+        return jnp.unstack(factors), state
 
     return clip_components(
-        lambda names: init(len(names)), on_vector, component_fn, options
+        lambda names, whole: init(len(names)), on_vector, component_fn, options
     )
 
 

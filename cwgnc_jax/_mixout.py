@@ -1,6 +1,7 @@
 """Mixout, which is dropout towards the pretrained weights."""
 
 import zlib
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -8,20 +9,32 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from cwgnc_jax._checks import check_share
+from cwgnc_jax._rules import compiled
 from cwgnc_jax._tree_paths import flatten_with_paths
 
 
-def mixout(params: Any, pretrained: Any, rate: ArrayLike, key: jax.Array) -> Any:
-    r"""Replaces random rows of the kernels by pretrained ones for one forward pass.
+def mixout(
+    params: Any,
+    pretrained: Any,
+    rate: ArrayLike,
+    key: jax.Array,
+    kernels: Mapping[str, int] | None = None,
+) -> Any:
+    r"""Replaces random inputs of the kernels by pretrained ones for one forward pass.
 
-    Each kernel :math:`W`, a matrix of shape (in, out) whose name is ``kernel``, is
-    mixed with its pretrained counterpart :math:`W_0`:
+    Each kernel :math:`W` is mixed with its pretrained counterpart :math:`W_0`:
 
     .. math::
       \frac{n W + (1 - n) W_0 - p W_0}{1 - p}, \quad n \sim \mathrm{Bernoulli}(1 - p)
 
     with one :math:`n` for each input, shared by all outputs. The expectation is
     :math:`W`. Other parameters are not changed. Turn the model's dropout off.
+
+    Kernels are the matrices named ``kernel``, of shape (in, out). In other trees
+    ``kernels`` says which they are and where their inputs are counted: ``{r".*weight":
+    1}`` for Equinox, whose matrices have the shape (out, in), or ``{r".*kernel": -2}``
+    for scanned layers, of shape (layers, in, out). In an array of three or more
+    dimensions each matrix has draws of its own.
 
     The gradient is that of the authors' code: a kernel receives :math:`n` times the
     gradient of the mixed kernel, without the :math:`1/(1 - p)` of the formula.
@@ -32,13 +45,17 @@ def mixout(params: Any, pretrained: Any, rate: ArrayLike, key: jax.Array) -> Any
       rate: The probability p of the pretrained weights, in [0, 1): a number, or a
         scalar array, which may be traced.
       key: A random key; use a new one in each step.
+      kernels: Maps a regular expression, which must match the whole path of a kernel,
+        to the axis of its inputs: the last or the last but one. Vectors that it matches
+        are no kernels. None is ``{r"(.*/)?kernel": 0}`` for matrices.
 
     Returns:
       The mixed parameters, to be passed to the model in place of ``params``.
 
     Raises:
       TypeError: If ``rate`` is not a number.
-      ValueError: If ``rate`` lies outside [0, 1), or the trees differ in structure.
+      ValueError: If ``rate`` lies outside [0, 1), the trees differ in structure, or no
+        parameter is a kernel.
 
     Examples:
       >>> import cwgnc_jax
@@ -65,17 +82,46 @@ def mixout(params: Any, pretrained: Any, rate: ArrayLike, key: jax.Array) -> Any
             f"got {target_treedef}"
         )
 
-    def mix(path: str, weight: jax.Array, target: jax.Array) -> jax.Array:
-        if path.rpartition("/")[2] != "kernel" or jnp.ndim(weight) != 2:
+    axes = [_input_axis(*leaf, kernels) for leaf in zip(paths, leaves, strict=True)]
+    if leaves and all(axis is None for axis in axes):
+        raise ValueError(
+            "mixout finds no kernel among the parameters, of which the first is "
+            f"{paths[0]!r} with the shape {jnp.shape(leaves[0])}. Say with kernels "
+            'which they are, as in {r".*weight": 1}.'
+        )
+
+    def mix(
+        path: str, weight: jax.Array, target: jax.Array, axis: int | None
+    ) -> jax.Array:
+        if axis is None:
             return weight
         # The draws of a path do not depend on which other parameters there are.
         own_key = jax.random.fold_in(key, zlib.crc32(path.encode()))
-        kept = jax.random.bernoulli(own_key, 1 - rate, (weight.shape[0], 1))
-        kept = kept.astype(weight.dtype)
+        outputs = weight.ndim - 1 if axis == weight.ndim - 2 else weight.ndim - 2
+        shape = [1 if i == outputs else size for i, size in enumerate(weight.shape)]
+        kept = jax.random.bernoulli(own_key, 1 - rate, shape).astype(weight.dtype)
         mixed = (kept * weight + (1 - kept - rate) * target) / (1 - rate)
         # The second term is 0 and gives the gradient; the first gives the value.
         passed = kept * weight
         return jax.lax.stop_gradient(mixed) + (passed - jax.lax.stop_gradient(passed))
 
-    mixed = [mix(*triple) for triple in zip(paths, leaves, targets, strict=True)]
+    mixed = list(map(mix, paths, leaves, targets, axes))
     return jax.tree.unflatten(treedef, mixed)
+
+
+def _input_axis(path: str, leaf: Any, kernels: Mapping[str, int] | None) -> int | None:
+    """Finds the axis that counts a kernel's inputs; None for another parameter."""
+    dimensions = jnp.ndim(leaf)
+    if kernels is None:
+        is_kernel = path.rpartition("/")[2] == "kernel" and dimensions == 2
+        return 0 if is_kernel else None
+    for pattern, axis in kernels.items():
+        if dimensions > 1 and compiled(pattern).fullmatch(path):
+            if axis % dimensions < dimensions - 2:
+                raise ValueError(
+                    f"kernels says that axis {axis} of {path!r}, whose shape is "
+                    f"{jnp.shape(leaf)}, counts the inputs. It must be one of the last "
+                    f"two axes: -2 or -1."
+                )
+            return axis % dimensions
+    return None

@@ -11,13 +11,8 @@ from typing import TYPE_CHECKING, Any, cast
 import jax
 import jax.numpy as jnp
 
-from cwgnc_jax._assignment import (
-    Part,
-    StackedAxes,
-    assign,
-    component_names,
-)
-from cwgnc_jax._components import ComponentFn, by_parameter, check_component_fn
+from cwgnc_jax._assignment import Assignment, Part, StackedAxes, assign
+from cwgnc_jax._components import ComponentFn
 
 if TYPE_CHECKING:
     from jaxtyping import Float, Num
@@ -28,7 +23,7 @@ AxisName = str | Sequence[str]
 
 def component_norms(
     updates: Any,
-    component_fn: ComponentFn = by_parameter,
+    component_fn: ComponentFn | None = None,
     *,
     stacked_axes: StackedAxes | None = None,
     axis_name: AxisName | None = None,
@@ -36,19 +31,21 @@ def component_norms(
     r"""Computes the norm of each component.
 
     The norm of a component with leaves :math:`g_1, \dots, g_n` is
-    :math:`\sqrt{\sum_i \|g_i\|_2^2}`, accumulated in float32 for leaves of any dtype.
+    :math:`\sqrt{\sum_i \|g_i\|_2^2}`, accumulated in float32, or in float64 for leaves
+    of that dtype.
 
     Args:
       updates: Gradients, updates or parameters: any tree of arrays.
-      component_fn: Maps a parameter's "/"-joined path to its component's name.
+      component_fn: Maps a parameter's "/"-joined path to its component's name; None is
+        :func:`by_parameter`.
       stacked_axes: For leaves that hold several layers; see
         :func:`component_clip_by_global_norm`.
       axis_name: The mesh axes over which leaves are sharded inside ``jax.shard_map``;
         see :func:`component_clip_by_global_norm`.
 
     Returns:
-      The norm of each component by name, in float32. Layer 10 comes after layer 2, also
-      in what ``jax.jit`` returns.
+      The norm of each component by name. Layer 10 comes after layer 2, also in what
+      ``jax.jit`` returns.
 
     Raises:
       TypeError: If ``component_fn`` is not a function from a string to a string.
@@ -75,40 +72,50 @@ def component_norms(
       >>> float(optax.tree_utils.tree_get(opt_state, "norms")["dense/bias"])
       4.0
     """
-    check_component_fn(component_fn)
-    parts, _ = assign(updates, component_fn, stacked_axes)
-    (norms,) = norms_of([parts], axis_name)
-    return norms
+    assigned = assign(updates, component_fn, stacked_axes)
+    (squares,) = squared_norms([assigned], axis_name)
+    present = assigned.present()
+    norms = roots([squares[i] for i in present])
+    return OrderedDict((assigned.names[i], norms[row]) for row, i in enumerate(present))
 
 
-def norms_of(
-    trees: list[list[Part]], axis_name: AxisName | None
-) -> list[OrderedDict[str, Float[jax.Array, ""]]]:
-    """Computes the components' norms of several trees with at most one collective."""
-    squares = [_squares(parts, axis_name) for parts in trees]
-    flat = [square for tree in squares for square in tree.values()]
+def squared_norms(
+    trees: list[Assignment], axis_name: AxisName | None
+) -> list[list[Float[jax.Array, ""]]]:
+    """Computes the components' squared norms, with at most one collective."""
+    squares = [_own_squares(tree, axis_name) for tree in trees]
+    flat = [square for tree in squares for square in tree]
     if axis_name and flat:
         flat = jnp.unstack(cast(jax.Array, jax.lax.psum(jnp.stack(flat), axis_name)))
     rest = iter(flat)
-    return [
-        OrderedDict((name, jnp.sqrt(next(rest))) for name in tree) for tree in squares
-    ]
+    return [[next(rest) for _ in tree] for tree in squares]
+
+
+def roots(squares: Sequence[Float[jax.Array, ""]]) -> Float[jax.Array, " components"]:
+    """Takes all roots as one array, for which an accelerator has one kernel."""
+    return jnp.sqrt(jnp.stack(squares)) if squares else jnp.zeros(0, jnp.float32)
 
 
 def shards(leaf: Any, axis_name: AxisName | None) -> int:
     """Counts the shards of a leaf over the devices of these axes."""
     axes = _axes(axis_name)
     # Without check_vma the types say nothing, and every leaf counts as sharded.
-    if axes and _varying(jax.lax.axis_index(axes)):
-        axes = tuple(axis for axis in axes if axis in _varying(leaf))
+    if axes and varying(jax.lax.axis_index(axes)):
+        axes = tuple(axis for axis in axes if axis in varying(leaf))
     return math.prod(jax.lax.axis_size(axis) for axis in axes)
 
 
-def _squares(
-    parts: list[Part], axis_name: AxisName | None
-) -> OrderedDict[str, Float[jax.Array, ""]]:
-    squares = OrderedDict.fromkeys(component_names(parts), jnp.zeros((), jnp.float32))
-    for part in parts:
+def varying(leaf: Any) -> frozenset[str]:
+    """Reads from a leaf's type the manual mesh axes over which it varies."""
+    manual = getattr(jax.typeof(leaf), "manual_axis_type", None)
+    return getattr(manual, "varying", frozenset())
+
+
+def _own_squares(
+    tree: Assignment, axis_name: AxisName | None
+) -> list[Float[jax.Array, ""]]:
+    squares: list[list[jax.Array]] = [[] for _ in tree.names]
+    for part in tree.parts:
         _check_whole(part, axis_name)
         square = cast(jax.Array, _squared_norm(part.leaf, part.axis))
         if axis_name:
@@ -116,9 +123,10 @@ def _squares(
             devices = math.prod(map(jax.lax.axis_size, _axes(axis_name)))
             square = square / (devices // shards(part.leaf, axis_name))
         layers = [square] if part.axis is None else jnp.unstack(square)
-        for name, layer in zip(part.names, layers, strict=True):
-            squares[name] = squares[name] + layer
-    return squares
+        for component, layer in zip(part.components, layers, strict=True):
+            squares[component].append(layer)
+    nothing = jnp.zeros((), jnp.float32)
+    return [functools.reduce(jnp.add, own) if own else nothing for own in squares]
 
 
 # Jitted, so that it is traced once for all leaves of a shape.
@@ -128,27 +136,23 @@ def _squared_norm(
 ) -> Float[jax.Array, "*layers"]:
     reduced = None if axis is None else [i for i in range(leaf.ndim) if i != axis]
     pieces = [leaf.real, leaf.imag] if jnp.iscomplexobj(leaf) else [leaf]
+    dtype = jnp.promote_types(pieces[0].dtype, jnp.float32)
     return jnp.asarray(
-        sum(jnp.sum(jnp.square(piece.astype(jnp.float32)), reduced) for piece in pieces)
+        sum(jnp.sum(jnp.square(piece.astype(dtype)), reduced) for piece in pieces)
     )
 
 
 def _check_whole(part: Part, axis_name: AxisName | None) -> None:
-    if axis_name is None and (varying := sorted(_varying(part.leaf))):
-        axes = varying[0] if len(varying) == 1 else tuple(varying)
+    if axis_name is None and (over := sorted(varying(part.leaf))):
+        axes = over[0] if len(over) == 1 else tuple(over)
         raise ValueError(
             f"{part.path!r} is sharded over the mesh axis {axes!r} inside "
             f"jax.shard_map, where each device sees only the norm of its shard. Pass "
             f"axis_name={axes!r} to sum over the axis, or axis_name=() if each device "
-            f"holds components of its own."
+            f"holds components of its own. (With check_vma=False this cannot be seen, "
+            f"and each device clips by the norms of its shards.)"
         )
 
 
 def _axes(axis_name: AxisName | None) -> tuple[str, ...]:
     return (axis_name,) if isinstance(axis_name, str) else tuple(axis_name or ())
-
-
-def _varying(leaf: Any) -> frozenset[str]:
-    """Reads from a leaf's type the manual mesh axes over which it varies."""
-    manual = getattr(jax.typeof(leaf), "manual_axis_type", None)
-    return getattr(manual, "varying", frozenset())

@@ -18,7 +18,7 @@ from cwgnc_jax._checks import (
     check_share,
 )
 from cwgnc_jax._clipping import ClipOptions, clip_factor
-from cwgnc_jax._components import ComponentFn, by_parameter
+from cwgnc_jax._components import ComponentFn
 from cwgnc_jax._learned import learnable, learned_clip, zeros
 from cwgnc_jax._norms import AxisName
 
@@ -51,7 +51,7 @@ class ZClipState(NamedTuple):
 
 def autoclip(
     percentile: ArrayLike = 10.0,
-    component_fn: ComponentFn = by_parameter,
+    component_fn: ComponentFn | None = None,
     *,
     history_length: int = 1000,
     eps: ArrayLike = 1e-6,
@@ -79,7 +79,8 @@ def autoclip(
 
     Args:
       percentile: From 0 to 100.
-      component_fn: Maps a parameter's "/"-joined path to its component's name.
+      component_fn: Maps a parameter's "/"-joined path to its component's name; None is
+        :func:`by_parameter`.
       history_length: How many steps are remembered: an int, not an array.
       eps: Added to the norm, as in :func:`component_clip_by_global_norm`.
       stacked_axes, axis_name, keep_report: See
@@ -136,7 +137,7 @@ def autoclip(
 
 def zclip(
     z_threshold: ArrayLike = 2.5,
-    component_fn: ComponentFn = by_parameter,
+    component_fn: ComponentFn | None = None,
     *,
     decay: ArrayLike = 0.97,
     warmup_steps: ArrayLike = 25,
@@ -169,7 +170,8 @@ def zclip(
 
     Args:
       z_threshold: The largest number of standard deviations above the mean.
-      component_fn: Maps a parameter's "/"-joined path to its component's name.
+      component_fn: Maps a parameter's "/"-joined path to its component's name; None is
+        :func:`by_parameter`.
       decay: The averages' decay.
       warmup_steps: The number of norms that start the averages, at least 1.
       eps: Added to the standard deviation, and to the norm as in

@@ -8,7 +8,8 @@ import jax.numpy as jnp
 import optax
 from jax.typing import ArrayLike
 
-from cwgnc_jax._checks import check_nonnegative
+from cwgnc_jax._checks import check_inexact, check_nonnegative
+from cwgnc_jax._tree_paths import places
 
 
 def add_decayed_weights_towards(
@@ -25,8 +26,10 @@ def add_decayed_weights_towards(
     ``pretrained`` it is :func:`optax.add_decayed_weights`.
 
     Args:
-      pretrained: A tree like the parameters. Under ``jax.jit`` pass it as an argument,
-        so that it does not become a constant of the program.
+      pretrained: A tree with the paths and shapes of the parameters, and others if
+        ``optax.masked`` or ``optax.partition`` hides some of the parameters. Under
+        ``jax.jit`` pass it as an argument, so that it does not become a constant of the
+        program.
       rate: A number of at least 0, or a scalar array, which may be traced.
       mask: A tree of booleans like the parameters, or a function that makes one from
         them, such as :func:`decay_mask`; False exempts a parameter.
@@ -37,8 +40,8 @@ def add_decayed_weights_towards(
 
     Raises:
       TypeError: If ``rate`` is not a number.
-      ValueError: If ``rate`` is negative; from ``init`` on if ``pretrained`` is not a
-        tree like the parameters.
+      ValueError: If ``rate`` is negative; from ``init`` on if ``pretrained`` lacks a
+        parameter or has another shape.
 
     Examples:
       >>> import cwgnc_jax
@@ -56,18 +59,22 @@ def add_decayed_weights_towards(
     """
     check_nonnegative("rate", rate)
 
-    def everywhere(leaf: Any) -> bool:
-        return True
+    targets = _by_path(pretrained)
 
     def init_fn(params: optax.Params) -> optax.EmptyState:
-        def shapes(tree: Any) -> Any:
-            return jax.tree.map(jnp.shape, tree)
-
-        if shapes(params) != shapes(pretrained):
-            raise ValueError(
-                "pretrained must be a tree like the parameters: the two differ in "
-                "their structure or in the shape of a leaf"
-            )
+        leaves = places(params).leaves
+        check_inexact(leaves)
+        for path, leaf in leaves:
+            if path not in targets:
+                raise ValueError(
+                    f"pretrained must have every parameter, but lacks {path!r}"
+                )
+            if jnp.shape(targets[path]) != jnp.shape(leaf):
+                raise ValueError(
+                    f"pretrained must have the shapes of the parameters, but its "
+                    f"{path!r} has {jnp.shape(targets[path])} in place of "
+                    f"{jnp.shape(leaf)}"
+                )
         return optax.EmptyState()
 
     def update_fn(
@@ -77,17 +84,29 @@ def add_decayed_weights_towards(
     ) -> tuple[optax.Updates, optax.OptState]:
         if params is None:
             raise ValueError("add_decayed_weights_towards needs params in update")
-        wanted = mask(params) if callable(mask) else mask
-        if wanted is None:
-            wanted = jax.tree.map(everywhere, params)
+        weights = _by_path(params)
+        decays = _by_path(mask(params) if callable(mask) else mask)
+        leaves, treedef = places(updates).leaves, jax.tree.structure(updates)
 
-        def add(
-            decayed: bool, update: jax.Array, param: jax.Array, target: jax.Array
-        ) -> jax.Array:
-            if not decayed:
+        def add(path: str, update: jax.Array) -> jax.Array:
+            if mask is not None and not _covering(decays, path):
                 return update
-            return (update + rate * (param - target)).astype(update.dtype)
+            distance = weights[path] - targets[path]
+            return (update + rate * distance).astype(update.dtype)
 
-        return jax.tree.map(add, wanted, updates, params, pretrained), state
+        return jax.tree.unflatten(treedef, [add(*leaf) for leaf in leaves]), state
 
     return optax.GradientTransformation(init_fn, update_fn)
+
+
+def _by_path(tree: Any) -> dict[str, Any]:
+    return dict(places(tree).leaves)
+
+
+def _covering(decays: dict[str, Any], path: str) -> Any:
+    """Finds a path's value in a mask, where one may stand for a whole subtree."""
+    while path not in decays and path:
+        path = path.rpartition("/")[0]
+    if path not in decays:
+        raise ValueError(f"mask must be a tree like the parameters, but lacks {path!r}")
+    return decays[path]

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
@@ -12,33 +11,24 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
+from cwgnc_jax._assignment import StackedAxes, assign
 from cwgnc_jax._checks import is_known
+from cwgnc_jax._components import ComponentFn
 
 if TYPE_CHECKING:
     from jaxtyping import Float
-
-
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class ClipRecord:
-    """The norms and coefficients of the last step, in one array.
-
-    The names and sizes are static, so the array is all that a scan carries, a donation
-    frees, a checkpoint stores and a report transfers.
-    """
-
-    values: Float[jax.Array, "*runs 2 components"]
-    """In float32: the norms before the clip, and the coefficients."""
-
-    names: tuple[str, ...] = dataclasses.field(metadata={"static": True})
-    sizes: tuple[int, ...] = dataclasses.field(metadata={"static": True})
 
 
 class ReportedState(NamedTuple):
     """The state of a clip that keeps a report."""
 
     inner_state: Any
-    record: ClipRecord
+
+    record: Float[jax.Array, "*runs 2 components"]
+    """The norms before the clip, and the factors, of the last step.
+
+    One array: all that a scan carries, a checkpoint stores and a report transfers.
+    """
 
 
 class ClipReport(NamedTuple):
@@ -80,11 +70,20 @@ class ClipReport(NamedTuple):
         for name in self.norm:
             scalars[f"{prefix}/norm/{name}"] = self.norm[name]
             scalars[f"{prefix}/coefficient/{name}"] = self.coefficient[name]
-            scalars[f"{prefix}/clipped/{name}"] = self.clipped[name] * 1
+            clipped = self.clipped[name]
+            scalars[f"{prefix}/clipped/{name}"] = (
+                np.multiply(clipped, 1).tolist() if is_known(clipped) else clipped * 1
+            )
         return scalars
 
 
-def clip_report(opt_state: Any) -> ClipReport:
+def clip_report(
+    opt_state: Any,
+    params: Any,
+    component_fn: ComponentFn | None = None,
+    *,
+    stacked_axes: StackedAxes | None = None,
+) -> ClipReport:
     """Reads from an optimizer's state what the clip did in its last step.
 
     The clip keeps a report if it was made with ``keep_report=True``. Reading it takes
@@ -92,9 +91,16 @@ def clip_report(opt_state: Any) -> ClipReport:
     works inside ``jax.jit`` and ``jax.lax.scan``, so that a step can return parts of
     the report. Where a scan stacks the states, one call reads the reports of all steps.
 
+    The state holds numbers only; their names come from the parameters.
+
     Args:
       opt_state: A state that contains the clip's at any depth. Leading axes that
         ``jax.vmap`` or ``jax.lax.scan`` added are kept: each number becomes a list.
+      params: The parameters that the clip was initialised with, or a tree like them;
+        the leaves need only a shape. For a clip under ``optax.masked`` or in a group of
+        ``optax.partition`` it has ``optax.MaskedNode()`` for the others.
+      component_fn: The clip's own; None is :func:`by_parameter`.
+      stacked_axes: The clip's own.
 
     Returns:
       Norm, coefficient and whether it was clipped for each component, and the clip
@@ -103,7 +109,8 @@ def clip_report(opt_state: Any) -> ClipReport:
       coefficient NaN and does not count as clipped.
 
     Raises:
-      ValueError: If not exactly one clip in the state keeps a report.
+      ValueError: If not exactly one clip in the state keeps a report, or it has another
+        number of components than the parameters.
 
     Examples:
       >>> import cwgnc_jax
@@ -113,9 +120,10 @@ def clip_report(opt_state: Any) -> ClipReport:
       ...     cwgnc_jax.component_clip_by_global_norm(1.0, eps=0, keep_report=True),
       ...     optax.adam(1e-3),
       ... )
+      >>> params = {"loud": jnp.ones(2), "quiet": jnp.ones(3)}
       >>> grads = {"loud": jnp.array([3.0, 4.0]), "quiet": jnp.array([0.6, 0.8, 0.0])}
-      >>> _, opt_state = tx.update(grads, tx.init(grads))
-      >>> report = cwgnc_jax.clip_report(opt_state)
+      >>> _, opt_state = tx.update(grads, tx.init(params))
+      >>> report = cwgnc_jax.clip_report(opt_state, params)
       >>> report.norm["loud"]
       5.0
       >>> report.clipped
@@ -123,10 +131,53 @@ def clip_report(opt_state: Any) -> ClipReport:
       >>> report.clip_rate_elements
       0.4
     """
-    nodes = jax.tree.leaves(
-        opt_state, is_leaf=lambda node: isinstance(node, ClipRecord)
+    record = _only_record(opt_state)
+    assigned = assign(params, component_fn, stacked_axes)
+    if record.shape[-1] != len(assigned.names):
+        raise ValueError(
+            f"The clip in opt_state has {record.shape[-1]} components, but the "
+            f"parameters given to clip_report have {len(assigned.names)}. Pass the "
+            f"parameters that the clip was initialised with, and the clip's own "
+            f"component_fn and stacked_axes; for a clip under optax.masked put "
+            f"optax.MaskedNode() in the place of the others."
+        )
+    traced = not is_known(record)
+    xp: Any = jnp if traced else np
+    present = assigned.present()
+    values = (record if traced else jax.device_get(record))[..., np.array(present, int)]
+    norms, coefficients = xp.moveaxis(values, -2, 0)
+    clipped = coefficients < 1
+    all_sizes = assigned.sizes()
+    sizes = xp.asarray([all_sizes[i] for i in present], float)
+    sizes = xp.broadcast_to(sizes, clipped.shape)
+
+    def plain(values: Any) -> Any:
+        return values if traced else values.tolist()
+
+    def by_name(values: Any) -> dict[str, Any]:
+        columns = map(plain, xp.moveaxis(values, -1, 0))
+        items = zip((assigned.names[i] for i in present), columns, strict=True)
+        # A plain dict would come out sorted from jit and scan.
+        return OrderedDict(items) if traced else dict(items)
+
+    return ClipReport(
+        norm=by_name(norms),
+        coefficient=by_name(coefficients),
+        clipped=by_name(clipped),
+        clip_rate_components=plain(clipped.sum(-1) / max(len(present), 1)),
+        clip_rate_elements=plain((clipped * sizes).sum(-1) / max(sum(all_sizes), 1)),
     )
-    records = [node for node in nodes if isinstance(node, ClipRecord)]
+
+
+def _only_record(opt_state: Any) -> Any:
+    """Finds the array of the one clip that keeps a report."""
+
+    def is_record(node: Any) -> bool:
+        return isinstance(node, ReportedState)
+
+    nodes = jax.tree.leaves(opt_state, is_leaf=is_record)
+    # An nnx.Optimizer puts each array of the state in a box.
+    records = [jax.tree.leaves(node.record)[0] for node in nodes if is_record(node)]
     if len(records) != 1:
         raise ValueError(
             f"clip_report needs the state of one clip that keeps a report, but found "
@@ -137,51 +188,22 @@ def clip_report(opt_state: Any) -> ClipReport:
                 else "Make the clip with keep_report=True."
             )
         )
-    record = records[0]
-    traced = not is_known(record.values)
-    values = record.values if traced else jax.device_get(record.values)
-    xp: Any = jnp if traced else np
-    norms, coefficients = xp.moveaxis(values, -2, 0)
-    clipped = coefficients < 1
-    sizes = xp.broadcast_to(xp.asarray(record.sizes, float), clipped.shape)
-
-    def plain(values: Any) -> Any:
-        return values if traced else values.tolist()
-
-    def by_name(values: Any) -> dict[str, Any]:
-        columns = xp.moveaxis(values, -1, 0)
-        items = zip(record.names, map(plain, columns), strict=True)
-        # A plain dict would come out sorted from jit and scan.
-        return OrderedDict(items) if traced else dict(items)
-
-    return ClipReport(
-        norm=by_name(norms),
-        coefficient=by_name(coefficients),
-        clipped=by_name(clipped),
-        clip_rate_components=plain(clipped.sum(-1) / max(len(record.sizes), 1)),
-        clip_rate_elements=plain((clipped * sizes).sum(-1) / max(sum(record.sizes), 1)),
-    )
+    return records[0]
 
 
-def empty_record(sizes: OrderedDict[str, int]) -> ClipRecord:
+def empty_record(components: int) -> Float[jax.Array, "2 components"]:
     """Makes the record before the first step."""
-    ones = jnp.ones(len(sizes), jnp.float32)
-    return ClipRecord(
-        jnp.stack([jnp.zeros_like(ones), ones]), tuple(sizes), tuple(sizes.values())
-    )
+    ones = jnp.ones(components, jnp.float32)
+    return jnp.stack([jnp.zeros_like(ones), ones])
 
 
 def recorded(
-    record: ClipRecord,
-    norms: OrderedDict[str, Float[jax.Array, ""]],
-    coefficients: Mapping[str, ArrayLike | None],
-) -> ClipRecord:
+    record: Float[jax.Array, "2 components"],
+    norms: Float[jax.Array, " components"],
+    factors: Sequence[ArrayLike | None],
+) -> Float[jax.Array, "2 components"]:
     """Makes the record of a step."""
-    ones = {name: 1.0 if c is None else c for name, c in coefficients.items()}
-    rows = [[norms[name], ones[name]] for name in record.names]
-    if not rows:
+    if not len(factors):
         return record
-    values = jnp.stack(
-        [jnp.asarray(value, jnp.float32) for row in rows for value in row]
-    )
-    return dataclasses.replace(record, values=values.reshape(-1, 2).T)
+    ones = [jnp.asarray(1.0 if f is None else f, record.dtype) for f in factors]
+    return jnp.stack([norms.astype(record.dtype), jnp.stack(ones)])

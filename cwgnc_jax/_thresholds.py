@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, TypeGuard, cast
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax.typing import ArrayLike
 
-from cwgnc_jax._checks import check_positive, check_scalar
+from cwgnc_jax._checks import check_positive, check_scalar, check_threshold
 from cwgnc_jax._rules import FirstMatch, is_list
 
 if TYPE_CHECKING:
@@ -71,7 +71,7 @@ def per_element(threshold: ArrayLike) -> PerElement:
       >>> print(updates["w"])
       [0. 0. 0. 2.]
     """
-    check_positive("threshold", threshold)
+    check_threshold("threshold", threshold)
     return PerElement(threshold)
 
 
@@ -113,7 +113,7 @@ def relative_to_params(
       Brock et al., `High-Performance Large-Scale Image Recognition Without
       Normalization <https://arxiv.org/abs/2102.06171>`_, 2021, section 4.1
     """
-    check_positive("ratio", ratio)
+    check_threshold("ratio", ratio)
     check_positive("min_norm", min_norm)
     return RelativeToParams(ratio, min_norm)
 
@@ -147,50 +147,71 @@ class Thresholds:
             isinstance(threshold, RelativeToParams) for threshold in self._thresholds
         )
 
-    def check(self, names: list[str]) -> None:
-        """Raises if a component has no threshold, or a rule matches no component."""
+    def check(self, names: list[str], *, whole: bool) -> None:
+        """Raises if a component has no threshold, or a rule matches no component.
+
+        Args:
+          names: The components in sight.
+          whole: Whether these are all; otherwise a rule may match one of the others.
+        """
         if self._rules and names:
             self._rules.cover(names)
-            self._rules.check_all_used(names)
+            if whole:
+                self._rules.check_all_used(names)
+
+    def clipped(self, names: list[str]) -> list[int]:
+        """Lists the components that have a threshold."""
+        rules = enumerate(self._rules_of(names))
+        return [i for i, rule in rules if self._thresholds[rule] is not None]
 
     def of(
         self,
-        name: str,
-        size: int,
-        param_norm: Float[jax.Array, ""] | None,
+        names: list[str],
+        sizes: list[int],
+        param_norms: Float[jax.Array, " components"] | None,
         step: Int[jax.Array, ""] | None,
-    ) -> ArrayLike | None:
-        """Computes the threshold of one component; None if it is not clipped.
+    ) -> Float[jax.Array, " components"]:
+        """Computes the thresholds of components that have one.
 
         Args:
-          name: The component's name.
-          size: The number of its elements.
-          param_norm: The norm of its parameters, where a threshold is relative to it.
+          names: The components' names.
+          sizes: The numbers of their elements.
+          param_norms: The norms of their parameters, where a threshold is relative to
+            them.
           step: The number of steps taken, where a threshold is a schedule.
 
         Returns:
-          The threshold.
+          The thresholds.
         """
-        rule = self._rules.cover([name])[0][0] if self._rules else 0
-        threshold = self._thresholds[rule]
-        if isinstance(threshold, PerElement):
-            return threshold.threshold * math.sqrt(size)
-        if isinstance(threshold, RelativeToParams):
-            assert param_norm is not None
-            return threshold.ratio * jnp.maximum(param_norm, threshold.min_norm)
-        if callable(threshold):
-            assert step is not None
-            scheduled = threshold(step)
-            check_scalar("What the schedule max_norm returns", scheduled)
-            return scheduled
-        return cast(ArrayLike | None, threshold)
+        rules = np.array(self._rules_of(names))
+        thresholds: Any = jnp.zeros(len(names), jnp.float32)
+        for rule in np.unique(rules):
+            threshold = self._thresholds[rule]
+            if isinstance(threshold, PerElement):
+                own = threshold.threshold * np.sqrt(np.array(sizes, np.float32))
+            elif isinstance(threshold, RelativeToParams):
+                assert param_norms is not None
+                own = threshold.ratio * jnp.maximum(param_norms, threshold.min_norm)
+            elif callable(threshold):
+                assert step is not None
+                own = threshold(step)
+                check_scalar("What the schedule max_norm returns", own)
+            else:
+                own = cast(ArrayLike, threshold)
+            thresholds = jnp.where(rules == rule, own, thresholds)
+        return thresholds
+
+    def _rules_of(self, names: list[str]) -> list[int]:
+        if self._rules is None:
+            return [0] * len(names)
+        return [rule for rule, _ in self._rules.cover(names)]
 
 
 def _check(argument: str, threshold: Any) -> None:
     if not (
         isinstance(threshold, (PerElement, RelativeToParams)) or callable(threshold)
     ):
-        check_positive(argument, threshold)
+        check_threshold(argument, threshold)
 
 
 def _is_rules(max_norm: Any) -> TypeGuard[Sequence[tuple[str, Threshold | None]]]:

@@ -1,10 +1,32 @@
 """The paths of parameters, spelled alike in every kind of tree."""
 
+import collections
 import re
 import sys
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
+import optax
+
+from cwgnc_jax._messages import listed
+
+
+class Places(NamedTuple):
+    """What a tree says about paths, whichever of its leaves are in sight."""
+
+    leaves: list[tuple[str, Any]]
+    """The path of each leaf, and the leaf, in JAX's order."""
+
+    without: list[str]
+    """The paths that hold None, as those of arrays without a gradient do."""
+
+    masked: list[str]
+    """The paths that ``optax.masked`` and its like hide; each may stand for several."""
+
+    @property
+    def paths(self) -> list[str]:
+        """All paths that the tree shows."""
+        return [*(path for path, _ in self.leaves), *self.without, *self.masked]
 
 
 def flatten_with_paths(
@@ -24,6 +46,10 @@ def flatten_with_paths(
     Returns:
       The paths, the leaves in JAX's order, and the tree's structure.
 
+    Raises:
+      ValueError: If two leaves have the same path, as in
+        ``{"a/b": x, "a": {"b": y}}``.
+
     Examples:
       >>> import cwgnc_jax
       >>> params = {"layer": [{"kernel": 1.0}, {"kernel": 2.0}], "bias": 3.0}
@@ -31,20 +57,49 @@ def flatten_with_paths(
       >>> dict(zip(paths, leaves))
       {'bias': 3.0, 'layer/0/kernel': 1.0, 'layer/1/kernel': 2.0}
     """
+    found = places(tree).leaves
+    return (
+        [path for path, _ in found],
+        [leaf for _, leaf in found],
+        jax.tree.structure(tree),
+    )
+
+
+def places(tree: Any) -> Places:
+    """Finds the paths of a tree's leaves and of the places without one."""
     boxes = _box_types()
+    found = Places([], [], [])
 
-    def is_box(node: Any) -> bool:
-        return isinstance(node, boxes)
+    def is_place(node: Any) -> bool:
+        return node is None or isinstance(node, optax.MaskedNode)
 
-    paths: list[str] = []
-    for key_path, node in jax.tree_util.tree_leaves_with_path(tree, is_leaf=is_box):
-        # The first key inside a box is the box's own.
-        skip = 1 if is_box(node) else 0
-        for inner_path, _ in jax.tree_util.tree_leaves_with_path(node):
-            whole = (*key_path, *inner_path[skip:])
-            paths.append(jax.tree_util.keystr(whole, simple=True, separator="/"))
-    leaves, treedef = jax.tree.flatten(tree)
-    return paths, leaves, treedef
+    def is_place_or_box(node: Any) -> bool:
+        return is_place(node) or isinstance(node, boxes)
+
+    def add(key_path: tuple[Any, ...], node: Any) -> None:
+        path = jax.tree_util.keystr(key_path, simple=True, separator="/")
+        if node is None:
+            found.without.append(path)
+        elif isinstance(node, optax.MaskedNode):
+            found.masked.append(path)
+        else:
+            found.leaves.append((path, node))
+
+    for key_path, node in jax.tree_util.tree_leaves_with_path(tree, is_place_or_box):
+        if isinstance(node, boxes):
+            inner = jax.tree_util.tree_leaves_with_path(node, is_place)
+            for inner_path, leaf in inner:
+                # The first key inside a box is the box's own.
+                add((*key_path, *inner_path[1:]), leaf)
+        else:
+            add(key_path, node)
+    counts = collections.Counter(path for path, _ in found.leaves)
+    if twice := [path for path, count in counts.items() if count > 1]:
+        raise ValueError(
+            f"Each leaf needs a path of its own, but two have the path "
+            f'{listed(twice)}. Use keys without "/".'
+        )
+    return found
 
 
 def natural_key(path: str) -> list[str | int]:

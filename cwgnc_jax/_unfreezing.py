@@ -1,49 +1,46 @@
 """Gradual unfreezing, in which layers start to train one by one from the top."""
 
-import math
 from collections.abc import Hashable, Sequence
 from typing import Any
 
 import jax
 import optax
 
-from cwgnc_jax._depth import (
-    DepthFn,
-    check_depth_fn,
-    encoder_depth,
-    is_thawed,
-    rank_leaves,
-)
+from cwgnc_jax._depth import DepthFn, check_depths, depths, is_thawed
 
 
 def gradual_unfreezing(
     tx: optax.GradientTransformation,
-    depth_fn: DepthFn = encoder_depth,
+    depth_fn: DepthFn | None = None,
     thaw_steps: Sequence[int] = (0,),
+    *,
+    num_layers: int | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """Applies an optimizer to more and more layers, from the output to the input.
 
-    The highest depth (the heads) trains from the start. The next lower depth joins at
-    step ``thaw_steps[0]``, the one below it at ``thaw_steps[1]``, and so on. The lowest
-    depth (the embeddings) joins together with the last layer above it. Layers without a
-    step stay frozen. :func:`thawed` is the same rule for a single path.
+    The heads train from the start. The top layer joins at step ``thaw_steps[0]``, the
+    one below it at ``thaw_steps[1]``, and so on. The embeddings join together with the
+    lowest layer. Layers without a step stay frozen. :func:`thawed` is the same rule for
+    a single path.
 
-    While a depth is frozen, its updates are exactly zero and its optimizer state keeps
+    While a layer is frozen, its updates are exactly zero and its optimizer state keeps
     its initial value, so that schedules and bias corrections of ``tx`` count from the
-    step at which the depth thaws.
+    step at which the layer thaws.
 
-    ``tx`` acts on each depth separately. A component of the clip that joins parameters
-    of several depths would be split; the paper's components, of one parameter each, are
-    not affected.
+    ``tx`` acts on the heads, and on each layer with what joins at its turn, separately.
+    A component of the clip that joins parameters of several layers would be split; the
+    paper's components, of one parameter each, are not affected.
 
     The gradients of frozen parameters are still computed, unless the loss stops them.
 
     Args:
       tx: The whole optimizer, including the learning rate.
-      depth_fn: Maps a parameter's "/"-joined path to its depth, a number that rises
-        from input to output.
+      depth_fn: Maps a parameter's "/"-joined path to its depth: 0 for the embeddings,
+        1 to L for the layers, more for the heads. None is :func:`encoder_depth`.
       thaw_steps: The step, counted from 0, at which each layer starts to train, from
         the top layer down; must not decrease.
+      num_layers: The number L; None reads it from the tree, as
+        :func:`scale_by_layer_decay` does.
 
     Returns:
       An :class:`optax.GradientTransformationExtraArgs`.
@@ -80,33 +77,38 @@ def gradual_unfreezing(
         raise ValueError(
             f"thaw_steps must be 0 or more and must not decrease, got {steps}"
         )
-    check_depth_fn(depth_fn)
+    check_depths(depth_fn, num_layers)
+    # One group for each number of thawed layers with which it starts to train.
+    transforms: dict[Hashable, optax.GradientTransformation] = {
+        thawed_layers: _from(tx, step) if step else tx
+        for thawed_layers, step in enumerate([0, *steps])
+    }
+    transforms[_FROZEN] = optax.set_to_zero()
 
-    def partitioned(params: Any) -> optax.GradientTransformationExtraArgs:
-        ranks, _, treedef = rank_leaves(params, depth_fn)
-        transforms: dict[Hashable, optax.GradientTransformation] = {
-            rank: tx if step == 0 else _from(tx, step)
-            for rank, step in _thaw_steps(max(ranks, default=0), steps).items()
-        }
-        labels = [rank if rank in transforms else -1 for rank in ranks]
-        return optax.partition(
-            transforms | {-1: optax.set_to_zero()},
-            jax.tree.unflatten(treedef, labels),
+    def labels(params: Any) -> Any:
+        found, layers = depths(params, depth_fn, num_layers)
+        if found and len(steps) > layers:
+            raise ValueError(
+                f"thaw_steps has {len(steps)} steps, but there are {layers} layers "
+                f"between the heads and the embeddings"
+            )
+        return jax.tree.unflatten(
+            jax.tree.structure(params),
+            [_group(depth, layers, len(steps)) for depth in found],
         )
 
-    def init_fn(params: optax.Params) -> optax.OptState:
-        return partitioned(params).init(params)
+    return optax.partition(transforms, labels)
 
-    def update_fn(
-        updates: optax.Updates,
-        state: optax.OptState,
-        params: optax.Params | None = None,
-        **extra_args: Any,
-    ) -> tuple[optax.Updates, optax.OptState]:
-        # The updates have the same paths as the parameters.
-        return partitioned(updates).update(updates, state, params, **extra_args)
 
-    return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+_FROZEN = -1
+
+
+def _group(depth: float, num_layers: int, most: int) -> int:
+    """Finds the smallest number of thawed layers with which a depth trains."""
+    for thawed_layers in range(most + 1):
+        if is_thawed(depth, num_layers, thawed_layers):
+            return thawed_layers
+    return _FROZEN
 
 
 def _from(
@@ -116,20 +118,3 @@ def _from(
         return step >= thaw_step
 
     return optax.conditionally_mask(tx, is_thawed_at)
-
-
-def _thaw_steps(top: int, steps: list[int]) -> dict[int, int]:
-    """Finds the step at which each rank starts to train, if it ever does."""
-    layers = max(top - 1, 0)
-    if len(steps) > layers:
-        raise ValueError(
-            f"thaw_steps has {len(steps)} steps, but there are {layers} layers between "
-            f"the heads and the embeddings"
-        )
-    depths = [*map(float, range(top)), math.inf]
-    thaw_steps: dict[int, int] = {}
-    for thawed_layers, step in enumerate([0, *steps]):
-        for rank, depth in enumerate(depths):
-            if is_thawed(depth, layers, thawed_layers):
-                thaw_steps.setdefault(rank, step)
-    return thaw_steps

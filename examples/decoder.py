@@ -108,7 +108,8 @@ def train(blocks: int, steps: int) -> tuple[list[float], cwgnc_jax.ClipReport]:
     for _ in range(steps):
         params, opt_state, loss = train_step(params, opt_state)
         losses.append(float(loss))
-    return losses, cwgnc_jax.clip_report(opt_state)
+    report = cwgnc_jax.clip_report(opt_state, params, stacked_axes=STACKED_AXES)
+    return losses, report
 
 
 def main() -> None:

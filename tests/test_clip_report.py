@@ -30,7 +30,7 @@ def make(**kwargs):
 def test_report_tells_norm_coefficient_and_clip_rates_by_name():
     tx = optax.chain(make(), optax.adam(1e-3))
     _, opt_state = jax.jit(tx.update)(GRADS, tx.init(GRADS))
-    report = clip_report(opt_state)
+    report = clip_report(opt_state, GRADS, by_module)
     assert report.norm == {"free": 7.0, "loud": 10.0, "quiet": 0.5}
     assert report.coefficient == pytest.approx({"free": 1, "loud": 0.1, "quiet": 1})
     assert report.clipped == {"free": False, "loud": True, "quiet": False}
@@ -40,7 +40,7 @@ def test_report_tells_norm_coefficient_and_clip_rates_by_name():
 
 
 def test_report_before_the_first_step_is_blank():
-    report = clip_report(make().init(GRADS))
+    report = clip_report(make().init(GRADS), GRADS, by_module)
     assert report.norm == {"free": 0.0, "loud": 0.0, "quiet": 0.0}
     assert set(report.coefficient.values()) == {1.0}
     assert report.clip_rate_components == report.clip_rate_elements == 0.0
@@ -64,7 +64,7 @@ def test_report_survives_scan_and_vmap_with_leading_axes():
     def run(scales):
         return jax.lax.scan(step, tx.init(GRADS), scales)[1]
 
-    report = clip_report(jax.jit(jax.vmap(run))(scales))
+    report = clip_report(jax.jit(jax.vmap(run))(scales), GRADS, by_module)
     np.testing.assert_allclose(report.norm["loud"], 10 * scales)
     assert report.clipped["loud"] == [[True, True, True], [False, True, False]]
     assert np.shape(report.clip_rate_elements) == (2, 3)
@@ -76,14 +76,14 @@ def test_report_inside_jit_and_scan_is_the_one_outside():
 
     def step(state, scale):
         _, state = tx.update(jax.tree.map(lambda p: p * scale, params), state)
-        return state, (state, clip_report(state))
+        return state, (state, clip_report(state, params))
 
     @jax.jit
     def run(scales):
         return jax.lax.scan(step, tx.init(params), scales)[1]
 
     states, inside = run(jnp.array([1.0, jnp.nan, 1.4]))
-    outside = clip_report(states)
+    outside = clip_report(states, params)
     assert 0 < outside.clip_rate_components[0] < outside.clip_rate_components[2] < 1
     for one, other in zip(inside[:3], outside[:3], strict=True):
         assert list(one) == list(other)  # layer 10 after layer 2
@@ -94,7 +94,7 @@ def test_report_inside_jit_and_scan_is_the_one_outside():
 
 def test_report_has_a_scalar_of_every_name_for_writers():
     _, state = make().update(GRADS, make().init(GRADS))
-    scalars = clip_report(state).scalars("my clip")
+    scalars = clip_report(state, GRADS, by_module).scalars("my clip")
     assert len(scalars) == 2 + 3 * 3
     assert scalars["my clip/norm/loud"] == 10.0
     assert scalars["my clip/coefficient/loud"] == pytest.approx(0.1)
@@ -110,7 +110,7 @@ def test_report_is_fetched_by_one_transfer(monkeypatch):
     fetched = []
     device_get = jax.device_get
     monkeypatch.setattr(jax, "device_get", lambda x: fetched.append(x) or device_get(x))
-    clip_report(state)
+    clip_report(state, GRADS, by_module)
     assert [array.shape for array in fetched] == [(2, 3)]
 
 
@@ -131,7 +131,7 @@ def test_report_keeps_its_structure_in_wrappers_and_donation(wrap):
     for _ in range(2):
         _, state = update(GRADS, state)
     assert jax.tree.structure(state) == structure
-    assert clip_report(state).norm["loud"] == 10.0
+    assert clip_report(state, GRADS, by_module).norm["loud"] == 10.0
 
 
 def test_report_of_a_scheduled_clip_keeps_the_count():
@@ -139,7 +139,7 @@ def test_report_of_a_scheduled_clip_keeps_the_count():
     state = tx.init(GRADS)
     for expected in (0.2, 0.1):
         updates, state = tx.update(GRADS, state)
-        coefficient = clip_report(state).coefficient["loud/kernel"]
+        coefficient = clip_report(state, GRADS).coefficient["loud/kernel"]
         assert coefficient == pytest.approx(expected)
     assert component_norms(updates)["free"] == pytest.approx(1.0)
 
@@ -147,7 +147,7 @@ def test_report_of_a_scheduled_clip_keeps_the_count():
 def test_report_of_an_empty_tree_is_empty():
     tx = component_clip_by_global_norm(1.0, keep_report=True)
     _, state = tx.update({}, tx.init({}))
-    assert clip_report(state) == ({}, {}, {}, 0.0, 0.0)
+    assert clip_report(state, {}) == ({}, {}, {}, 0.0, 0.0)
 
 
 def test_report_of_stacked_layers_names_each():
@@ -156,7 +156,7 @@ def test_report_of_stacked_layers_names_each():
         1.0, stacked_axes={"layers": 0}, keep_report=True
     )
     _, state = tx.update(grads, tx.init(grads))
-    report = clip_report(state)
+    report = clip_report(state, grads, stacked_axes={"layers": 0})
     assert report.clipped == {"layers/0/kernel": True, "layers/1/kernel": False}
 
 
@@ -164,8 +164,27 @@ def test_state_without_a_report_or_with_two_is_refused_with_the_fix():
     with pytest.raises(
         ValueError, match="found 0. Make the clip with keep_report=True"
     ):
-        clip_report(make(keep_report=False).init(GRADS))
+        clip_report(make(keep_report=False).init(GRADS), GRADS)
     with pytest.raises(
         ValueError, match=r"found 2. Pass the state of one.*opt_state\[0"
     ):
-        clip_report(optax.chain(make(), make()).init(GRADS))
+        clip_report(optax.chain(make(), make()).init(GRADS), GRADS)
+
+
+def test_parameters_of_another_clip_are_refused_with_the_fix():
+    with pytest.raises(ValueError, match="has 3 components, but the parameters .* 4"):
+        clip_report(make().init(GRADS), GRADS)
+
+
+def test_scalars_of_many_runs_are_numbers():
+    tx = component_clip_by_global_norm(1.0, eps=0, keep_report=True)
+
+    def run(scale):
+        grads = {"w": scale * jnp.ones(4)}
+        return tx.update(grads, tx.init(grads))[1]
+
+    states = jax.vmap(run)(jnp.array([0.25, 1.0]))
+    scalars = clip_report(states, {"w": jnp.ones(4)}).scalars()
+    assert scalars["clip/clipped/w"] == [0, 1]
+    assert [type(number) for number in scalars["clip/clipped/w"]] == [int, int]
+    assert scalars["clip/rate_components"] == [0.0, 1.0]

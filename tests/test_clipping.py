@@ -372,6 +372,8 @@ def test_bad_eps_is_refused(eps):
 
 
 def test_component_fn_under_inject_hyperparams_names_the_fix():
-    tx = optax.inject_hyperparams(component_clip_by_global_norm)(max_norm=0.05)
+    tx = optax.inject_hyperparams(component_clip_by_global_norm)(
+        max_norm=0.05, component_fn=lambda path: "all"
+    )
     with pytest.raises(TypeError, match='static_args="component_fn"'):
         tx.init({"w": jnp.ones(1)})

@@ -70,7 +70,7 @@ def test_finite_gradients_are_clipped_as_without_the_option():
 def test_the_report_shows_what_was_made_zero():
     grads = {"bad": jnp.array([jnp.nan, 1.0]), "good": jnp.array([3.0, 4.0])}
     _, state = clipped(grads, 1.0, nonfinite="zero", keep_report=True)
-    report = clip_report(state)
+    report = clip_report(state, grads)
     assert np.isnan(report.norm["bad"])
     assert report.coefficient["bad"] == 0
     assert report.coefficient["good"] == pytest.approx(0.2, rel=1e-5)

@@ -59,7 +59,7 @@ def test_the_application_uses_public_names_and_no_nnx():
         ("_assignment", {"_norms", "_clipping", "_adam", "_alias", "models"}),
         ("_norms", {"_thresholds", "_report", "_clipping", "_alias", "models"}),
         ("_thresholds", {"_components", "_norms", "_clipping", "_alias", "models"}),
-        ("_report", {"_components", "_norms", "_clipping", "_alias", "models"}),
+        ("_report", {"_norms", "_clipping", "_alias", "models"}),
         ("_clipping", {"_learned", "_adaptive", "_outliers", "_alias", "models"}),
         ("_learned", {"_adaptive", "_outliers", "_adam", "_alias", "models"}),
         ("_adaptive", {"_outliers", "_adam", "_alias", "models"}),

@@ -108,7 +108,7 @@ def test_what_was_clipped_is_counted_as_clip_report_counts_it(clip, nonfinite):
             grads["classifier"]["bias"][0] = np.nan
         _, state = clip_step(grads, state)
         run, metrics = step(run, np.float32(1), grads)
-        report = cwgnc_jax.clip_report(state)
+        report = cwgnc_jax.clip_report(state, grads, cwgnc_jax.by_module)
         np.testing.assert_array_equal(metrics.norms, list(report.norm.values()))
         coefficients = list(report.coefficient.values())
         np.testing.assert_allclose(metrics.coefficients, coefficients, rtol=1e-6)

@@ -230,7 +230,7 @@ def test_a_clip_report_goes_through_every_writer(tmp_path):
     tx = cwgnc_jax.component_clip_by_global_norm(1.0, eps=0, keep_report=True)
     grads = {"loud": jnp.array([3.0, 4.0]), "quiet": jnp.array([0.6, 0.8])}
     _, state = tx.update(grads, tx.init(grads))
-    record = {"step": 7} | cwgnc_jax.clip_report(state).scalars()
+    record = {"step": 7} | cwgnc_jax.clip_report(state, grads).scalars()
     path = tmp_path / "clip.jsonl"
     tensorboard = TensorBoardWriter(tmp_path, 7)
     with RecordFile(path) as lines, contextlib.closing(tensorboard):

@@ -233,7 +233,7 @@ def update(
     trained, frozen = models.split_params(state.params, config.trains)
     tx = _optimizer(config, state.hparams, state.step, state.init_params)
     updates, opt_state = tx.update(grads, state.opt_state, trained)
-    report = cwgnc_jax.clip_report(opt_state)
+    report = cwgnc_jax.clip_report(opt_state, trained, COMPONENT_FNS[config.components])
     norms = jnp.stack(list(report.norm.values()))
     learning_rate = linear_schedule(state.hparams)(state.step)
     # To Optax they are any tree.
@@ -320,7 +320,11 @@ def _optimizer(
         prior, _ = models.split_params(init_params, config.trains)
         parts.append(cwgnc_jax.add_decayed_weights_towards(prior, hparams.prior_decay))
     if config.layer_decay:
-        parts.append(cwgnc_jax.scale_by_layer_decay(hparams.layer_decay))
+        parts.append(
+            cwgnc_jax.scale_by_layer_decay(
+                hparams.layer_decay, num_layers=config.model.num_hidden_layers
+            )
+        )
     learning_rate = linear_schedule(hparams)(step)
     # The same.
     return optax.chain(*parts, optax.scale_by_learning_rate(learning_rate))  # type: ignore
