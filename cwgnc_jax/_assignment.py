@@ -48,6 +48,9 @@ class Assignment(NamedTuple):
 
     treedef: Any
 
+    whole: bool
+    """Whether no leaf is masked."""
+
     def sizes(self, shards: Callable[[Any], int] = lambda leaf: 1) -> list[int]:
         """Counts the elements of each component.
 
@@ -129,7 +132,8 @@ def assign(
     stacks = _Stacks(stacked_axes or {})
     stacked = [stacks.find(*leaf) for leaf in found.leaves]
     unstacked = [path for layer_paths, _ in stacked for path in layer_paths]
-    if check and paths and not found.masked:
+    whole = not found.masked
+    if check and paths and whole:
         stacks.check_all_used(paths)
         check_all_used(unstacked, component_fn)
     labels = label_paths(unstacked, component_fn)
@@ -142,7 +146,7 @@ def assign(
         if len(set(own)) == 1:
             own, axis = own[:1], None
         parts.append(Part(path, leaf, own, axis))
-    return Assignment(names, parts, jax.tree.structure(tree))
+    return Assignment(names, parts, jax.tree.structure(tree), whole)
 
 
 def _labels_without(paths: list[str], component_fn: ComponentFn) -> list[str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -15,10 +15,9 @@ from jax.typing import ArrayLike
 from cwgnc_jax._assignment import Assignment, Part, StackedAxes, assign
 from cwgnc_jax._checks import check_inexact, check_nonnegative
 from cwgnc_jax._components import ComponentFn, check_component_fn
-from cwgnc_jax._norms import AxisName, roots, shards, squared_norms
+from cwgnc_jax._norms import AxisName, roots, shards, squared_norms, varying
 from cwgnc_jax._report import ReportedState, empty_record, recorded
 from cwgnc_jax._thresholds import MaxNorm, Thresholds
-from cwgnc_jax._tree_paths import places
 
 if TYPE_CHECKING:
     from jaxtyping import Float, Int
@@ -53,7 +52,8 @@ def component_clip_by_global_norm(
     varies from step to step.
 
     The norm is accumulated in float32, or in float64 for leaves of that dtype. Each
-    leaf keeps its dtype and sharding; None passes. The clip has no state unless ``max_norm`` is a schedule or ``keep_report`` is set.
+    leaf keeps its dtype and sharding; None passes. The clip has no state unless
+    ``max_norm`` is a schedule or ``keep_report`` is set.
 
     Non-finite updates propagate by default, within their component only. If the norm is
     NaN, the whole component becomes NaN. If the norm is infinite, its finite elements
@@ -249,7 +249,7 @@ def clip_components(
     def init_fn(params: optax.Params) -> Any:
         assigned = assign(params, component_fn, stacked_axes, check=True)
         _check_leaves(assigned)
-        state = init_rule(assigned.names, not places(params).masked)
+        state = init_rule(assigned.names, assigned.whole)
         if keep_report:
             return ReportedState(state, empty_record(len(assigned.names)))
         return state
@@ -300,6 +300,10 @@ def clip_factor(
     return jnp.where(jnp.isinf(max_norm), 1.0, factor)
 
 
+# Traced once for all scalars.
+_clip_factor = jax.jit(clip_factor)
+
+
 def check_rows(rows: int, names: list[str]) -> None:
     """Raises unless a state was made for as many components as the updates have."""
     if rows != len(names):
@@ -314,12 +318,31 @@ def _check_leaves(assigned: Assignment) -> None:
     check_inexact((part.path, part.leaf) for part in assigned.parts)
 
 
+@jax.jit
 def _clip_factors(
     squares: list[Float[jax.Array, ""]],
     max_norms: Float[jax.Array, " components"],
     eps: ArrayLike,
 ) -> list[Float[jax.Array, ""]]:
-    return list(jnp.unstack(clip_factor(roots(squares), max_norms, eps)))
+    """Computes the factors of squared norms, as one array or each on its own.
+
+    An accelerator has one kernel for an array, and one for each of many scalars. On a
+    CPU no gradient waits there for the norm of another, and can be used up at once.
+    """
+    dtype = jnp.result_type(*squares)
+
+    def together(squares: Any, max_norms: jax.Array) -> list[jax.Array]:
+        return list(jnp.unstack(_clip_factor(roots(squares), max_norms, eps)))
+
+    def apart(squares: Any, max_norms: jax.Array) -> list[jax.Array]:
+        own = zip(squares, jnp.unstack(max_norms), strict=True)
+        return [_clip_factor(jnp.sqrt(x.astype(dtype)), m, eps) for x, m in own]
+
+    # In one array all would vary over the axes of any.
+    if len(set(map(varying, squares))) > 1:
+        return apart(squares, max_norms)
+    found = jax.lax.platform_dependent(squares, max_norms, cpu=apart, default=together)
+    return cast(list[jax.Array], found)
 
 
 def _scaled_part(part: Part, factors: Factors, zeroing: bool) -> Any:
