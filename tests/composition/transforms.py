@@ -44,22 +44,30 @@ def nested(flat):
     """The same leaves as a dict of modules."""
     tree: dict[str, dict[str, Any]] = {}
     for path, leaf in flat.items():
-        module, name = path.split("/")
-        tree.setdefault(module, {})[name] = jnp.asarray(leaf)
+        tree.setdefault(module(path), {})[path.split("/")[-1]] = jnp.asarray(leaf)
     return tree
 
 
+def module(path):
+    """What holds the leaf; layers in a tuple are called as those in a dict."""
+    return path.rpartition("/")[0].replace("/", "_")
+
+
 # --- What a transform does to leaves alone: Leaves = dict[str, np.ndarray].
+
+
+def as_jax(flat):
+    return {path: jnp.asarray(leaf) for path, leaf in flat.items()}
 
 
 def plainly(make):
     """The transform itself, step by step."""
 
     def run(params, grads, pretrained=None):
-        tx = make()
+        tx, params = make(), as_jax(params)
         state, history = tx.init(params), []
         for of_step in grads:
-            updates, state = tx.update(of_step, state, params)
+            updates, state = tx.update(as_jax(of_step), state, params)
             history.append(updates)
         return history
 
@@ -101,7 +109,7 @@ def length(leaves):
 def layer_decayed(params, grads, pretrained):
     factors = {"embeddings": 0.125, "layer_0": 0.25, "layer_1": 0.5, "classifier": 1}
     return [
-        {path: wide(leaf) * factors[path.split("/")[0]] for path, leaf in step.items()}
+        {path: wide(leaf) * factors[module(path)] for path, leaf in step.items()}
         for step in grads
     ]
 
@@ -125,8 +133,8 @@ def unfrozen(alone):
 
     def run(params, grads, pretrained):
         history = [{path: 0 * wide(leaf) for path, leaf in g.items()} for g in grads]
-        for module, start in THAWS.items():
-            paths = [path for path in params if path.split("/")[0] == module]
+        for name, start in THAWS.items():
+            paths = [path for path in params if module(path) == name]
             own = [{path: g[path] for path in paths} for g in grads[start:]]
             of_module = alone({path: params[path] for path in paths}, own)
             for step, updates in enumerate(of_module, start):
@@ -160,10 +168,11 @@ class Transform:
     def arguments_with(self, pretrained):
         return self.arguments | ({"pretrained": pretrained} if self.towards else {})
 
-    def make_in_shards(self, pretrained):
-        """The same on each device of the mesh axis "x", which holds parts of leaves."""
+    @property
+    def for_shards(self):
+        """What the factory needs to know where devices hold parts of leaves."""
         has_axis = "axis_name" in inspect.signature(self.factory).parameters
-        return self.make(pretrained, **({"axis_name": "x"} if has_axis else {}))
+        return {"axis_name": "x"} if has_axis else {}
 
     def alone(self, params, grads, pretrained=PRETRAINED):
         """The updates of each step; all are flat."""
@@ -171,7 +180,7 @@ class Transform:
 
 
 COMPONENTS = cwgnc_jax.by_rules(
-    [("classifier/.*", "head"), (r"layer_(\d)/.*", r"layer \1"), ("(.*)/.*", r"\1")]
+    [("classifier/.*", "head"), (r"layer[_/](\d)/.*", r"layer \1"), ("(.*)/.*", r"\1")]
 )
 THRESHOLDS = [
     ("head", None),
@@ -208,7 +217,7 @@ TRANSFORMS = {
             "nonfinite": "zero",
             "keep_report": True,
         },
-        clipped(lambda *_: 0.5, lambda path: path.split("/")[0]),
+        clipped(lambda *_: 0.5, module),
         static=("component_fn",),
     ),
     "adagc": Transform(cwgnc_jax.adagc, {"warmup_steps": 1}),

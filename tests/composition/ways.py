@@ -68,19 +68,23 @@ def batched(mapped, tx, params, grads):
     return [row(updates, 1) for updates in rows]
 
 
-def shard_map(tx, params, grads, check_vma=False):
+def shard_map(tx, params, grads):
     """Cuts each leaf in two along its first axis."""
-    mesh = jax.make_mesh(
-        (2,), ("x",), axis_types=(AxisType.Auto,), devices=jax.devices()[:2]
-    )
-    cut = PartitionSpec("x")
+    return over_two_devices(tx, params, grads, PartitionSpec("x"), check_vma=False)
+
+
+def shard_map_of_copies(tx, params, grads):
+    return over_two_devices(tx, params, grads, PartitionSpec())
+
+
+def over_two_devices(tx, params, grads, spec, **kwargs):
+    auto = (AxisType.Auto,)
+    mesh = jax.make_mesh((2,), ("x",), auto, devices=jax.devices()[:2])
 
     def run(params, grads):
         return looped(tx.update, tx.init(params), params, grads)
 
-    run = jax.shard_map(
-        run, mesh=mesh, in_specs=cut, out_specs=cut, check_vma=check_vma
-    )
+    run = jax.shard_map(run, mesh=mesh, in_specs=spec, out_specs=spec, **kwargs)
     return jax.jit(run)(params, grads)
 
 
@@ -95,6 +99,7 @@ WAYS = {
     "vmap": vmap,
     "pmap": pmap,
     "shard_map": shard_map,
+    "shard_map of copies": shard_map_of_copies,
     "nnx.jit": nnx_jit,
     "eqx.filter_jit": filter_jit,
 }

@@ -10,7 +10,6 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any
 
-import jax
 import numpy as np
 import optax
 import optax.contrib
@@ -32,8 +31,8 @@ class Wrapper:
     grads: list[Any] = dataclasses.field(default_factory=lambda: GRADS[:3])
     params: Any = dataclasses.field(default_factory=lambda: PLAIN)
 
-    def optimizer(self, transform):
-        return self.wrap(transform.make(PULL))
+    def optimizer(self, transform, **more):
+        return self.wrap(transform.make(PULL, **more))
 
     def nested_grads(self):
         return [nested(flat) for flat in self.grads]
@@ -217,16 +216,9 @@ WRAPPERS = {
 class Injected(Wrapper):
     """``inject_hyperparams`` wraps the factory instead of what it makes."""
 
-    def optimizer(self, transform):
+    def optimizer(self, transform, **more):
         factory = optax.inject_hyperparams(transform.factory, transform.static)
-        return factory(**transform.arguments_with(PULL))
+        return factory(**transform.arguments_with(PULL), **more)
 
 
 WRAPPERS["inject_hyperparams"] = Injected(lambda tx: tx, alone)
-
-
-def flattened(updates):
-    """The updates of a step as a list, from a flat dict or a tree."""
-    if isinstance(updates, dict) and set(updates) == set(PARAMS):
-        updates = nested(updates)
-    return jax.tree.leaves(updates)
