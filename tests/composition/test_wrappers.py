@@ -1,0 +1,25 @@
+"""Under a wrapper a transform does to leaves what it does to them alone."""
+
+import chex
+import pytest
+
+from tests.composition.transforms import TRANSFORMS, nested
+from tests.composition.ways import jit
+from tests.composition.wrappers import WRAPPERS
+
+
+def assert_as_expected(history, expected):
+    for updates, right in zip(history, expected, strict=True):
+        right = (
+            nested(right) if isinstance(right, dict) and "/" in min(right) else right
+        )
+        chex.assert_trees_all_close(updates, right, rtol=2e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("wrapper", WRAPPERS)
+@pytest.mark.parametrize("name", TRANSFORMS)
+def test_a_wrapper_changes_nothing_but_what_it_says(name, wrapper):
+    transform, wrapper = TRANSFORMS[name], WRAPPERS[wrapper]
+    tx = wrapper.optimizer(transform)
+    history = jit(tx, wrapper.params, wrapper.nested_grads())
+    assert_as_expected(history, wrapper.expected(transform))
