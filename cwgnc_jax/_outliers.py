@@ -122,7 +122,9 @@ def autoclip(
         norms: Float[jax.Array, " components"], state: AutoClipState
     ) -> tuple[Float[jax.Array, " components"], AutoClipState]:
         learned = jnp.where(learnable(norms), norms, 0.0)
-        history = state.history.at[:, state.count % history_length].set(learned)
+        history = state.history.at[:, state.count % history_length].set(
+            learned.astype(state.history.dtype)
+        )
         known = jnp.where(history > 0, history, jnp.nan)
         thresholds = jnp.nanpercentile(known, percentile, axis=1)
         thresholds = jnp.where(jnp.isnan(thresholds), jnp.inf, thresholds)

@@ -27,8 +27,8 @@ def gradual_unfreezing(
     its initial value, so that schedules and bias corrections of ``tx`` count from the
     step at which the layer thaws.
 
-    ``tx`` acts on the heads, and on each layer with what joins at its turn, separately.
-    A component of the clip that joins parameters of several layers would be split; the
+    ``tx`` acts on the heads, on each layer and on the embeddings separately. A
+    component of the clip that joins parameters of several of these would be split; the
     paper's components, of one parameter each, are not affected.
 
     The gradients of frozen parameters are still computed, unless the loss stops them.
@@ -83,6 +83,7 @@ def gradual_unfreezing(
         thawed_layers: _from(tx, step) if step else tx
         for thawed_layers, step in enumerate([0, *steps])
     }
+    transforms[_EMBEDDINGS] = transforms[len(steps)]
     transforms[_FROZEN] = optax.set_to_zero()
 
     def labels(params: Any) -> Any:
@@ -100,14 +101,15 @@ def gradual_unfreezing(
     return optax.partition(transforms, labels)
 
 
-_FROZEN = -1
+_EMBEDDINGS, _FROZEN = -1, -2
 
 
 def _group(depth: float, num_layers: int, most: int) -> int:
     """Finds the smallest number of thawed layers with which a depth trains."""
     for thawed_layers in range(most + 1):
         if is_thawed(depth, num_layers, thawed_layers):
-            return thawed_layers
+            with_a_layer = thawed_layers > 0 and depth <= num_layers - thawed_layers
+            return _EMBEDDINGS if with_a_layer else thawed_layers
     return _FROZEN
 
 
