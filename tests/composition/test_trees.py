@@ -13,6 +13,7 @@ from tests.composition.transforms import (
     TRANSFORMS,
     as_jax,
     length,
+    pairs,
     wide,
 )
 from tests.composition.trees import TREES
@@ -40,9 +41,8 @@ def assert_updates_leaves_as_alone(transform, kind, way):
             assert_same_leaves(updates, kind.build(right), like, kind.rtol)
 
 
-@pytest.mark.parametrize("name", TRANSFORMS)
-@each_tree
-def test_a_leaf_is_updated_as_if_it_stood_alone(tree, name):
+@pytest.mark.parametrize(("name", "tree"), pairs(TREES, {"dict", "NNX State", "None"}))
+def test_a_leaf_is_updated_as_if_it_stood_alone(name, tree):
     # Outside of a program it compiles its conditions in each step.
     way = jit if name == "gradual_unfreezing" else eager
     assert_updates_leaves_as_alone(TRANSFORMS[name], TREES[tree], way)

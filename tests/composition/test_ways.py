@@ -5,7 +5,7 @@ import itertools
 import pytest
 
 from tests.composition.test_wrappers import assert_as_expected
-from tests.composition.transforms import TRANSFORMS
+from tests.composition.transforms import TRANSFORMS, pairs
 from tests.composition.ways import WAYS
 from tests.composition.wrappers import WRAPPERS
 
@@ -14,12 +14,12 @@ from tests.composition.wrappers import WRAPPERS
 # whole.
 OTHER_WAYS = [way for way in WAYS if way != "jit"]
 WHOLE = {"cwgnc_adamw", "add_decayed_weights_towards"}
-OF_A_CHAIN = [
-    (name, way)
-    for name, way in itertools.product(TRANSFORMS, OTHER_WAYS)
-    if way != "shard_map" or name not in WHOLE
-]
 OFTEN = {"scan", "vmap", "shard_map"}
+OF_A_CHAIN = [
+    pair
+    for pair in pairs(OTHER_WAYS, OFTEN)
+    if pair.values[1] != "shard_map" or pair.values[0] not in WHOLE
+]
 OF_THE_CLIP = [
     pytest.param(wrapper, way, marks=() if way in OFTEN else pytest.mark.slow)
     for wrapper, way in itertools.product(WRAPPERS, OTHER_WAYS)
