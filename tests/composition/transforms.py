@@ -264,11 +264,10 @@ LIKE_OTHERS = {"aggc", "olmo_clip", "autoclip", "cwgnc_adamw"}
 """Those that share all but a rule with others, or are made of others."""
 
 
-def pairs(others, often):
-    """Every transform with each of the others; the rarer pairs are slow."""
+def pairs(others, usual):
+    """Every transform with each of the others; those that are not usual are slow."""
     return [
-        pytest.param(name, other, marks=() if usual else pytest.mark.slow)
+        pytest.param(name, other, marks=() if usual(name, other) else pytest.mark.slow)
         for name in TRANSFORMS
         for other in others
-        for usual in [name not in LIKE_OTHERS or other in often]
     ]
