@@ -5,23 +5,34 @@ import itertools
 import pytest
 
 from tests.composition.test_wrappers import assert_as_expected
-from tests.composition.transforms import TRANSFORMS
+from tests.composition.transforms import LIKE_OTHERS, TRANSFORMS, pairs
 from tests.composition.ways import WAYS
 from tests.composition.wrappers import WRAPPERS
 
-# Under jit every transform runs in every wrapper, see test_wrappers.py. Two must see
-# whole leaves: the clip of cwgnc_adamw has no axis_name, and pretrained leaves are
-# whole.
+# Under jit every transform runs in every wrapper, see test_wrappers.py.
 OTHER_WAYS = [way for way in WAYS if way != "jit"]
+# Leaves must be whole for these: the clip of cwgnc_adamw has no axis_name, and
+# pretrained leaves are whole.
 WHOLE = {"cwgnc_adamw", "add_decayed_weights_towards"}
+OFTEN = {"eager", "scan", "vmap", "shard_map"}
+WITH_EVERY_KIND_OF_STATE = {"clip by module, reporting", "zclip", "scale_by_adam"}
+
+
+def usual(name, way):
+    if way in OFTEN:
+        return name not in LIKE_OTHERS or way == "scan"
+    return name in WITH_EVERY_KIND_OF_STATE
+
+
 OF_A_CHAIN = [
-    (name, way)
-    for name, way in itertools.product(TRANSFORMS, OTHER_WAYS)
-    if way != "shard_map" or name not in WHOLE
+    pair
+    for pair in pairs(OTHER_WAYS, usual)
+    if pair.values[1] != "shard_map" or pair.values[0] not in WHOLE
 ]
-OFTEN = {"scan", "vmap", "shard_map"}
 OF_THE_CLIP = [
-    pytest.param(wrapper, way, marks=() if way in OFTEN else pytest.mark.slow)
+    pytest.param(
+        wrapper, way, marks=() if way in ("scan", "shard_map") else pytest.mark.slow
+    )
     for wrapper, way in itertools.product(WRAPPERS, OTHER_WAYS)
     if wrapper != "chain"
 ]

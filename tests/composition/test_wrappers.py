@@ -3,7 +3,7 @@
 import chex
 import pytest
 
-from tests.composition.transforms import TRANSFORMS, nested
+from tests.composition.transforms import LIKE_OTHERS, TRANSFORMS, nested, pairs
 from tests.composition.ways import jit
 from tests.composition.wrappers import WRAPPERS
 
@@ -16,8 +16,14 @@ def assert_as_expected(history, expected):
         chex.assert_trees_all_close(updates, right, rtol=2e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("wrapper", WRAPPERS)
-@pytest.mark.parametrize("name", TRANSFORMS)
+OFTEN = {"masked", "partition, all groups", "inject_hyperparams"}
+
+
+def usual(name, wrapper):
+    return name not in LIKE_OTHERS or wrapper in OFTEN
+
+
+@pytest.mark.parametrize(("name", "wrapper"), pairs(WRAPPERS, usual))
 def test_a_wrapper_changes_nothing_but_what_it_says(name, wrapper):
     transform, wrapper = TRANSFORMS[name], WRAPPERS[wrapper]
     tx = wrapper.optimizer(transform)

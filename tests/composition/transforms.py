@@ -2,18 +2,21 @@
 
 Leaves that stand alone are a flat dict from path to array. What a clip, a decay or an
 unfreezing does to them is stated here in NumPy; the clips that learn and Adam run
-plainly, outside of any program, wrapper or container.
+plainly, outside of any wrapper or container.
 """
 
 import dataclasses
+import functools
 import inspect
 import math
 from collections.abc import Callable
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import pytest
 
 import cwgnc_jax
 from cwgnc_jax import component_clip_by_global_norm as clip
@@ -62,12 +65,15 @@ def as_jax(flat):
 
 def plainly(make):
     """The transform itself, step by step."""
+    # One transform for all leaves, so that each set of them is compiled once.
+    tx = make()
+    update = jax.jit(tx.update)
 
     def run(params, grads, pretrained=None):
-        tx, params = make(), as_jax(params)
+        params = as_jax(params)
         state, history = tx.init(params), []
         for of_step in grads:
-            updates, state = tx.update(as_jax(of_step), state, params)
+            updates, state = update(as_jax(of_step), state, params)
             history.append(updates)
         return history
 
@@ -174,9 +180,13 @@ class Transform:
         has_axis = "axis_name" in inspect.signature(self.factory).parameters
         return {"axis_name": "x"} if has_axis else {}
 
+    @functools.cached_property
+    def _alone(self):
+        return self.stated or plainly(self.make)
+
     def alone(self, params, grads, pretrained=PRETRAINED):
         """The updates of each step; all are flat."""
-        return (self.stated or plainly(self.make))(params, grads, pretrained)
+        return self._alone(params, grads, pretrained)
 
 
 COMPONENTS = cwgnc_jax.by_rules(
@@ -200,6 +210,9 @@ def by_the_rules(name, grads, params, step):
         return 0.1 * max(length(params.values()), 1e-3)
     return 0.1 * math.sqrt(sum(np.size(leaf) for leaf in grads.values()))
 
+
+# That of Optax loses the moments of a leaf whose gradient is None.
+ADAM = optax.chain(cwgnc_jax.scale_by_adam(), optax.scale(-0.1))
 
 TRANSFORMS = {
     "clip": Transform(clip, {"max_norm": 0.5}, clipped(lambda *_: 0.5)),
@@ -242,7 +255,19 @@ TRANSFORMS = {
     ),
     "gradual_unfreezing": Transform(
         cwgnc_jax.gradual_unfreezing,
-        {"tx": optax.adam(0.1), "thaw_steps": [1, 2]},
-        unfrozen(plainly(lambda: optax.adam(0.1))),
+        {"tx": ADAM, "thaw_steps": [1, 2]},
+        unfrozen(plainly(lambda: ADAM)),
     ),
 }
+
+LIKE_OTHERS = {"aggc", "olmo_clip", "autoclip", "cwgnc_adamw"}
+"""Those that share all but a rule with others, or are made of others."""
+
+
+def pairs(others, usual):
+    """Every transform with each of the others; those that are not usual are slow."""
+    return [
+        pytest.param(name, other, marks=() if usual(name, other) else pytest.mark.slow)
+        for name in TRANSFORMS
+        for other in others
+    ]
