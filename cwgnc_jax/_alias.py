@@ -10,6 +10,7 @@ from jax.typing import ArrayLike
 from cwgnc_jax._adam import scale_by_adam
 from cwgnc_jax._clipping import component_clip_by_global_norm
 from cwgnc_jax._components import ComponentFn
+from cwgnc_jax._prior_decay import add_decayed_weights_towards
 from cwgnc_jax._thresholds import MaxNorm
 from cwgnc_jax._tree_paths import flatten_with_paths
 
@@ -77,8 +78,7 @@ def cwgnc_adamw(
     return optax.chain(
         component_clip_by_global_norm(max_norm, component_fn),
         scale_by_adam(b1, b2, eps, bias_correction=bias_correction),
-        # An ArrayLike may be complex, which no argument here may be.
-        optax.add_decayed_weights(weight_decay, decay_mask),  # type: ignore[arg-type]
+        add_decayed_weights_towards(None, weight_decay, decay_mask),
         optax.scale_by_learning_rate(learning_rate),
     )
 

@@ -9,11 +9,12 @@ import optax
 from jax.typing import ArrayLike
 
 from cwgnc_jax._checks import check_inexact, check_nonnegative
+from cwgnc_jax._messages import listed
 from cwgnc_jax._tree_paths import places
 
 
 def add_decayed_weights_towards(
-    pretrained: Any,
+    pretrained: Any | None,
     rate: ArrayLike,
     mask: Any | Callable[[Any], Any] | None = None,
 ) -> optax.GradientTransformation:
@@ -22,14 +23,14 @@ def add_decayed_weights_towards(
     .. math:: u_i + \text{rate} \, (w_i - w_i^{\text{pretrained}})
 
     Followed by a learning rate, this is decoupled weight decay that pulls the
-    parameters towards the pretrained model instead of zero. With zeros for
-    ``pretrained`` it is :func:`optax.add_decayed_weights`.
+    parameters towards the pretrained model instead of zero. With None for
+    ``pretrained`` it pulls towards zero as :func:`optax.add_decayed_weights` does.
 
     Args:
       pretrained: A tree with the paths and shapes of the parameters, and others if
         ``optax.masked`` or ``optax.partition`` hides some of the parameters. Under
         ``jax.jit`` pass it as an argument, so that it does not become a constant of the
-        program.
+        program. None stands for zeros.
       rate: A number of at least 0, or a scalar array, which may be traced.
       mask: A tree of booleans like the parameters, or a function that makes one from
         them, such as :func:`decay_mask`; False exempts a parameter.
@@ -41,7 +42,7 @@ def add_decayed_weights_towards(
     Raises:
       TypeError: If ``rate`` is not a number.
       ValueError: If ``rate`` is negative; from ``init`` on if ``pretrained`` lacks a
-        parameter or has another shape.
+        parameter, has another shape, or has others while none is masked.
 
     Examples:
       >>> import cwgnc_jax
@@ -62,19 +63,10 @@ def add_decayed_weights_towards(
     targets = _by_path(pretrained)
 
     def init_fn(params: optax.Params) -> optax.EmptyState:
-        leaves = places(params).leaves
-        check_inexact(leaves)
-        for path, leaf in leaves:
-            if path not in targets:
-                raise ValueError(
-                    f"pretrained must have every parameter, but lacks {path!r}"
-                )
-            if jnp.shape(targets[path]) != jnp.shape(leaf):
-                raise ValueError(
-                    f"pretrained must have the shapes of the parameters, but its "
-                    f"{path!r} has {jnp.shape(targets[path])} in place of "
-                    f"{jnp.shape(leaf)}"
-                )
+        found = places(params)
+        check_inexact(found.leaves)
+        if pretrained is not None:
+            _check_like(targets, dict(found.leaves), whole=not found.masked)
         return optax.EmptyState()
 
     def update_fn(
@@ -91,7 +83,7 @@ def add_decayed_weights_towards(
         def add(path: str, update: jax.Array) -> jax.Array:
             if mask is not None and not _covering(decays, path):
                 return update
-            distance = weights[path] - targets[path]
+            distance = weights[path] - targets.get(path, 0.0)
             return (update + rate * distance).astype(update.dtype)
 
         return jax.tree.unflatten(treedef, [add(*leaf) for leaf in leaves]), state
@@ -101,6 +93,22 @@ def add_decayed_weights_towards(
 
 def _by_path(tree: Any) -> dict[str, Any]:
     return dict(places(tree).leaves)
+
+
+def _check_like(
+    targets: dict[str, Any], params: dict[str, Any], *, whole: bool
+) -> None:
+    start = "pretrained must be a tree like the parameters, but"
+    for path, leaf in params.items():
+        if path not in targets:
+            raise ValueError(f"{start} lacks {path!r}")
+        if (shape := jnp.shape(targets[path])) != jnp.shape(leaf):
+            raise ValueError(
+                f"{start} its {path!r} has the shape {shape} in place of "
+                f"{jnp.shape(leaf)}"
+            )
+    if whole and (more := [path for path in targets if path not in params]):
+        raise ValueError(f"{start} has {listed(more)} in addition")
 
 
 def _covering(decays: dict[str, Any], path: str) -> Any:

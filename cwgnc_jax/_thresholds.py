@@ -184,7 +184,8 @@ class Thresholds:
           The thresholds.
         """
         rules = np.array(self._rules_of(names))
-        thresholds: Any = jnp.zeros(len(names), jnp.float32)
+        thresholds = jnp.zeros(len(names), jnp.float32)
+        own: Any
         for rule in np.unique(rules):
             threshold = self._thresholds[rule]
             if isinstance(threshold, PerElement):

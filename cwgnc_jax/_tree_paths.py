@@ -85,9 +85,10 @@ def places(tree: Any) -> Places:
         else:
             found.leaves.append((path, node))
 
-    for key_path, node in jax.tree_util.tree_leaves_with_path(tree, is_place_or_box):
+    nodes: list[Any] = jax.tree_util.tree_leaves_with_path(tree, is_place_or_box)
+    for key_path, node in nodes:
         if isinstance(node, boxes):
-            inner = jax.tree_util.tree_leaves_with_path(node, is_place)
+            inner: list[Any] = jax.tree_util.tree_leaves_with_path(node, is_place)
             for inner_path, leaf in inner:
                 # The first key inside a box is the box's own.
                 add((*key_path, *inner_path[1:]), leaf)

@@ -93,12 +93,25 @@ def gradual_unfreezing(
                 f"thaw_steps has {len(steps)} steps, but there are {layers} layers "
                 f"between the heads and the embeddings"
             )
-        return jax.tree.unflatten(
-            jax.tree.structure(params),
-            [_group(depth, layers, len(steps)) for depth in found],
-        )
+        groups = [_group(depth, layers, len(steps)) for depth in found]
+        treedef: Any = jax.tree.structure(params)
+        return jax.tree.unflatten(treedef, groups)
 
-    return optax.partition(transforms, labels)
+    def init_fn(params: optax.Params) -> optax.OptState:
+        return optax.partition(transforms, labels(params)).init(params)
+
+    def update_fn(
+        updates: optax.Updates,
+        state: optax.OptState,
+        params: optax.Params | None = None,
+        **extra_args: Any,
+    ) -> tuple[optax.Updates, optax.OptState]:
+        # Where updates are None parameters need a label.
+        tree = updates if params is None else params
+        partition = optax.partition(transforms, labels(tree))
+        return partition.update(updates, state, params, **extra_args)
+
+    return optax.GradientTransformationExtraArgs(init_fn, update_fn)
 
 
 _EMBEDDINGS, _FROZEN = -1, -2

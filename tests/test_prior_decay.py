@@ -56,7 +56,9 @@ def test_bad_input_is_refused():
     with pytest.raises(ValueError, match="rate must be 0 or a positive number, got -1"):
         add_decayed_weights_towards(PRETRAINED, -1)
     tx = add_decayed_weights_towards(PRETRAINED, 0.1)
-    with pytest.raises(ValueError, match="must have every parameter, but lacks 'more'"):
+    with pytest.raises(
+        ValueError, match="must be a tree like the parameters, but lacks 'more'"
+    ):
         tx.init(PARAMS | {"more": jnp.ones(2)})
     with pytest.raises(ValueError, match=r"its 'bias' has .* in place of \(2,\)"):
         tx.init(PARAMS | {"bias": jnp.ones(2)})

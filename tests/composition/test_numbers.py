@@ -86,11 +86,6 @@ def test_leaves_of_whole_numbers_are_refused_by_their_path(name, dtype):
         tx.update(grads, tx.init(params), params)
 
 
-def test_norms_of_whole_numbers_are_refused_by_their_path():
-    with pytest.raises(TypeError, match="a/b"):
-        cwgnc_jax.component_norms({"a": {"b": jnp.arange(3)}})
-
-
 # --- Thresholds below zero.
 
 
