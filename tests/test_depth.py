@@ -28,6 +28,17 @@ def test_every_parameter_of_bert_has_its_depth():
         ("transformer/h/10/attn/kernel", 11),
         ("token_embedder/embedding", 0),
         ("head/kernel", math.inf),
+        ("EncoderLayer_2/Dense_0/kernel", 3),
+        ("layers/0/weight", 1),
+        ("blocks/11/norm/weight", 12),
+        ("stages/1/conv/kernel", 2),
+        # Linen numbers modules of every kind; only those of layers are depths.
+        ("Embed_0/embedding", 0),
+        ("Dense_0/kernel", math.inf),
+        ("Dense_1/kernel", math.inf),
+        ("LayerNorm_0/scale", math.inf),
+        ("heads/1/kernel", math.inf),
+        ("layers/norm/scale", math.inf),
     ],
 )
 def test_other_spellings_are_read_too(path, depth):

@@ -102,3 +102,44 @@ def test_other_trees_are_refused():
     params, pretrained = trees()
     with pytest.raises(ValueError, match="pretrained must be a tree like params"):
         mixout(params, pretrained["dense"], RATE, jax.random.key(0))
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "axis", "drawn"),
+    [
+        ("weight", (4, 64), 1, (1, 64)),  # Equinox: (out, in)
+        ("kernel", (3, 64, 4), -2, (3, 64, 1)),  # scanned: (layers, in, out)
+        ("weight", (3, 4, 64), -1, (3, 1, 64)),  # both
+    ],
+)
+def test_kernels_of_other_layouts_have_one_draw_for_each_input(
+    name, shape, axis, drawn
+):
+    params = {"dense": {name: jnp.ones(shape)}, "norm": {name: jnp.ones(shape[-1])}}
+    pretrained = jax.tree.map(jnp.zeros_like, params)
+    kernels = {f".*{name}": axis}
+    mixed = mixout(params, pretrained, 0.5, jax.random.key(0), kernels)
+    np.testing.assert_array_equal(mixed["norm"][name], params["norm"][name])
+    kept = np.asarray(mixed["dense"][name]) == 2.0
+    inputs = kept.any(axis=tuple(np.flatnonzero(np.array(drawn) == 1)), keepdims=True)
+    assert inputs.shape == drawn
+    np.testing.assert_array_equal(kept, np.broadcast_to(inputs, shape))
+    assert 0.3 < inputs.mean() < 0.7
+    if len(shape) == 3:
+        assert (inputs[0] != inputs[1]).any()
+
+
+def test_a_tree_without_a_kernel_is_refused_with_the_fix():
+    params = {"weight": jnp.ones((4, 2))}
+    with pytest.raises(
+        ValueError, match="finds no kernel .* 'weight' .* Say with kern"
+    ):
+        mixout(params, params, 0.5, jax.random.key(0))
+    with pytest.raises(
+        ValueError, match="axis 0 of 'weight', .* must be one of the la"
+    ):
+        mixout(
+            {"weight": jnp.ones((3, 4, 2))},
+            {"weight": jnp.ones((3, 4, 2))},
+            *(0.5, jax.random.key(0), {"weight": 0}),
+        )
