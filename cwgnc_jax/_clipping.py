@@ -160,6 +160,7 @@ def component_clip_by_global_norm(
         step = state.count if thresholds.scheduled else None
         names, sizes, squares, param_norms = measured
         clipped = thresholds.clipped(names)
+        factors: list[Any] = [None] * len(names)
         if clipped:
             max_norms = thresholds.of(
                 [names[i] for i in clipped],
@@ -167,12 +168,12 @@ def component_clip_by_global_norm(
                 None if param_norms is None else param_norms[np.array(clipped)],
                 step,
             )
-            own = _clip_factors([squares[i] for i in clipped], max_norms, eps)
-        else:
-            own = []
-        factors: list[Any] = [None] * len(names)
-        for i, factor in zip(clipped, own, strict=True):
-            factors[i] = factor
+            own = cast(
+                list[jax.Array],
+                _clip_factors([squares[i] for i in clipped], max_norms, eps),
+            )
+            for i, factor in zip(clipped, own, strict=True):
+                factors[i] = factor
         if zeroing:
             factors = [
                 jnp.where(jnp.isfinite(square), 1.0 if factor is None else factor, 0.0)
@@ -301,7 +302,7 @@ def clip_factor(
 
 
 # Traced once for all scalars.
-_clip_factor = jax.jit(clip_factor)
+_clip_factor: Callable[..., jax.Array] = jax.jit(clip_factor)
 
 
 def check_rows(rows: int, names: list[str]) -> None:
@@ -364,7 +365,8 @@ def _scaled_part(part: Part, factors: Factors, zeroing: bool) -> Any:
 @functools.partial(jax.jit, static_argnums=2)
 def _scaled(leaf: jax.Array, factor: jax.Array, zeroing: bool) -> jax.Array:
     wide = jnp.promote_types(leaf.dtype, jnp.float32)
-    product = leaf.astype(wide) * factor.astype(jnp.finfo(wide).dtype)
+    real = cast(Any, jnp.finfo(wide)).dtype
+    product = leaf.astype(wide) * factor.astype(real)
     if zeroing:
         product = jnp.where(factor > 0, product, 0)
     return product.astype(leaf.dtype)

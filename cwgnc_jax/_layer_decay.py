@@ -1,5 +1,7 @@
 """Smaller learning rates for lower layers."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import optax
@@ -77,7 +79,8 @@ def scale_by_layer_decay(
         params: optax.Params | None = None,
     ) -> tuple[optax.Updates, optax.OptState]:
         del params
-        leaves, treedef = jax.tree.flatten(updates)
+        leaves = jax.tree.leaves(updates)
+        treedef: Any = jax.tree.structure(updates)
         scaled = [
             (leaf * factor).astype(jnp.result_type(leaf))
             for leaf, factor in zip(leaves, factors(updates), strict=True)

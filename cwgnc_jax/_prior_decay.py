@@ -78,7 +78,7 @@ def add_decayed_weights_towards(
             raise ValueError("add_decayed_weights_towards needs params in update")
         weights = _by_path(params)
         decays = _by_path(mask(params) if callable(mask) else mask)
-        leaves, treedef = places(updates).leaves, jax.tree.structure(updates)
+        treedef: Any = jax.tree.structure(updates)
 
         def add(path: str, update: jax.Array) -> jax.Array:
             if mask is not None and not _covering(decays, path):
@@ -86,7 +86,9 @@ def add_decayed_weights_towards(
             distance = weights[path] - targets.get(path, 0.0)
             return (update + rate * distance).astype(update.dtype)
 
-        return jax.tree.unflatten(treedef, [add(*leaf) for leaf in leaves]), state
+        return jax.tree.unflatten(
+            treedef, [add(*leaf) for leaf in places(updates).leaves]
+        ), state
 
     return optax.GradientTransformation(init_fn, update_fn)
 

@@ -184,9 +184,9 @@ class Thresholds:
           The thresholds.
         """
         rules = np.array(self._rules_of(names))
-        thresholds = jnp.zeros(len(names), jnp.float32)
+        thresholds = jnp.zeros(len(names))
         own: Any
-        for rule in np.unique(rules):
+        for rule in sorted(set(self._rules_of(names))):
             threshold = self._thresholds[rule]
             if isinstance(threshold, PerElement):
                 own = threshold.threshold * np.sqrt(np.array(sizes, np.float32))
