@@ -2,7 +2,7 @@
 
 from cwgnc_jax._adam import scale_by_adam
 from cwgnc_jax._adaptive import adagc, aggc, olmo_clip
-from cwgnc_jax._alias import cwgnc_adamw, decay_mask
+from cwgnc_jax._alias import bertadam_clip, cwgnc_adamw, decay_mask
 from cwgnc_jax._assignment import component_sizes
 from cwgnc_jax._clipping import component_clip_by_global_norm
 from cwgnc_jax._components import (
@@ -37,6 +37,7 @@ __all__ = (
     "add_decayed_weights_towards",
     "aggc",
     "autoclip",
+    "bertadam_clip",
     "by_layer",
     "by_module",
     "by_module_type",
