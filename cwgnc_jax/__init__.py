@@ -21,6 +21,7 @@ from cwgnc_jax._norms import component_norms
 from cwgnc_jax._outliers import autoclip, zclip
 from cwgnc_jax._prior_decay import add_decayed_weights_towards
 from cwgnc_jax._report import ClipReport, clip_report
+from cwgnc_jax._spikes import scale_by_spam, spike_skip
 from cwgnc_jax._thresholds import per_element, relative_to_params
 from cwgnc_jax._tree_paths import flatten_with_paths
 from cwgnc_jax._unfreezing import gradual_unfreezing
@@ -59,6 +60,8 @@ __all__ = (
     "relative_to_params",
     "scale_by_adam",
     "scale_by_layer_decay",
+    "scale_by_spam",
+    "spike_skip",
     "thawed",
     "zclip",
 )
