@@ -2,7 +2,7 @@
 
 from cwgnc_jax._adam import scale_by_adam
 from cwgnc_jax._adaptive import adagc, aggc, olmo_clip
-from cwgnc_jax._alias import cwgnc_adamw, decay_mask
+from cwgnc_jax._alias import bertadam_clip, cwgnc_adamw, decay_mask
 from cwgnc_jax._assignment import component_sizes
 from cwgnc_jax._clipping import component_clip_by_global_norm
 from cwgnc_jax._components import (
@@ -21,6 +21,7 @@ from cwgnc_jax._norms import component_norms
 from cwgnc_jax._outliers import autoclip, zclip
 from cwgnc_jax._prior_decay import add_decayed_weights_towards
 from cwgnc_jax._report import ClipReport, clip_report
+from cwgnc_jax._spikes import scale_by_spam, spike_skip
 from cwgnc_jax._thresholds import per_element, relative_to_params
 from cwgnc_jax._tree_paths import flatten_with_paths
 from cwgnc_jax._unfreezing import gradual_unfreezing
@@ -37,6 +38,7 @@ __all__ = (
     "add_decayed_weights_towards",
     "aggc",
     "autoclip",
+    "bertadam_clip",
     "by_layer",
     "by_module",
     "by_module_type",
@@ -58,6 +60,8 @@ __all__ = (
     "relative_to_params",
     "scale_by_adam",
     "scale_by_layer_decay",
+    "scale_by_spam",
+    "spike_skip",
     "thawed",
     "zclip",
 )

@@ -11,14 +11,18 @@ from jax.typing import ArrayLike
 
 from cwgnc_jax._assignment import StackedAxes
 from cwgnc_jax._checks import (
+    check_at_least,
     check_count,
+    check_flag,
     check_interval,
     check_nonnegative,
+    check_positive,
     check_share,
     check_threshold,
+    is_known,
 )
 from cwgnc_jax._clipping import ClipOptions, clip_factor
-from cwgnc_jax._components import ComponentFn, by_module_type, by_parameter
+from cwgnc_jax._components import ComponentFn, by_module_type
 from cwgnc_jax._learned import averaged, learned, learned_clip, multiple, zeros
 from cwgnc_jax._norms import AxisName
 
@@ -36,8 +40,18 @@ class AdaGCState(NamedTuple):
     """In float32; 0 for a component that has learned nothing yet."""
 
 
-class NormAverageState(NamedTuple):
-    """The state of :func:`aggc` and :func:`olmo_clip`."""
+class AGGCState(NamedTuple):
+    """The state of :func:`aggc`."""
+
+    average: Float[jax.Array, " components"]
+    """In float32; 0 for a component that has learned nothing yet."""
+
+
+class OlmoClipState(NamedTuple):
+    """The state of :func:`olmo_clip`."""
+
+    count: Int[jax.Array, ""]  # type: ignore[assignment]  # shadows tuple.count
+    """The number of steps taken."""
 
     average: Float[jax.Array, " components"]
     """In float32; 0 for a component that has learned nothing yet."""
@@ -148,6 +162,10 @@ def aggc(
     component_fn: ComponentFn | None = None,
     *,
     decay: ArrayLike = 0.98,
+    min_factor: ArrayLike = 0.0,
+    max_factor: ArrayLike = float("inf"),
+    floor: ArrayLike = 0.0,
+    raise_small: ArrayLike = True,
     eps: ArrayLike = 0.0,
     stacked_axes: StackedAxes | None = None,
     axis_name: AxisName | None = None,
@@ -156,33 +174,44 @@ def aggc(
     r"""Keeps each component's norm in an interval around its past average (AGGC).
 
     Let :math:`S` be the average of a component's norms after scaling. A norm above
-    :math:`\text{high} \cdot S_{t-1}` is reduced to it, a norm below
-    :math:`\text{low} \cdot S_{t-1}` is raised to it, and then
+    :math:`\text{high} \cdot S_{t-1}` is reduced to it, by a factor of at least
+    ``min_factor``. Any other norm below :math:`\max(\text{low} \cdot S_{t-1},
+    \text{floor})` is raised to it, by a factor of at most ``max_factor``. Then
 
     .. math::
       S_t = \text{decay} \cdot S_{t-1} + (1 - \text{decay}) \|\hat g_t\|
 
-    The first norm that is finite and greater than zero is not scaled and starts the
+    The first norm that is finite and greater than zero is not reduced and starts the
     average. In this we differ from the authors' code, where the average starts at zero,
     so that the first norms lie far above the interval. A component learns nothing from
     a norm that is zero, NaN or infinite; such updates are treated as in
     :func:`component_clip_by_global_norm`.
 
-    The interval has no defaults, since the authors' settings do not carry over: their
-    runs have 0.6 or 0.7 for ``high`` and in addition keep every factor between 0.9 and
-    1.1, without which the average would sink to zero. The paper moves the interval
-    during training; to do so, pass schedules for ``low`` and ``high`` through
-    ``optax.inject_hyperparams``.
+    The authors run it with ``min_factor=0.9``, ``max_factor=1.1`` and ``eps=1e-12``,
+    and further:
+
+    - LoRA: ``decay=0.95``, ``low=0.95`` to 0.98, ``high=0.6`` to 0.7, ``floor=0.01``,
+      ``raise_small=False``;
+    - GRPO: ``decay=0.99``, ``low=0.98``, ``high=0.7`` to 0.999.
+
+    For an end that moves during training, pass a schedule through
+    ``optax.inject_hyperparams``. With ``high`` below 1 a component whose norm stays the
+    same is multiplied by 0.9 in every step, which Adam cancels; without the
+    ``min_factor`` its average would sink to zero.
 
     Args:
       low: The interval's lower end as a multiple of the average; with 0 no norm is
         raised.
-      high: Its upper end.
+      high: Its upper end. It may lie below ``low`` where ``min_factor`` is positive, as
+        in the authors' runs.
       component_fn: Maps a parameter's "/"-joined path to its component's name; None is
         :func:`by_module_type`, as in the paper.
       decay: The average's decay; 0.98 is the default of the authors' code.
-      eps: Added to the norm, as in :func:`component_clip_by_global_norm`; the authors'
-        code has 1e-12.
+      min_factor: The least factor that reduces a norm.
+      max_factor: The largest factor that raises a norm, or ``inf``.
+      floor: A norm to which smaller ones are raised, whatever their average.
+      raise_small: Whether norms are raised at all. May be a traced boolean.
+      eps: Added to the norm, as in :func:`component_clip_by_global_norm`.
       stacked_axes, axis_name, keep_report: See
         :func:`component_clip_by_global_norm`. In a report a component whose norm was
         raised has a coefficient above 1 and does not count as clipped.
@@ -192,8 +221,9 @@ def aggc(
 
     Raises:
       TypeError: If an argument is of the wrong kind.
-      ValueError: If ``low`` or ``eps`` is negative, ``high`` is not positive or less
-        than ``low``, or ``decay`` lies outside [0, 1); from ``init`` on as
+      ValueError: If ``low``, ``floor`` or ``eps`` is negative, ``high`` is not positive
+        or, without a ``min_factor``, less than ``low``, ``decay`` or ``min_factor``
+        lies outside [0, 1), or ``max_factor`` is less than 1; from ``init`` on as
         :func:`component_clip_by_global_norm` does.
 
     Examples:
@@ -213,23 +243,33 @@ def aggc(
       Model Training <https://arxiv.org/abs/2601.11864>`_, 2026; their code is
       https://github.com/ZhiyuanLi218/AGGC
     """
-    check_interval(low, high)
+    check_share("min_factor", min_factor)
+    if is_known(min_factor) and min_factor == 0:
+        check_interval(low, high)
+    check_threshold("high", high)
+    check_nonnegative("low", low)
     check_share("decay", decay)
+    check_at_least("max_factor", max_factor, 1)
+    check_nonnegative("floor", floor)
+    check_flag("raise_small", raise_small)
     check_nonnegative("eps", eps)
 
-    def init(components: int) -> NormAverageState:
-        return NormAverageState(zeros(components))
+    def init(components: int) -> AGGCState:
+        return AGGCState(zeros(components))
 
     def rule(
-        norms: Float[jax.Array, " components"], state: NormAverageState
-    ) -> tuple[Float[jax.Array, " components"], NormAverageState]:
-        lowered = clip_factor(norms, multiple(high, state.average), eps)
-        floor = low * state.average
-        raised = (norms > 0) & (norms < floor)
-        # At most one of the two factors differs from 1; NaN stays NaN.
-        coefficients = lowered * jnp.where(raised, floor / (norms + eps), 1.0)
+        norms: Float[jax.Array, " components"], state: AGGCState
+    ) -> tuple[Float[jax.Array, " components"], AGGCState]:
+        upper = multiple(high, state.average)
+        lower = jnp.maximum(low * state.average, floor)
+        # The caps must not keep an infinite norm, nor may a comparison hide a NaN.
+        reduced = clip_factor(norms, upper, eps)
+        reduced = jnp.where(jnp.isinf(norms), reduced, jnp.maximum(reduced, min_factor))
+        raised = jnp.minimum(lower / (norms + eps), max_factor)
+        is_small = raise_small & (norms > 0) & (norms <= upper) & (norms < lower)
+        coefficients = jnp.where(is_small, raised, reduced)
         average = averaged(state.average, coefficients * norms, decay)
-        return coefficients, NormAverageState(average)
+        return coefficients, AGGCState(average)
 
     options = ClipOptions(
         stacked_axes=stacked_axes, axis_name=axis_name, keep_report=keep_report
@@ -244,6 +284,8 @@ def olmo_clip(
     component_fn: ComponentFn | None = None,
     *,
     decay: ArrayLike = 0.95,
+    warmup_steps: ArrayLike = 0,
+    warmup_factor: ArrayLike = 5.0,
     eps: ArrayLike = 1e-6,
     stacked_axes: StackedAxes | None = None,
     axis_name: AxisName | None = None,
@@ -254,39 +296,48 @@ def olmo_clip(
     With :math:`\gamma` the average of a component's clipped norms,
 
     .. math::
-      \hat g_t = \min\left(1, \frac{\text{ratio} \cdot \gamma_{t-1}}
+      \hat g_t = \min\left(1, \frac{r_t \cdot \gamma_{t-1}}
       {\|g_t\| + \text{eps}}\right) g_t
       \qquad
       \gamma_t = \text{decay} \cdot \gamma_{t-1} + (1 - \text{decay}) \|\hat g_t\|
 
+    and :math:`r_t = \text{warmup\_factor} \cdot \text{ratio}` in the first
+    ``warmup_steps`` steps, and ``ratio`` after them.
+
     The first norm that is finite and greater than zero is not clipped and starts the
     average; in OLMo's trainer the norm of the second step starts it. A component learns
     nothing from a norm that is zero, NaN or infinite; such updates are treated as in
-    :func:`component_clip_by_global_norm`. Unlike :func:`adagc` this has no warm-up.
+    :func:`component_clip_by_global_norm`.
 
     The rule and ``eps`` are those of the trainer's setting ``max_grad_norm_ratio``. The
     setting has no default, and none of the published OLMo configurations uses it: they
-    clip by the global norm.
+    clip by the global norm. The trainer's warm-up, ``grad_clip_warmup_steps`` and
+    ``grad_clip_warmup_factor``, is off by default; OLMo-7B has it for the global norm,
+    with a factor of 5 during the first 2.1 billion tokens.
 
     Args:
       ratio: How far a norm may exceed the average.
       component_fn: Maps a parameter's "/"-joined path to its component's name; None is
         :func:`by_parameter`.
-      decay: The average's decay; OLMo's trainer takes the larger of Adam's two decays,
-        which is 0.95 in its published configurations.
+      decay: The average's decay. OLMo's trainer takes the larger of Adam's two decays:
+        0.95 in its published configurations, but 0.999 with the Adam of
+        :func:`cwgnc_adamw`, to which it then has to be set.
+      warmup_steps: The number of first steps with a larger ratio.
+      warmup_factor: How much larger it is.
       eps: Added to the norm, as in :func:`component_clip_by_global_norm`. A component
         whose norms are far below it shrinks to almost nothing.
       stacked_axes, axis_name, keep_report: See
         :func:`component_clip_by_global_norm`.
 
     Returns:
-      An :class:`optax.GradientTransformation` with the state of :func:`aggc`.
+      An :class:`optax.GradientTransformation` whose state holds the number of steps and
+      the averages.
 
     Raises:
       TypeError: If an argument is of the wrong kind.
-      ValueError: If ``ratio`` is not positive, ``decay`` lies outside [0, 1), or
-        ``eps`` is negative; from ``init`` on as :func:`component_clip_by_global_norm`
-        does.
+      ValueError: If ``ratio`` or ``warmup_factor`` is not positive, ``decay`` lies
+        outside [0, 1), or ``warmup_steps`` or ``eps`` is negative; from ``init`` on as
+        :func:`component_clip_by_global_norm` does.
 
     Examples:
       >>> import cwgnc_jax
@@ -304,13 +355,25 @@ def olmo_clip(
       <https://arxiv.org/abs/2402.00838>`_, 2024
     """
     check_threshold("ratio", ratio)
-    return aggc(
-        0.0,
-        ratio,
-        by_parameter if component_fn is None else component_fn,
-        decay=decay,
-        eps=eps,
-        stacked_axes=stacked_axes,
-        axis_name=axis_name,
-        keep_report=keep_report,
+    check_share("decay", decay)
+    check_count("warmup_steps", warmup_steps, 0)
+    check_positive("warmup_factor", warmup_factor)
+    check_nonnegative("eps", eps)
+
+    def init(components: int) -> OlmoClipState:
+        return OlmoClipState(jnp.zeros((), jnp.int32), zeros(components))
+
+    def rule(
+        norms: Float[jax.Array, " components"], state: OlmoClipState
+    ) -> tuple[Float[jax.Array, " components"], OlmoClipState]:
+        factor = jnp.where(state.count < warmup_steps, warmup_factor, 1.0)
+        thresholds = multiple(ratio * factor, state.average)
+        coefficients = clip_factor(norms, thresholds, eps)
+        average = averaged(state.average, coefficients * norms, decay)
+        count = jnp.asarray(optax.safe_increment(state.count))
+        return coefficients, OlmoClipState(count, average)
+
+    options = ClipOptions(
+        stacked_axes=stacked_axes, axis_name=axis_name, keep_report=keep_report
     )
+    return learned_clip(init, rule, component_fn, options)

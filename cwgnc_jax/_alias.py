@@ -1,4 +1,4 @@
-"""The paper's optimizer as one function."""
+"""Names for what others put together: the paper's optimizer, an early clip."""
 
 from typing import Any
 
@@ -81,6 +81,49 @@ def cwgnc_adamw(
         add_decayed_weights_towards(None, weight_decay, decay_mask),
         optax.scale_by_learning_rate(learning_rate),
     )
+
+
+def bertadam_clip(max_norm: MaxNorm = 1.0) -> optax.GradientTransformation:
+    r"""Clips each parameter as the first PyTorch code for BERT did, at norm 1.
+
+    The ``BertAdam`` of pytorch-pretrained-bert, with which many early results on BERT
+    were obtained, gives every parameter to torch's ``clip_grad_norm_`` on its own:
+
+    .. math::
+      \hat g = \min\left(1, \frac{\text{max\_norm}}{\|g\| + 10^{-6}}\right) g
+
+    That is the rule of Yang and Ma, four years earlier and with a threshold of 1 in
+    place of 0.05, though it was meant to clip the global norm. Here it is another name
+    for :func:`component_clip_by_global_norm`.
+
+    Args:
+      max_norm: The largest norm that a parameter may keep; ``inf`` is the code's -1.
+        See :func:`component_clip_by_global_norm` for schedules and rules.
+
+    Returns:
+      An :class:`optax.GradientTransformation` without a state.
+
+    Raises:
+      TypeError: If ``max_norm`` is of the wrong kind.
+      ValueError: If ``max_norm`` is not positive.
+
+    Examples:
+      The whole of that optimizer, but for the schedule:
+
+      >>> import cwgnc_jax
+      >>> import optax
+      >>> tx = optax.chain(
+      ...     cwgnc_jax.bertadam_clip(),
+      ...     cwgnc_jax.scale_by_adam(eps=1e-6, bias_correction=False),
+      ...     optax.add_decayed_weights(0.01, cwgnc_jax.decay_mask),
+      ...     optax.scale_by_learning_rate(2e-5),
+      ... )
+
+    References:
+      ``pytorch_pretrained_bert/optimization.py``, 2018 to 2019, and
+      https://github.com/huggingface/transformers/issues/581 on what it clips
+    """
+    return component_clip_by_global_norm(max_norm)
 
 
 def decay_mask(params: Any) -> Any:

@@ -70,9 +70,23 @@ def check_count(argument: str, value: Any, least: int, *, static: bool = False) 
             f"{argument} must be an int that is known when the program is compiled, "
             f"got {value!r}. Under optax.inject_hyperparams name it in static_args."
         )
+    check_at_least(argument, value, least)
+
+
+def check_at_least(argument: str, value: Any, least: float) -> None:
+    """Raises unless this is a scalar of at least so much."""
     check_scalar(argument, value)
     if is_known(value) and not value >= least:
         raise ValueError(f"{argument} must be at least {least}, got {value}")
+
+
+def check_flag(argument: str, value: Any) -> None:
+    """Raises unless this is True or False, traced or not."""
+    dtype = getattr(value, "dtype", None)
+    if not (isinstance(value, bool) or dtype == jnp.dtype("bool")):
+        raise TypeError(f"{argument} must be True or False, got {value!r}")
+    if shape := jnp.shape(value):
+        raise ValueError(f"{argument} must be a scalar, got an array of shape {shape}")
 
 
 def check_scalar(argument: str, value: Any) -> None:

@@ -16,6 +16,7 @@ from cwgnc_jax._checks import (
     check_percentile,
     check_positive,
     check_share,
+    check_threshold,
 )
 from cwgnc_jax._clipping import ClipOptions, clip_factor
 from cwgnc_jax._components import ComponentFn
@@ -70,8 +71,9 @@ def autoclip(
 
     and the component is scaled by :math:`\min(1, c_t / (\|g_t\| + \text{eps}))`. The
     paper keeps the history of the global norm, which is ``component_fn=lambda path:
-    "all"``, and lets it grow without end; here it has a fixed length and stays on the
-    device.
+    "all"``, and never forgets a norm, which is a ``history_length`` of at least the
+    total number of steps. The history stays on the device, four bytes for each norm of
+    each component.
 
     A norm that is zero, NaN or infinite leaves a gap in the history and does not count
     in the percentile; such updates are treated as in
@@ -81,7 +83,8 @@ def autoclip(
       percentile: From 0 to 100.
       component_fn: Maps a parameter's "/"-joined path to its component's name; None is
         :func:`by_parameter`.
-      history_length: How many steps are remembered: an int, not an array.
+      history_length: How many steps are remembered: an int, not an array. The paper's
+        unbounded history is the total number of steps or more.
       eps: Added to the norm, as in :func:`component_clip_by_global_norm`.
       stacked_axes, axis_name, keep_report: See
         :func:`component_clip_by_global_norm`.
@@ -143,6 +146,7 @@ def zclip(
     *,
     decay: ArrayLike = 0.97,
     warmup_steps: ArrayLike = 25,
+    max_global_norm: ArrayLike = float("inf"),
     eps: ArrayLike = 1e-6,
     stacked_axes: StackedAxes | None = None,
     axis_name: AxisName | None = None,
@@ -164,11 +168,19 @@ def zclip(
     :math:`\sigma^2 \leftarrow \text{decay} \cdot \sigma^2 + (1 - \text{decay})
     (\hat n - \mu)^2`.
 
-    Rule, defaults and eps are the authors'. They measure the global norm, which is
-    ``component_fn=lambda path: "all"``, and their code also clips it to 1; to do so,
-    add :func:`component_clip_by_global_norm` after this. A component learns nothing
-    from a norm that is zero, NaN or infinite, which does not count as a step of its
-    warm-up; such updates are treated as in :func:`component_clip_by_global_norm`.
+    With ``max_global_norm`` all components together are then clipped by their global
+    norm, in every step and so also during the warm-up. What the averages learn is
+    :math:`\hat n`, without this cap.
+
+    Rule, numbers and eps are the paper's, which measures the global norm:
+    ``component_fn=lambda path: "all"``. The authors' code caps it at 1 by default, for
+    which ``max_global_norm=1.0`` is needed too. Where norms are around 1 or above, the
+    cap clips far more steps than the rule.
+
+    A component learns nothing from a norm that is zero, NaN or infinite, which does not
+    count as a step of its warm-up; such updates are treated as in
+    :func:`component_clip_by_global_norm`. Under the cap a NaN spreads to all
+    components, as with any global clip.
 
     Args:
       z_threshold: The largest number of standard deviations above the mean.
@@ -176,6 +188,8 @@ def zclip(
         :func:`by_parameter`.
       decay: The averages' decay.
       warmup_steps: The number of norms that start the averages, at least 1.
+      max_global_norm: The largest norm that all components together may keep, or
+        ``inf``.
       eps: Added to the standard deviation, and to the norm as in
         :func:`component_clip_by_global_norm`.
       stacked_axes, axis_name, keep_report: See
@@ -187,9 +201,9 @@ def zclip(
 
     Raises:
       TypeError: If an argument is of the wrong kind.
-      ValueError: If ``z_threshold`` is not positive, ``decay`` lies outside [0, 1),
-        ``warmup_steps`` is less than 1, or ``eps`` is negative; from ``init`` on as
-        :func:`component_clip_by_global_norm` does.
+      ValueError: If ``z_threshold`` or ``max_global_norm`` is not positive, ``decay``
+        lies outside [0, 1), ``warmup_steps`` is less than 1, or ``eps`` is negative;
+        from ``init`` on as :func:`component_clip_by_global_norm` does.
 
     Examples:
       >>> import cwgnc_jax
@@ -209,6 +223,7 @@ def zclip(
     check_positive("z_threshold", z_threshold)
     check_share("decay", decay)
     check_count("warmup_steps", warmup_steps, 1)
+    check_threshold("max_global_norm", max_global_norm)
     check_nonnegative("eps", eps)
 
     def init(components: int) -> ZClipState:
@@ -232,6 +247,9 @@ def zclip(
         coefficients = clip_factor(norms, thresholds, eps)
 
         kept = jnp.minimum(norms, thresholds)
+        together = jnp.sqrt(jnp.sum(kept**2))
+        coefficients *= clip_factor(together, max_global_norm, eps)
+
         # The plain mean of the warm-up is an average with a decay of n / (n + 1).
         share = jnp.where(learned < warmup_steps, 1 / (learned + 1), 1 - decay)
         next_mean = mean + share * (kept - mean)

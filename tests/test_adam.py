@@ -3,9 +3,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+import torch
 
 import cwgnc_jax
-from cwgnc_jax import cwgnc_adamw, scale_by_adam
+from cwgnc_jax import bertadam_clip, cwgnc_adamw, scale_by_adam
 
 GRADS = np.random.default_rng(0).normal(size=(20, 6)) * [1, 1e-1, 1e-3, 1e-5, 1e-6, 0]
 
@@ -108,3 +109,36 @@ def test_alias_is_the_chain_of_its_parts():
     expected, _ = parts.update(grads, parts.init(params), params)
     np.testing.assert_allclose(updates["kernel"], expected["kernel"], rtol=1e-6)
     np.testing.assert_allclose(updates["bias"], expected["bias"], rtol=1e-6)
+
+
+def test_bertadam_clip_is_the_clip_of_early_bert_code():
+    rng = np.random.default_rng(1)
+    grads = [rng.normal(scale=s, size=(20, 6)) for s in (0.1, 10.0)]
+    left = []
+    for of_parameter in grads:
+        parameter = torch.nn.Parameter(torch.zeros(6))
+        for grad in of_parameter:
+            parameter.grad = torch.tensor(grad, dtype=torch.float32)
+            torch.nn.utils.clip_grad_norm_(parameter, 1.0)
+            left.append(parameter.grad.numpy())
+    expected = np.reshape(left, (2, 20, 6))
+    adam = [adam_by_hand(np.float64(e), 0.9, 0.999, 1e-6, False) for e in expected]
+    tx = optax.chain(bertadam_clip(), scale_by_adam(eps=1e-6, bias_correction=False))
+    state = tx.init([jnp.zeros(6)] * 2)
+    for t in range(20):
+        step = [jnp.asarray(of_parameter[t], jnp.float32) for of_parameter in grads]
+        clipped, _ = bertadam_clip().update(step, optax.EmptyState())
+        np.testing.assert_allclose(clipped, expected[:, t], rtol=1e-6)
+        updates, state = tx.update(step, state)
+        np.testing.assert_allclose(
+            updates, [next(a) for a in adam], rtol=2e-5, atol=1e-6
+        )
+    assert np.allclose(clipped[0], step[0]) and not np.allclose(clipped[1], step[1])
+
+
+def test_bertadam_clip_can_be_off_and_refuses_what_is_no_threshold():
+    grads = jnp.full(3, 1e6)
+    updates, _ = bertadam_clip(jnp.inf).update(grads, optax.EmptyState())
+    np.testing.assert_array_equal(updates, grads)
+    with pytest.raises(ValueError, match="max_norm must be positive"):
+        bertadam_clip(-1)

@@ -64,6 +64,7 @@ def test_the_application_uses_public_names_and_no_nnx():
         ("_learned", {"_adaptive", "_outliers", "_adam", "_alias", "models"}),
         ("_adaptive", {"_outliers", "_adam", "_alias", "models"}),
         ("_outliers", {"_adaptive", "_adam", "_alias", "models"}),
+        ("_spikes", {"_clipping", "_learned", "_adaptive", "_outliers", "_alias"}),
         ("_explain", {"_clipping", "_adam", "_alias", "models"}),
         ("_adam", {"_alias", "_clipping", "models"}),
         ("_depth", {"_clipping", "_adam", "_alias", "models", "_unfreezing"}),

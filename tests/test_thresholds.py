@@ -130,6 +130,30 @@ def test_relative_threshold_follows_the_norm_of_the_components_parameters():
     assert norms["layer/0/kernel"] == pytest.approx(0.1 * 1e-3)
 
 
+@pytest.mark.parametrize(
+    ("stacked_axes", "axis"), [({"dense": 1}, None), (None, (0, 1))]
+)
+def test_adaptive_clipping_by_unit_or_by_tensor_is_that_of_optax(stacked_axes, axis):
+    rng = np.random.default_rng(5)
+    grads, params = (
+        {"dense": {"kernel": jnp.asarray(rng.normal(size=(6, 4)), jnp.float32)}}
+        for _ in range(2)
+    )
+    params["dense"]["kernel"] = params["dense"]["kernel"].at[:, 0].set(0.0)
+    ours = component_clip_by_global_norm(
+        relative_to_params(0.8), stacked_axes=stacked_axes, eps=0
+    )
+    theirs = optax.adaptive_grad_clip(0.8, axis=axis)
+    updates, _ = ours.update(grads, ours.init(params), params)
+    expected, _ = theirs.update(grads, theirs.init(params), params)
+    chex.assert_trees_all_close(updates, expected, rtol=1e-5)
+    chex.assert_trees_all_equal_shapes(updates, grads)
+    clipped = np.any(
+        ~np.isclose(updates["dense"]["kernel"], grads["dense"]["kernel"]), 0
+    )
+    assert 0 < clipped.sum() < 4 or axis
+
+
 def test_relative_threshold_names_the_missing_parameters():
     tx = component_clip_by_global_norm([("head", relative_to_params(1.0)), (".*", 1)])
     with pytest.raises(ValueError, match=r"call tx.update\(grads, opt_state, params\)"):

@@ -53,6 +53,11 @@ CLIPS = {
     "olmo_clip": cwgnc_jax.olmo_clip(1.1),
     "autoclip": cwgnc_jax.autoclip(30, history_length=3),
     "zclip": cwgnc_jax.zclip(0.1, warmup_steps=2),
+    "zclip, capped": cwgnc_jax.zclip(warmup_steps=2, max_global_norm=0.5),
+    "aggc, capped": cwgnc_jax.aggc(
+        0.9, 0.6, min_factor=0.9, max_factor=1.1, floor=0.01, raise_small=False
+    ),
+    "olmo_clip, warming": cwgnc_jax.olmo_clip(0.5, warmup_steps=2),
 }
 WITHOUT_MOMENTS = CLIPS | {
     "add_decayed_weights_towards": cwgnc_jax.add_decayed_weights_towards(
@@ -62,6 +67,10 @@ WITHOUT_MOMENTS = CLIPS | {
 }
 WITH_MOMENTS = {
     "scale_by_adam": cwgnc_jax.scale_by_adam(),
+    "scale_by_spam": cwgnc_jax.scale_by_spam(
+        interval=2, threshold=2.0, spared_steps=0, warmup_steps=1
+    ),
+    "spike_skip": cwgnc_jax.spike_skip(optax.scale_by_adam(), window=4),
     "cwgnc_adamw": cwgnc_jax.cwgnc_adamw(0.1, 0.5, weight_decay=0.1),
     "gradual_unfreezing": cwgnc_jax.gradual_unfreezing(optax.adam(0.1), thaw_steps=[1]),
 }
@@ -190,9 +199,18 @@ def test_extra_arguments_pass_by(name):
         (component_clip_by_global_norm, {"max_norm": 0.5, "eps": 1e-3}),
         (cwgnc_jax.adagc, {"ratio": 1.1, "decay": 0.5, "warmup_steps": 0}),
         (cwgnc_jax.aggc, {"low": 0.5, "high": 1.5, "decay": 0.5}),
-        (cwgnc_jax.olmo_clip, {"ratio": 1.1, "decay": 0.5}),
+        (
+            cwgnc_jax.aggc,
+            {"low": 0.9, "high": 0.6, "min_factor": 0.9, "max_factor": 1.1}
+            | {"floor": 0.01},
+        ),
+        (cwgnc_jax.olmo_clip, {"ratio": 1.1, "decay": 0.5, "warmup_steps": 1}),
         (cwgnc_jax.autoclip, {"percentile": 30.0}),
         (cwgnc_jax.zclip, {"z_threshold": 0.1, "decay": 0.5, "warmup_steps": 1}),
+        (cwgnc_jax.zclip, {"max_global_norm": 0.5}),
+        (cwgnc_jax.bertadam_clip, {"max_norm": 0.5}),
+        (cwgnc_jax.spike_skip, {"inner": optax.sgd(0.1), "sigmas": 3.0}),
+        (cwgnc_jax.scale_by_spam, {"interval": 2, "threshold": 2.0, "eps": 1e-3}),
         (cwgnc_jax.scale_by_adam, {"b1": 0.8, "b2": 0.9, "eps": 1e-3}),
         (cwgnc_jax.cwgnc_adamw, {"learning_rate": 0.1, "weight_decay": 0.1}),
         (cwgnc_jax.scale_by_layer_decay, {"decay": 0.5}),
@@ -204,7 +222,7 @@ def test_extra_arguments_pass_by(name):
     ids=lambda argument: getattr(argument, "__name__", ""),
 )
 def test_numbers_can_be_injected(factory, numbers):
-    static = {"component_fn", "depth_fn", "history_length"}
+    static = {"component_fn", "depth_fn", "history_length", "window"}
     static &= set(inspect.signature(factory).parameters)
     plain = factory(**numbers)
     tx = optax.inject_hyperparams(factory, static_args=static)(**numbers)
@@ -215,7 +233,7 @@ def test_numbers_can_be_injected(factory, numbers):
         expected, plain_state = plain.update(grads, plain_state, PARAMS)
         chex.assert_trees_all_close(updates, expected, rtol=1e-5)
     assert shapes(state) == structure
-    injected = {name for name in numbers if name != "pretrained"}
+    injected = {name for name in numbers if name not in ("pretrained", "inner")}
     assert injected <= set(state.hyperparams)
 
 
