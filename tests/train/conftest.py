@@ -71,16 +71,16 @@ def labels_of(examples) -> np.ndarray:
 
 @pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory) -> Path:
-    """The folder of a random BERT of two layers, as the hub would hold it."""
+    """The folder of a random BERT of one layer, as the hub would hold it."""
     return write_tiny_model(tmp_path_factory.mktemp("tiny_model"))
 
 
-def write_tiny_model(directory: Path) -> Path:
-    """Writes a random BERT of two layers with its tokenizer."""
+def write_tiny_model(directory: Path, layers: int = 1) -> Path:
+    """Writes a random BERT with its tokenizer."""
     config = models.BertConfig(
         vocab_size=len(SPECIAL + WORDS),
         hidden_size=16,
-        num_hidden_layers=2,
+        num_hidden_layers=layers,
         num_attention_heads=2,
         intermediate_size=32,
         max_position_embeddings=32,

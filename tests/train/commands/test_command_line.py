@@ -169,7 +169,7 @@ def trained(tiny_model, tiny_data, tmp_path_factory):
     flags = f"--model {tiny_model} --train-file {tiny_data[0]} --text-columns text"
     flags += f" --holdout .2 --max-length 16 --workdir {workdir} --dtype bfloat16"
     flags += " --preset code --epochs 1 --seeds 2 --learning-rate 3e-3"
-    assert run(f"finetune {flags} --padding max_length".split()) == 0
+    assert run(f"finetune {flags} --padding max_length --devices 1".split()) == 0
     return workdir
 
 

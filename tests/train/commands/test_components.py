@@ -1,6 +1,13 @@
 import pytest
 
 from cwgnc_train.commands import run
+from tests.train.conftest import write_tiny_model
+
+
+@pytest.fixture(scope="module")
+def tiny_model(tmp_path_factory):
+    """A tiny model of two layers."""
+    return write_tiny_model(tmp_path_factory.mktemp("two_layers"), layers=2)
 
 
 @pytest.mark.parametrize(

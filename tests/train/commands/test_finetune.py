@@ -65,7 +65,7 @@ def test_a_run_leaves_settings_records_results_model_and_figure(
     assert first["clip_rate_components"] == first["clip_rate_elements"] == 0
     assert first["grad_norm"] == pytest.approx(math.hypot(*norms[0]["norms"]), rel=1e-4)
     [names] = records(workdir, "names", "components")
-    assert len(names["components"]) == len(norms[0]["norms"]) == 41
+    assert len(names["components"]) == len(norms[0]["norms"]) == 25
     [of_run] = records(workdir, "run")
     assert of_run["max_norm"] == "inf" and of_run["model_saved"]
     [predicted] = records(workdir, "predictions", "predictions")
@@ -185,7 +185,7 @@ def test_presets_set_what_flags_do_not_override(flags):
         ({"label_column": "text"}, "must be different columns"),
         ({"dropout": 1}, "--dropout must lie in"),
         ({"mixout": 0.5}, "--mixout replaces dropout and needs --dropout 0"),
-        ({"reinit_layers": 3}, "3 layers .--reinit-layers., but .* has 2"),
+        ({"reinit_layers": 3}, "3 layers .--reinit-layers., but .* has 1"),
         ({"holdout": 1}, "--holdout must lie in"),
         ({"max_length": 2}, "--max-length must be at least 3"),
         ({"max_length": 512}, "512.*32"),

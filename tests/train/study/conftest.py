@@ -38,6 +38,7 @@ def config(tiny_model, tiny_glue, tmp_path) -> StabilityConfig:
 
 
 def tiny_config(tiny_model, tiny_glue, workdir) -> StabilityConfig:
+    """Studies whose batches have one shape: there is less to compile."""
     return StabilityConfig(
         model=str(tiny_model),
         workdir=workdir,
@@ -51,6 +52,7 @@ def tiny_config(tiny_model, tiny_glue, workdir) -> StabilityConfig:
         overrides=OverridesConfig(),
         training=TrainingConfig(
             batch_size=8,
+            padding="max_length",
             evaluations=3,
             record_every=3,
             devices=DevicesConfig(devices=1),

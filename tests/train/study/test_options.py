@@ -105,7 +105,6 @@ def test_accumulation_makes_the_same_runs(config):
     changes = {
         "max_norms": (0.05,),
         "seeds": 1,
-        "padding": "max_length",
         "dropout": 0.0,
     }
     whole = study(config, **changes)
@@ -123,7 +122,6 @@ def test_a_run_that_is_given_up_changes_no_bit_of_its_neighbour(config, capsys):
     changes = {
         "max_norms": (0.05,),
         "seeds": 1,
-        "padding": "max_length",
         "runs_per_program": 2,
         "nonfinite": "skip_step",
         "give_up_after": 3,

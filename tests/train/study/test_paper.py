@@ -13,6 +13,7 @@ from cwgnc_train.commands import run as run_command
 from cwgnc_train.config import ReproduceConfig, UserError
 from cwgnc_train.study import reproduce
 from cwgnc_train.study.paper import Scale, Speed, cut_to, describe, paper_runs
+from tests.train.conftest import write_tiny_model
 from tests.train.study.conftest import of_kind, records
 
 CONFIG = ReproduceConfig(model="m", workdir=Path("w"))
@@ -81,6 +82,12 @@ def test_what_was_cut_is_said():
 def test_a_budget_too_small_is_refused_with_what_is_needed():
     with pytest.raises(UserError, match=r"budget-minutes 1 is too little: .* minutes"):
         cut(1)
+
+
+@pytest.fixture(scope="module")
+def tiny_model(tmp_path_factory):
+    """A tiny model of two layers."""
+    return write_tiny_model(tmp_path_factory.mktemp("two_layers"), layers=2)
 
 
 @pytest.fixture

@@ -25,12 +25,6 @@ from tests.train.study.conftest import (
 )
 
 
-@pytest.fixture
-def config(config):
-    """Studies whose batches have one shape: there is less to compile."""
-    return replaced(config, padding="max_length")
-
-
 def runs_begun(monkeypatch):
     """Returns a list that the names of runs are added to when they begin."""
     real, begun = Recorder.begin, []

@@ -95,7 +95,7 @@ def test_a_study_of_other_weights_is_left_alone(one, tiny_model, tmp_path):
 
 
 def test_more_new_layers_than_there_are_is_refused(config):
-    with pytest.raises(UserError, match="reinit re-initialises 5 layers .* has 2"):
+    with pytest.raises(UserError, match="reinit re-initialises 5 layers .* has 1"):
         study(config, methods=("reinit",))
     assert not config.workdir.exists()
 

@@ -8,6 +8,7 @@ from cwgnc_train.engine import RunGroup
 from cwgnc_train.engine.component_statistics import STATISTICS
 from cwgnc_train.study import prepare_stability
 from tests.train.configs import replaced
+from tests.train.conftest import write_tiny_model
 from tests.train.study.conftest import (
     everything,
     interrupt_at,
@@ -18,7 +19,7 @@ from tests.train.study.conftest import (
     tiny_config,
 )
 
-# The tiny model has two layers; 33 examples at 8 a step are 5 steps an epoch.
+# 33 examples at 8 a step are 5 steps an epoch.
 UNFREEZING = {
     "methods": ("gu", "gu_restart", "full"),
     "seeds": 1,
@@ -28,6 +29,12 @@ UNFREEZING = {
     "statistics_every": 3,
 }
 STEPS = 5
+
+
+@pytest.fixture(scope="module")
+def tiny_model(tmp_path_factory):
+    """A tiny model of two layers."""
+    return write_tiny_model(tmp_path_factory.mktemp("two_layers"), layers=2)
 
 
 def components(workdir):
