@@ -88,11 +88,11 @@ def test_a_new_level_of_norms_is_soon_no_outlier():
     np.testing.assert_array_equal(updates[-16:], sizes[-16:])
 
 
-@pytest.mark.parametrize("scale", [1e-25, 1.0, 1e17])
+@pytest.mark.parametrize("scale", [1e-18, 1.0, 1e17])
 def test_norms_of_any_size_are_judged_alike(scale):
     sizes = jnp.array([1.0, 1.1, 0.9, 1.0, 1.05, 40.0, 1.0]) * scale
     updates, state = trajectory(spike_skip(optax.identity(), window=6), sizes)
-    np.testing.assert_array_equal(updates == 0, sizes == 40.0 * scale)
+    np.testing.assert_array_equal(updates == 0, sizes > 10 * scale)
     assert state.skipped == 1
 
 
