@@ -100,6 +100,28 @@ def offline(folder):
         wandb.teardown()
 
 
+def test_steps_that_are_written_again_replace_those_before(tmp_path):
+    for first_step in (1, 3):
+        with contextlib.closing(TensorBoardWriter(tmp_path, first_step)) as writer:
+            writer.append({"step": first_step, "loss": 0.5})
+    from tensorboardX.proto.event_pb2 import SessionLog
+
+    starts = [
+        event.step
+        for event in events(tmp_path)
+        if event.session_log.status == SessionLog.START
+    ]
+    assert sorted(starts) == [1, 3]
+
+
+def test_the_project_of_the_environment_is_used(tmp_path):
+    with offline(tmp_path) as patch:
+        patch.setenv("WANDB_PROJECT", "mine")
+        WandbWriter(tmp_path, "a", {}).close()
+    [run] = wandb_records(tmp_path)["a"]["run"]
+    assert run.project == "mine"
+
+
 def flags_of(model, data, workdir):
     pairs = {
         "model": model,
@@ -179,28 +201,6 @@ def test_weights_and_biases_knows_the_run_and_its_end(workdir):
         # Its axis is the step of the records, not its own count of lines.
         [axis] = found["metric"]
         assert (axis.glob_name, axis.step_metric) == ("*", "step")
-
-
-def test_steps_that_are_written_again_replace_those_before(tmp_path):
-    for first_step in (1, 3):
-        with contextlib.closing(TensorBoardWriter(tmp_path, first_step)) as writer:
-            writer.append({"step": first_step, "loss": 0.5})
-    from tensorboardX.proto.event_pb2 import SessionLog
-
-    starts = [
-        event.step
-        for event in events(tmp_path)
-        if event.session_log.status == SessionLog.START
-    ]
-    assert sorted(starts) == [1, 3]
-
-
-def test_the_project_of_the_environment_is_used(tmp_path):
-    with offline(tmp_path) as patch:
-        patch.setenv("WANDB_PROJECT", "mine")
-        WandbWriter(tmp_path, "a", {}).close()
-    [run] = wandb_records(tmp_path)["a"]["run"]
-    assert run.project == "mine"
 
 
 def test_a_missing_package_is_named_with_its_extra(
