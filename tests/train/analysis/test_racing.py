@@ -8,6 +8,7 @@ from cwgnc_train.analysis import write_racing, write_unfreezing
 from cwgnc_train.analysis.component_courses import ComponentCourses, Course, locate
 from cwgnc_train.analysis.convergence import (
     distance_shares,
+    finite_mean,
     halfway_steps,
     racing_index,
 )
@@ -51,6 +52,31 @@ def test_halfway_is_where_half_is_first_reached():
     np.testing.assert_allclose(halfway_steps(steps, rmsd), [10 / 3])
 
 
+def test_of_a_plateau_at_half_the_first_step_counts():
+    steps, rmsd = np.array([10, 20, 30, 40]), np.array([[1.0], [2.0], [2.0], [4.0]])
+    np.testing.assert_allclose(halfway_steps(steps, rmsd), [20])
+
+
+def test_what_ends_at_its_start_or_nowhere_has_no_halfway_and_no_shares():
+    steps, nan, inf = np.array([10, 20]), math.nan, math.inf
+    ends = [(0.2, 0.0), (0.0, 0.0), (0.2, inf), (0.2, nan), (0.0, 0.4)]
+    rmsd = np.array(ends).T
+    np.testing.assert_allclose(halfway_steps(steps, rmsd), [nan] * 4 + [15])
+    shares = distance_shares(steps, rmsd, np.array([5, 15, 20]))
+    np.testing.assert_allclose(shares[:, :4], nan)
+    np.testing.assert_allclose(shares[:, 4], [0, 0.5, 1])
+    # A number that is missing on the way takes its surroundings along.
+    lost = distance_shares(np.array([10, 20, 30]), np.array([[nan], [2], [4]]), steps)
+    np.testing.assert_allclose(lost[:, 0], [nan, 0.5])
+    halfway = halfway_steps(np.array([10, 20, 30]), np.array([[nan], [2], [4]]))
+    np.testing.assert_allclose(halfway, [nan])
+
+
+def test_the_mean_is_over_what_is_finite():
+    values = [[1, 3, math.nan], [math.inf, 5, math.nan], [math.nan, 10, -math.inf]]
+    np.testing.assert_allclose(finite_mean(np.array(values)), [1, 6, math.nan])
+
+
 def test_the_share_of_the_distance_is_half_where_halfway_is():
     steps, rmsd = np.array([1, 11, 21]), np.array([[1, 1.6], [3, 1.9], [4, 2.0]])
     shares = distance_shares(steps, rmsd, halfway_steps(steps, rmsd))
@@ -63,6 +89,15 @@ def test_the_index_of_an_example_worked_by_hand():
     columns = [[2, 3, 4, 4], [0, 0, 1, 2], [1, 2, 3, 4]]
     measured, course = racing([10, 20, 30, 40], columns)
     assert racing_index(measured, course, 40) == pytest.approx(math.sqrt(0.125 / 3))
+
+
+def test_the_index_leaves_out_what_ends_at_its_start_alone():
+    # Halfway at 10, 5 and 15 of 20 steps; the last comes back to where it started.
+    columns = [[1, 1], [0.8, 0.8], [0, 1], [0.3, 0]]
+    kinds = (*KINDS, "output/bias")
+    shares = np.array([0.25, 0.25, 0.75])
+    index = racing_index(*racing([10, 20], columns, kinds), 20)
+    assert index == pytest.approx(shares.std())
 
 
 def test_the_index_of_one_pace_is_zero():

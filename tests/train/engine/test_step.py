@@ -12,11 +12,22 @@ import pytest
 
 import cwgnc_jax
 from cwgnc_jax import models
-from cwgnc_train.config import PRESETS, OptimizerConfig, RegularizationConfig
+from cwgnc_train.config import (
+    PRESETS,
+    OptimizerConfig,
+    RegularizationConfig,
+    TrainingConfig,
+)
 from cwgnc_train.data import BatchIndices, TokenTable
 from cwgnc_train.engine import Layout, compile_train_steps, make_mesh
 from cwgnc_train.engine.optimizer import Hparams, linear_schedule, make_hparams
-from cwgnc_train.engine.step import StepConfig, init_run, loss_and_grads, train_step
+from cwgnc_train.engine.step import (
+    CURVES,
+    StepConfig,
+    init_run,
+    loss_and_grads,
+    train_step,
+)
 from tests.train.conftest import MODEL, STEP_CONFIG, a_batch, by_component, padded
 
 STEP = jax.jit(train_step, static_argnums=0)
@@ -59,6 +70,49 @@ def test_step_equals_autodiff_and_the_chain_by_hand():
         stepped.params, optax.apply_updates(run.params, updates), atol=1e-6
     )
     assert stepped.step == 1
+
+
+def test_what_a_config_does_not_say_is_the_default_recipe():
+    said, optimizer = StepConfig(MODEL), OptimizerConfig()
+    assert said == StepConfig(
+        model=MODEL,
+        regression=False,
+        components=optimizer.components,
+        b1=optimizer.b1,
+        b2=optimizer.b2,
+        dtype=TrainingConfig().dtype,
+        mixout=RegularizationConfig().mixout > 0,
+        prior_decay=optimizer.prior_decay > 0,
+        layer_decay=optimizer.layer_decay < 1,
+        trained_layers=None,
+        statistics=TrainingConfig().statistics_every > 0,
+        remat=TrainingConfig().remat,
+        nonfinite=optimizer.nonfinite,
+        clip=optimizer.clip,
+    )
+
+
+def test_curves_are_the_metrics_of_one_number_a_step():
+    _, metrics = STEP(STEP_CONFIG, a_run(), a_batch())
+    numbers = {k for k, v in metrics._asdict().items() if np.shape(v) == ()}
+    assert set(CURVES) == numbers - {"statistics"}
+
+
+def test_devices_draw_the_dropout_of_the_parts_of_a_batch():
+    run = a_run(dropout_rate=0.5)
+    parts = jax.tree.map(lambda *x: np.stack(x), a_batch(seed=0), a_batch(seed=1))
+    found = functools.partial(loss_and_grads, STEP_CONFIG)
+    one = jax.jit(found)
+    expected = one(run, parts)
+    on_devices = jax.pmap(
+        functools.partial(found, axis_name="data"),
+        axis_name="data",
+        in_axes=(None, 0),
+        out_axes=None,
+        devices=jax.devices()[:2],
+    )
+    chex.assert_trees_all_close(on_devices(run, parts), expected, rtol=1e-5, atol=1e-6)
+    assert one(run._replace(step=run.step + 1), parts)[0] != expected[0]
 
 
 def test_rows_of_weight_zero_count_for_nothing():

@@ -4,10 +4,10 @@ Callers leave out NaN scores.
 """
 
 import contextlib
-import dataclasses
 import math
 import warnings
 from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 import numpy as np
 from scipy import stats
@@ -16,8 +16,7 @@ MIN_RUNS = 3
 """Smaller samples are not compared and have no interval."""
 
 
-@dataclasses.dataclass(frozen=True)
-class Comparison:
+class Comparison(NamedTuple):
     """Two-sided tests and effect sizes for the spread and location of two samples."""
 
     std_ratio: float
@@ -54,16 +53,13 @@ def interval(scores: Sequence[float], statistic: str) -> tuple[float, float]:
     sample, function = np.asarray(scores), getattr(np, statistic)
     if sample.size < MIN_RUNS:
         return math.nan, math.nan
-    if np.ptp(sample) == 0:
-        value = float(function(sample))
-        return value, value
     for method in ("BCa", "percentile"):
         with _quiet():
             result = stats.bootstrap(
                 (sample,), function, method=method, rng=np.random.default_rng(0)
             )
         low, high = map(float, result.confidence_interval)
-        if math.isfinite(low) and math.isfinite(high):
+        if np.isfinite([low, high]).all():
             break
     return low, high
 

@@ -31,8 +31,8 @@ def token_table(arrays: TokenArrays) -> TokenTable:
 
 def join_tables(sets: Sequence[TokenArrays]) -> TokenTable:
     """Joins sets of one length into a table, one after another."""
-    columns = zip(*map(token_table, sets), strict=True)
-    return TokenTable(*map(np.concatenate, columns))
+    tables = map(token_table, sets)
+    return jax.tree.map(lambda *columns: np.concatenate(columns), *tables)
 
 
 def packed_batch(
@@ -54,10 +54,11 @@ def packed_batch(
     inside = (first <= cells) & (cells < first + table.lengths[indices.examples][None])
     slot = jnp.argmax(inside, axis=1)
     taken = jnp.any(inside, axis=1)
-    row = jnp.where(taken, indices.examples[slot], 0)
-    column = jnp.where(taken, cells[:, 0] - indices.cls_positions[slot], 0)
+    row = indices.examples[slot]
+    column = cells[:, 0] - indices.cls_positions[slot]
 
     def gathered(tokens):
+        # What JAX reads for a cell of padding, from wherever, is left out.
         return jnp.where(taken, tokens[row, column], 0).reshape(shape)
 
     return {

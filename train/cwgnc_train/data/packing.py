@@ -51,7 +51,7 @@ class Packing:
     slots: int  # How many examples a part has room for.
     usual: Shape
     """The smallest shape that holds all the batches sampled to choose the shapes."""
-    parts: int = 1  # How many parts a batch is split into, each with rows of its own.
+    parts: int  # How many parts a batch is split into, each with rows of its own.
 
     def shape(self, seeds: Sequence[int], steps: Sequence[int]) -> Shape:
         """Chooses the shape of the batches of one program from its runs' data seeds.
@@ -87,7 +87,7 @@ class Packing:
         lengths = self.lengths[examples]
         if self.padding == "packed":
             return first_fit(lengths, shape[1])[1] <= shape[0]
-        return lengths.max(initial=0) <= shape[1]
+        return bool((lengths <= shape[1]).all())
 
 
 def make_packing(
@@ -107,18 +107,14 @@ def make_packing(
     """
     lengths, longest = arrays.lengths, arrays.input_ids.shape[1]
     slots = rounded(-(-batch_size // parts), multiple)
-    sampled = [
-        lengths[part]
-        for step in range(_SAMPLED_BATCHES if padding != "max_length" else 0)
-        for part in batch_parts(len(lengths), 0, step, batch_size, parts)
-        if len(part)
-    ]
     if padding == "max_length":
         shapes = [(slots, max_length)]
     elif padding == "longest":
+        sampled = _sampled(lengths, batch_size, parts)
         needed = [min(longest, rounded(batch.max(), 8)) for batch in sampled]
         shapes = [(slots, size) for size in best_sizes(needed, _SIZES)]
     else:
+        sampled = _sampled(lengths, batch_size, parts)
         most = min(max_length, longest * 3 // 2)
         choices = [
             _packed_shapes(sampled, length, multiple)
@@ -206,6 +202,18 @@ def rounded(size: int, multiple: int) -> int:
     return -(-int(size) // multiple) * multiple
 
 
+def _sampled(
+    lengths: Int[np.ndarray, " examples"], batch_size: int, parts: int
+) -> list[Int[np.ndarray, " part"]]:
+    """Returns the lengths of the examples of each part of some batches."""
+    return [
+        lengths[part]
+        for step in range(_SAMPLED_BATCHES)
+        for part in batch_parts(len(lengths), 0, step, batch_size, parts)
+        if len(part)
+    ]
+
+
 def _packed_shapes(
     sampled: Sequence[np.ndarray], length: int, multiple: int
 ) -> tuple[list[Shape], int]:
@@ -225,6 +233,8 @@ def _filled(
         cls_positions=np.full(slots, shape[0] * shape[1], np.int32),
         weights=np.zeros(slots, np.float32),
     )
-    for array, values in zip(indices, (examples, cls_positions, 1), strict=True):
-        array[: len(examples)] = values
+    used = slice(len(examples))
+    indices.examples[used] = examples
+    indices.cls_positions[used] = cls_positions
+    indices.weights[used] = 1
     return indices

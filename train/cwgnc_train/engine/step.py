@@ -147,7 +147,7 @@ def train_step_alone(
     config: StepConfig,
     states: RunState,
     batch: dict[str, Array],
-    measured: bool = False,
+    measured: bool,
     layout: Layout | None = None,
     axis_name: str | None = None,
 ) -> tuple[RunState, Metrics]:
@@ -295,7 +295,7 @@ def example_losses(
 ) -> Float[Array, " examples"]:
     """Computes each example's cross entropy, or squared error in a regression."""
     if config.regression:
-        return jnp.square(logits[:, 0] - labels)
+        return jnp.square(logits.squeeze(1) - labels)
     return optax.softmax_cross_entropy_with_integer_labels(logits, labels)
 
 
