@@ -55,10 +55,9 @@ def packed_batch(
     slot = jnp.argmax(inside, axis=1)
     taken = jnp.any(inside, axis=1)
     row = indices.examples[slot]
-    column = cells[:, 0] - indices.cls_positions[slot]
+    column = jnp.where(taken, cells[:, 0] - indices.cls_positions[slot], 0)
 
     def gathered(tokens):
-        # What JAX reads for a cell of padding, from wherever, is left out.
         return jnp.where(taken, tokens[row, column], 0).reshape(shape)
 
     return {
