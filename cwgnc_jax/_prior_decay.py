@@ -109,8 +109,8 @@ def _check_like(
                 f"{start} its {path!r} has the shape {shape} in place of "
                 f"{jnp.shape(leaf)}"
             )
-    if whole and (more := [path for path in targets if path not in params]):
-        raise ValueError(f"{start} has {listed(more)} in addition")
+    if params and whole and (more := targets.keys() - params.keys()):
+        raise ValueError(f"{start} has {listed(sorted(more))} in addition")
 
 
 def _covering(decays: dict[str, Any], path: str) -> Any:
