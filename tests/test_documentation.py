@@ -21,11 +21,12 @@ def blocks_of(page):
     return FENCED.findall(page.read_text())
 
 
-@pytest.mark.parametrize(
-    "page",
-    list(filter(blocks_of, PAGES)),
-    ids=lambda page: str(page.relative_to(ROOT)),
-)
+def page_or_slow_page(page):
+    marks = pytest.mark.slow if page.name == "frameworks.md" else ()  # It starts Keras.
+    return pytest.param(page, id=str(page.relative_to(ROOT)), marks=marks)
+
+
+@pytest.mark.parametrize("page", list(map(page_or_slow_page, filter(blocks_of, PAGES))))
 def test_the_python_of_a_page_runs_block_after_block(page):
     names = {}
     with jax.numpy_rank_promotion("allow"):  # as users have it; Keras promotes

@@ -30,9 +30,7 @@ OF_A_CHAIN = [
     if pair.values[1] != "shard_map" or pair.values[0] not in WHOLE
 ]
 OF_THE_CLIP = [
-    pytest.param(
-        wrapper, way, marks=() if way in ("scan", "shard_map") else pytest.mark.slow
-    )
+    pytest.param(wrapper, way, marks=() if way == "scan" else pytest.mark.slow)
     for wrapper, way in itertools.product(WRAPPERS, OTHER_WAYS)
     if wrapper != "chain"
 ]

@@ -260,7 +260,7 @@ TRANSFORMS = {
     ),
 }
 
-LIKE_OTHERS = {"aggc", "olmo_clip", "autoclip", "cwgnc_adamw"}
+LIKE_OTHERS = {"aggc", "olmo_clip", "autoclip", "zclip", "cwgnc_adamw"}
 """Those that share all but a rule with others, or are made of others."""
 
 
