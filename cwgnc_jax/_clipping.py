@@ -362,7 +362,7 @@ def _scaled_part(part: Part, factors: Factors, zeroing: bool) -> Any:
 
 
 # Jitted, so that it is traced once for all leaves of a shape.
-@functools.partial(jax.jit, static_argnums=2)
+@functools.partial(jax.jit, static_argnums=2, inline=True)
 def _scaled(leaf: jax.Array, factor: jax.Array, zeroing: bool) -> jax.Array:
     wide = jnp.promote_types(leaf.dtype, jnp.float32)
     real = cast(Any, jnp.finfo(wide)).dtype
