@@ -22,7 +22,13 @@ from tests.composition.transforms import (
 from tests.composition.wrappers import PLAIN, PULL, nested_labels
 
 each = pytest.mark.parametrize("name", TRANSFORMS)
-COPIES = {"scale_by_adam": 2, "cwgnc_adamw": 2, "gradual_unfreezing": 2}
+COPIES = {
+    "scale_by_adam": 2,
+    "scale_by_spam": 2,
+    "cwgnc_adamw": 2,
+    "gradual_unfreezing": 2,
+    "spike_skip": 2,
+}
 """How often each parameter is in the state; in that of the others it is not."""
 
 

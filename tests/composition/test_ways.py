@@ -13,7 +13,7 @@ from tests.composition.wrappers import WRAPPERS
 OTHER_WAYS = [way for way in WAYS if way != "jit"]
 # Leaves must be whole for these: the clip of cwgnc_adamw has no axis_name, and
 # pretrained leaves are whole.
-WHOLE = {"cwgnc_adamw", "add_decayed_weights_towards"}
+WHOLE = {"bertadam_clip", "cwgnc_adamw", "add_decayed_weights_towards"}
 OFTEN = {"eager", "scan", "vmap", "shard_map"}
 WITH_EVERY_KIND_OF_STATE = {"clip by module, reporting", "zclip", "scale_by_adam"}
 

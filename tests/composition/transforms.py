@@ -233,6 +233,7 @@ TRANSFORMS = {
         clipped(lambda *_: 0.5, module),
         static=("component_fn",),
     ),
+    "bertadam_clip": Transform(cwgnc_jax.bertadam_clip, {}, clipped(lambda *_: 1.0)),
     "adagc": Transform(cwgnc_jax.adagc, {"warmup_steps": 1}),
     "aggc": Transform(cwgnc_jax.aggc, {"low": 0.5, "high": 1.5, "keep_report": True}),
     "olmo_clip": Transform(cwgnc_jax.olmo_clip, {"ratio": 1.1}),
@@ -243,6 +244,10 @@ TRANSFORMS = {
     ),
     "zclip": Transform(cwgnc_jax.zclip, {"z_threshold": 0.1, "warmup_steps": 1}),
     "scale_by_adam": Transform(cwgnc_jax.scale_by_adam, {}),
+    "scale_by_spam": Transform(
+        cwgnc_jax.scale_by_spam,
+        {"interval": 2, "spared_steps": 0, "warmup_steps": 1, "threshold": 0.5},
+    ),
     "cwgnc_adamw": Transform(
         cwgnc_jax.cwgnc_adamw,
         {"learning_rate": 0.1, "max_norm": 0.5, "weight_decay": 0.1},
@@ -258,9 +263,17 @@ TRANSFORMS = {
         {"tx": ADAM, "thaw_steps": [1, 2]},
         unfrozen(plainly(lambda: ADAM)),
     ),
+    "spike_skip": Transform(
+        cwgnc_jax.spike_skip,
+        {"inner": ADAM, "sigmas": 0.1, "window": 4},
+        static=("window",),
+    ),
 }
 
-LIKE_OTHERS = {"aggc", "olmo_clip", "autoclip", "zclip", "cwgnc_adamw"}
+LIKE_OTHERS = {
+    *("bertadam_clip", "aggc", "olmo_clip", "autoclip", "zclip"),
+    *("scale_by_spam", "cwgnc_adamw"),
+}
 """Those that share all but a rule with others, or are made of others."""
 
 
