@@ -119,7 +119,7 @@ def scale_by_adam(
 def _average(
     new: jax.Array, old: jax.Array, decay: jax.Array, rest: jax.Array
 ) -> jax.Array:
-    return rest * new + decay * old
+    return (rest * new + decay * old).astype(old.dtype)
 
 
 @jax.jit
@@ -127,7 +127,8 @@ def _average_square(
     new: jax.Array, old: jax.Array, decay: jax.Array, rest: jax.Array
 ) -> jax.Array:
     parts = [new.real, new.imag] if jnp.iscomplexobj(new) else [new]
-    return rest * sum(map(jnp.square, parts)) + decay * old
+    square = rest * sum(map(jnp.square, parts)) + decay * old
+    return square.astype(old.dtype)
 
 
 @jax.jit

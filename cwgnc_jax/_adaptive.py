@@ -82,11 +82,12 @@ def adagc(
     During the warm-up all components are clipped together by their global norm, and
     :math:`\gamma` is the smallest clipped norm so far.
 
-    A component learns nothing from a norm that is zero, NaN or infinite; such updates
-    are treated as in :func:`component_clip_by_global_norm`. During the warm-up a NaN
-    spreads to all components, as with any global clip, and none learns from that step.
-    A component that has learned nothing by the end of the warm-up learns from its first
-    norm and is clipped from its second norm on.
+    A component learns nothing from a norm that is zero, NaN or infinite; where it has a
+    threshold such updates are treated as in :func:`component_clip_by_global_norm`,
+    elsewhere they pass. During the warm-up a NaN spreads to all components, as with any
+    global clip, and none learns from that step. A component that has learned nothing by
+    the end of the warm-up learns from its first norm and is clipped from its second
+    norm on.
 
     Rule and defaults are the paper's. The authors' published code sets ``ratio`` to
     1.04 and ``decay`` to 0.99, and adds 1e-6 to a norm before it clips. Here
@@ -184,8 +185,8 @@ def aggc(
     The first norm that is finite and greater than zero is not reduced and starts the
     average. In this we differ from the authors' code, where the average starts at zero,
     so that the first norms lie far above the interval. A component learns nothing from
-    a norm that is zero, NaN or infinite; such updates are treated as in
-    :func:`component_clip_by_global_norm`.
+    a norm that is zero, NaN or infinite; where it has a threshold such updates are
+    treated as in :func:`component_clip_by_global_norm`, elsewhere they pass.
 
     The authors run it with ``min_factor=0.9``, ``max_factor=1.1`` and ``eps=1e-12``,
     and further:
@@ -306,8 +307,9 @@ def olmo_clip(
 
     The first norm that is finite and greater than zero is not clipped and starts the
     average; in OLMo's trainer the norm of the second step starts it. A component learns
-    nothing from a norm that is zero, NaN or infinite; such updates are treated as in
-    :func:`component_clip_by_global_norm`.
+    nothing from a norm that is zero, NaN or infinite; where it has a threshold such
+    updates are treated as in :func:`component_clip_by_global_norm`, elsewhere they
+    pass.
 
     The rule and ``eps`` are those of the trainer's setting ``max_grad_norm_ratio``. The
     setting has no default, and none of the published OLMo configurations uses it: they

@@ -101,7 +101,7 @@ def bertadam_clip(max_norm: MaxNorm = 1.0) -> optax.GradientTransformation:
         See :func:`component_clip_by_global_norm` for schedules and rules.
 
     Returns:
-      An :class:`optax.GradientTransformation` without a state.
+      An :class:`optax.GradientTransformation`.
 
     Raises:
       TypeError: If ``max_norm`` is of the wrong kind.

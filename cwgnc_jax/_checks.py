@@ -4,6 +4,7 @@ The value of a traced number is not known and passes; its shape and dtype are ch
 """
 
 import math
+import numbers
 from collections.abc import Iterable
 from typing import Any
 
@@ -65,7 +66,8 @@ def check_percentile(percentile: Any) -> None:
 
 def check_count(argument: str, value: Any, least: int, *, static: bool = False) -> None:
     """Raises unless this is a number of steps; a static one is an int."""
-    if static and not (isinstance(value, int) and not isinstance(value, bool)):
+    is_int = isinstance(value, numbers.Integral) and not isinstance(value, bool)
+    if static and not is_int:
         raise TypeError(
             f"{argument} must be an int that is known when the program is compiled, "
             f"got {value!r}. Under optax.inject_hyperparams name it in static_args."
@@ -98,6 +100,8 @@ def check_scalar(argument: str, value: Any) -> None:
                 ". It may also be a schedule, rules [(pattern, threshold), ...] for "
                 "the names of components, per_element(...) or relative_to_params(...)."
             )
+        elif callable(value):
+            hint = ". For a schedule use optax.inject_hyperparams."
         raise TypeError(f"{argument} must be a real number, got {value!r}{hint}")
     if shape := jnp.shape(value):
         raise ValueError(f"{argument} must be a scalar, got an array of shape {shape}")
@@ -115,10 +119,25 @@ def _is_real(value: Any) -> bool:
     return jnp.issubdtype(dtype, jnp.floating) or jnp.issubdtype(dtype, jnp.integer)
 
 
+def check_transformation(argument: str, value: Any) -> None:
+    """Raises unless this is a transformation of gradients."""
+    if not callable(getattr(value, "update", None)):
+        raise TypeError(
+            f"{argument} must be an optax.GradientTransformation, got {value!r}"
+        )
+
+
 def check_inexact(leaves: Iterable[tuple[str, Any]]) -> None:
     """Raises unless all leaves, given with their paths, are real or complex."""
     for path, leaf in leaves:
-        dtype = jnp.result_type(leaf)
+        try:
+            dtype = jnp.result_type(leaf)
+        except TypeError as error:
+            raise TypeError(
+                f"{path!r} is no array but {leaf!r}. Give the transformation arrays "
+                f"only: eqx.filter(model, eqx.is_inexact_array) in Equinox, "
+                f"nnx.state(model, nnx.Param) in NNX."
+            ) from error
         if not jnp.issubdtype(dtype, jnp.inexact):
             raise TypeError(
                 f"{path!r} has the dtype {dtype.name}, but what is trained must be "

@@ -15,7 +15,14 @@ from jax.typing import ArrayLike
 from cwgnc_jax._assignment import Assignment, Part, StackedAxes, assign
 from cwgnc_jax._checks import check_inexact, check_nonnegative
 from cwgnc_jax._components import ComponentFn, check_component_fn
-from cwgnc_jax._norms import AxisName, roots, shards, squared_norms, varying
+from cwgnc_jax._norms import (
+    AxisName,
+    roots,
+    shards,
+    squared_norms,
+    varying,
+    wide_dtype,
+)
 from cwgnc_jax._report import ReportedState, empty_record, recorded
 from cwgnc_jax._thresholds import MaxNorm, Thresholds
 
@@ -150,16 +157,17 @@ def component_clip_by_global_norm(
         raise ValueError(f"nonfinite must be 'propagate' or 'zero', got {nonfinite!r}")
     zeroing = nonfinite == "zero"
 
-    def init_rule(names: list[str], whole: bool) -> Any:
-        thresholds.check(names, whole=whole)
+    def init_rule(assigned: Assignment) -> Any:
+        names = [assigned.names[i] for i in assigned.present()]
+        thresholds.check(names, whole=assigned.whole)
         if thresholds.scheduled:
             return ScheduledClipState(jnp.zeros((), jnp.int32))
         return optax.EmptyState()
 
     def rule(measured: Measured, state: Any) -> tuple[Factors, Any]:
         step = state.count if thresholds.scheduled else None
-        names, sizes, squares, param_norms = measured
-        clipped = thresholds.clipped(names)
+        names, sizes, squares, param_norms, present = measured
+        clipped = [i for i in present if thresholds.clips(names[i])]
         factors: list[Any] = [None] * len(names)
         if clipped:
             max_norms = thresholds.of(
@@ -215,13 +223,16 @@ class Measured(NamedTuple):
     param_norms: Float[jax.Array, " components"] | None
     """The norms of the parameters, if the rule needs them."""
 
+    present: list[int]
+    """The components that have a leaf."""
+
 
 Factors = Sequence[jax.Array | None]
 """The factor that scales each component; None leaves it unscaled."""
 
 
 def clip_components(
-    init_rule: Callable[[list[str], bool], Any],
+    init_rule: Callable[[Assignment], Any],
     rule: Callable[[Measured, Any], tuple[Factors, Any]],
     component_fn: ComponentFn | None,
     options: ClipOptions,
@@ -232,8 +243,7 @@ def clip_components(
     """Scales each component by the factor that a rule derives from its norm.
 
     Args:
-      init_rule: Makes the rule's first state from the names of the components, and from
-        whether these are all of the tree's.
+      init_rule: Makes the rule's first state for the components.
       rule: Takes the measurements and the rule's state, and returns factors and the
         next state.
       component_fn: Maps a path to its component's name.
@@ -250,7 +260,7 @@ def clip_components(
     def init_fn(params: optax.Params) -> Any:
         assigned = assign(params, component_fn, stacked_axes, check=True)
         _check_leaves(assigned)
-        state = init_rule(assigned.names, assigned.whole)
+        state = init_rule(assigned)
         if keep_report:
             return ReportedState(state, empty_record(len(assigned.names)))
         return state
@@ -275,7 +285,13 @@ def clip_components(
             assigned.sizes(lambda leaf: shards(leaf, axis_name)),
             squares,
             roots(param_squares[0]) if param_squares else None,
+            assigned.present(),
         )
+        if keep_report and not isinstance(state, ReportedState):
+            raise TypeError(
+                f"The clip keeps a report, but its state is {type(state).__name__}: "
+                f"pass the state that its own init made."
+            )
         inner_state = state.inner_state if keep_report else state
         factors, inner_state = rule(measured, inner_state)
         if keep_report:
@@ -292,13 +308,16 @@ def clip_factor(
     norm: Float[jax.Array, "*components"], max_norm: ArrayLike, eps: ArrayLike
 ) -> Float[jax.Array, "*components"]:
     """Computes the factor of a norm, or of each norm in a vector."""
-    # Below 0, as a schedule may come, is as 0: no factor changes a sign.
+    # A schedule may fall below 0; that counts as 0, so that no factor changes a sign.
     max_norm = jnp.maximum(jnp.asarray(max_norm, norm.dtype), 0.0)
+    unlimited = jnp.isinf(max_norm)
+    # Not inf / inf, whose derivative is NaN where it is not used either.
+    max_norm = jnp.where(unlimited, 1.0, max_norm)
     # max_norm / max(norm + eps, max_norm) is the formula's minimum without a division
     # by 0, except where both are 0, as when a schedule has reached 0: hence tiny.
     least = np.finfo(norm.dtype).tiny
     factor = max_norm / jnp.maximum(jnp.maximum(norm + eps, max_norm), least)
-    return jnp.where(jnp.isinf(max_norm), 1.0, factor)
+    return jnp.where(unlimited, 1.0, factor)
 
 
 # Traced once for all scalars.
@@ -364,7 +383,7 @@ def _scaled_part(part: Part, factors: Factors, zeroing: bool) -> Any:
 # Jitted, so that it is traced once for all leaves of a shape.
 @functools.partial(jax.jit, static_argnums=2, inline=True)
 def _scaled(leaf: jax.Array, factor: jax.Array, zeroing: bool) -> jax.Array:
-    wide = jnp.promote_types(leaf.dtype, jnp.float32)
+    wide = wide_dtype(leaf.dtype)
     real = cast(Any, jnp.finfo(wide)).dtype
     product = leaf.astype(wide) * factor.astype(real)
     if zeroing:

@@ -228,4 +228,4 @@ def check_component_fn(component_fn: Any) -> None:
 
 def ordered(names: Iterable[str]) -> list[str]:
     """Sorts the names, each once, with layer 10 after layer 2."""
-    return sorted(set(names), key=natural_key)
+    return sorted(set(names), key=lambda name: (natural_key(name), name))

@@ -1,6 +1,7 @@
 """The depth of parameters, and which depths train."""
 
 import math
+import numbers
 import re
 from collections.abc import Callable
 from typing import Any
@@ -128,9 +129,21 @@ def depths(
     """
     found = places(tree)
     if num_layers is None:
+        _check_layers_shown(found.masked, depth_fn)
         shown = _depths_of(found.paths, depth_fn)
         num_layers = int(max((d for d in shown if d < math.inf), default=0))
     return _depths_of([path for path, _ in found.leaves], depth_fn), num_layers
+
+
+def _check_layers_shown(masked: list[str], depth_fn: DepthFn | None) -> None:
+    if depth_fn not in (None, encoder_depth):
+        return
+    for path in masked:
+        if _LAYERS.fullmatch(path.rpartition("/")[2]):
+            raise ValueError(
+                f"The number of layers cannot be read from the tree, since one entry "
+                f"of a mask hides all of {path!r}. Pass num_layers."
+            )
 
 
 def _depths_of(paths: list[str], depth_fn: DepthFn | None) -> list[float]:
@@ -139,7 +152,7 @@ def _depths_of(paths: list[str], depth_fn: DepthFn | None) -> list[float]:
         path
         for path, depth in zip(paths, found, strict=True)
         if isinstance(depth, bool)
-        or not isinstance(depth, int | float)
+        or not isinstance(depth, numbers.Real)
         or math.isnan(depth)
     ]
     if without:

@@ -9,6 +9,7 @@ from jax.typing import ArrayLike
 
 from cwgnc_jax._checks import check_factor, check_inexact
 from cwgnc_jax._depth import DepthFn, check_depths, depths
+from cwgnc_jax._norms import wide_dtype
 from cwgnc_jax._tree_paths import places
 
 
@@ -35,8 +36,9 @@ def scale_by_layer_decay(
       depth_fn: Maps a parameter's "/"-joined path to its depth: 0 for the embeddings,
         1 to L for the layers, more for the heads. None is :func:`encoder_depth`.
       num_layers: The number L. None reads the largest finite depth from the tree, where
-        parameters hidden by ``optax.masked`` count too. Give it where a part of the
-        model is not in the tree at all, or where the heads have a finite depth.
+        parameters hidden by ``optax.masked`` count too. Give it where one entry of a
+        mask hides several layers, where a part of the model is not in the tree at all,
+        or where the heads have a finite depth.
 
     Returns:
       An :class:`optax.GradientTransformation` without state.
@@ -44,7 +46,8 @@ def scale_by_layer_decay(
     Raises:
       TypeError: If ``decay`` is not a number or ``depth_fn`` not a function; from
         ``init`` on if ``depth_fn`` does not return a number or a leaf is an integer.
-      ValueError: If ``decay`` lies outside (0, 1] or ``num_layers`` is negative.
+      ValueError: If ``decay`` lies outside (0, 1] or ``num_layers`` is negative; from
+        ``init`` on if the number of layers is hidden.
 
     Examples:
       >>> import cwgnc_jax
@@ -82,9 +85,13 @@ def scale_by_layer_decay(
         leaves = jax.tree.leaves(updates)
         treedef: Any = jax.tree.structure(updates)
         scaled = [
-            (leaf * factor).astype(jnp.result_type(leaf))
+            _scaled(jnp.asarray(leaf), factor)
             for leaf, factor in zip(leaves, factors(updates), strict=True)
         ]
         return jax.tree.unflatten(treedef, scaled), state
 
     return optax.GradientTransformation(init_fn, update_fn)
+
+
+def _scaled(leaf: jax.Array, factor: ArrayLike) -> jax.Array:
+    return (leaf.astype(wide_dtype(leaf.dtype)) * factor).astype(leaf.dtype)

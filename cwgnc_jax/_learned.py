@@ -59,8 +59,8 @@ def learned_clip(
         return new.astype(old.dtype)
 
     def on_vector(measured: Measured, state: State) -> tuple[Factors, State]:
-        rows = {len(leaf) for leaf in jax.tree.leaves(state) if leaf.ndim}
-        check_rows(min(rows), measured.names)
+        rows = next((len(x) for x in jax.tree.leaves(state) if jnp.ndim(x)), 0)
+        check_rows(rows, measured.names)
         if not measured.names:
             return [], state
         factors, next_state = rule(roots(measured.squares), state)
@@ -68,7 +68,7 @@ def learned_clip(
         return jnp.unstack(factors), state
 
     return clip_components(
-        lambda names, whole: init(len(names)), on_vector, component_fn, options
+        lambda assigned: init(len(assigned.names)), on_vector, component_fn, options
     )
 
 

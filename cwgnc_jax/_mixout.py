@@ -53,9 +53,9 @@ def mixout(
       The mixed parameters, to be passed to the model in place of ``params``.
 
     Raises:
-      TypeError: If ``rate`` is not a number.
-      ValueError: If ``rate`` lies outside [0, 1), the trees differ in structure, or no
-        parameter is a kernel.
+      TypeError: If ``rate`` is not a number, or ``kernels`` is not such a mapping.
+      ValueError: If ``rate`` lies outside [0, 1), the trees differ in structure or
+        shapes, no parameter is a kernel, or an axis is not one of the last two.
 
     Examples:
       >>> import cwgnc_jax
@@ -82,6 +82,13 @@ def mixout(
             f"got {target_treedef}"
         )
 
+    for path, leaf, target in zip(paths, leaves, targets, strict=True):
+        if jnp.shape(leaf) != jnp.shape(target):
+            raise ValueError(
+                f"pretrained must be a tree like params, but its {path!r} has the "
+                f"shape {jnp.shape(target)} in place of {jnp.shape(leaf)}"
+            )
+    _check_kernels(kernels)
     axes = [_input_axis(*leaf, kernels) for leaf in zip(paths, leaves, strict=True)]
     if leaves and all(axis is None for axis in axes):
         raise ValueError(
@@ -101,12 +108,25 @@ def mixout(
         shape = [1 if i == outputs else size for i, size in enumerate(weight.shape)]
         kept = jax.random.bernoulli(own_key, 1 - rate, shape).astype(weight.dtype)
         mixed = (kept * weight + (1 - kept - rate) * target) / (1 - rate)
+        mixed = mixed.astype(weight.dtype)
         # The second term is 0 and gives the gradient; the first gives the value.
         passed = kept * weight
         return jax.lax.stop_gradient(mixed) + (passed - jax.lax.stop_gradient(passed))
 
     mixed = list(map(mix, paths, leaves, targets, axes))
     return jax.tree.unflatten(treedef, mixed)
+
+
+def _check_kernels(kernels: Any) -> None:
+    if kernels is not None and not (
+        isinstance(kernels, Mapping)
+        and all(isinstance(pattern, str) for pattern in kernels)
+        and all(isinstance(axis, int) for axis in kernels.values())
+    ):
+        raise TypeError(
+            f"kernels must map patterns for paths to axes, such as "
+            f'{{".*weight": 1}}, got {kernels!r}'
+        )
 
 
 def _input_axis(path: str, leaf: Any, kernels: Mapping[str, int] | None) -> int | None:
@@ -117,11 +137,12 @@ def _input_axis(path: str, leaf: Any, kernels: Mapping[str, int] | None) -> int 
         return 0 if is_kernel else None
     for pattern, axis in kernels.items():
         if dimensions > 1 and compiled(pattern).fullmatch(path):
-            if axis % dimensions < dimensions - 2:
+            inputs = axis + dimensions if axis < 0 else axis
+            if not dimensions - 2 <= inputs < dimensions:
                 raise ValueError(
                     f"kernels says that axis {axis} of {path!r}, whose shape is "
                     f"{jnp.shape(leaf)}, counts the inputs. It must be one of the last "
                     f"two axes: -2 or -1."
                 )
-            return axis % dimensions
+            return inputs
     return None

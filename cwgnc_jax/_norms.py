@@ -96,6 +96,11 @@ def roots(squares: Sequence[Float[jax.Array, ""]]) -> Float[jax.Array, " compone
     return jnp.sqrt(jnp.stack(squares)) if squares else jnp.zeros(0, jnp.float32)
 
 
+def wide_dtype(dtype: Any) -> Any:
+    """Returns the dtype in which leaves are computed with: float32 or their own."""
+    return jnp.float32 if jnp.finfo(dtype).bits < 32 else dtype
+
+
 def shards(leaf: Any, axis_name: AxisName | None) -> int:
     """Counts the shards of a leaf over the devices of these axes."""
     axes = _axes(axis_name)
@@ -136,7 +141,7 @@ def _squared_norm(
 ) -> Float[jax.Array, "*layers"]:
     reduced = None if axis is None else [i for i in range(leaf.ndim) if i != axis]
     pieces = [leaf.real, leaf.imag] if jnp.iscomplexobj(leaf) else [leaf]
-    dtype = jnp.promote_types(pieces[0].dtype, jnp.float32)
+    dtype = wide_dtype(pieces[0].dtype)
     return jnp.asarray(
         sum(jnp.sum(jnp.square(piece.astype(dtype)), reduced) for piece in pieces)
     )

@@ -76,8 +76,8 @@ def autoclip(
     each component.
 
     A norm that is zero, NaN or infinite leaves a gap in the history and does not count
-    in the percentile; such updates are treated as in
-    :func:`component_clip_by_global_norm`.
+    in the percentile; where there is one such updates are treated as in
+    :func:`component_clip_by_global_norm`, elsewhere they pass.
 
     Args:
       percentile: From 0 to 100.
@@ -178,9 +178,9 @@ def zclip(
     cap clips far more steps than the rule.
 
     A component learns nothing from a norm that is zero, NaN or infinite, which does not
-    count as a step of its warm-up; such updates are treated as in
-    :func:`component_clip_by_global_norm`. Under the cap a NaN spreads to all
-    components, as with any global clip.
+    count as a step of its warm-up; after it such updates are treated as in
+    :func:`component_clip_by_global_norm`, during it they pass. Under the cap a NaN
+    spreads to all components, as with any global clip.
 
     Args:
       z_threshold: The largest number of standard deviations above the mean.

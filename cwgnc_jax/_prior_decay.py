@@ -5,6 +5,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax.typing import ArrayLike
 
@@ -77,7 +78,9 @@ def add_decayed_weights_towards(
         if params is None:
             raise ValueError("add_decayed_weights_towards needs params in update")
         weights = _by_path(params)
-        decays = _by_path(mask(params) if callable(mask) else mask)
+        # A tree may be callable itself, as the modules of Equinox are.
+        is_function = callable(mask) and jax.tree_util.all_leaves([mask])
+        decays = _by_path(mask(params) if is_function else mask)
         treedef: Any = jax.tree.structure(updates)
 
         def add(path: str, update: jax.Array) -> jax.Array:
@@ -113,10 +116,14 @@ def _check_like(
         raise ValueError(f"{start} has {listed(sorted(more))} in addition")
 
 
-def _covering(decays: dict[str, Any], path: str) -> Any:
+def _covering(decays: dict[str, Any], path: str) -> bool:
     """Finds a path's value in a mask, where one may stand for a whole subtree."""
-    while path not in decays and path:
-        path = path.rpartition("/")[0]
-    if path not in decays:
-        raise ValueError(f"mask must be a tree like the parameters, but lacks {path!r}")
-    return decays[path]
+    above = path
+    while above not in decays and above:
+        above = above.rpartition("/")[0]
+    if not isinstance(decays.get(above), bool | np.bool_):
+        raise TypeError(
+            f"mask must be a tree of True and False like the parameters, or a function "
+            f"that makes one, but for {path!r} it has {decays.get(above)!r}"
+        )
+    return bool(decays[above])

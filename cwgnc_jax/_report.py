@@ -106,7 +106,8 @@ def clip_report(
       Norm, coefficient and whether it was clipped for each component, and the clip
       rates: numbers, or arrays where the state is traced. Before the first step the
       norms are 0 and the coefficients 1. A component whose norm was NaN has the
-      coefficient NaN and does not count as clipped.
+      coefficient NaN and does not count as clipped; with ``nonfinite="zero"`` it has 0
+      and counts.
 
     Raises:
       ValueError: If not exactly one clip in the state keeps a report, or it has another

@@ -17,6 +17,7 @@ from cwgnc_jax._checks import (
     check_inexact,
     check_positive,
     check_threshold,
+    check_transformation,
 )
 from cwgnc_jax._norms import AxisName, roots, squared_norms
 from cwgnc_jax._tree_paths import places
@@ -56,9 +57,10 @@ def spike_skip(
       \|g_t\| > \mu + \text{sigmas} \cdot \sigma
 
     that is, its updates are zero and the state of ``inner`` does not change: neither
-    moments nor counts nor schedules know of it. No finite norm is judged before half of
-    the window is filled, itself included, and two norms came before it. A skipped norm
-    enters the window, so that a new level of norms is soon no outlier any more.
+    moments nor counts nor schedules know of it. A finite norm is judged only once it
+    and those before it fill half of the window, and at least two came before it. A
+    skipped norm enters the window, so that a new level of norms is soon no outlier any
+    more.
 
     A norm that is NaN or infinite, also one whose square overflows float32, is skipped
     from the first step on and does not enter the window.
@@ -112,8 +114,7 @@ def spike_skip(
 
     .. seealso:: :func:`optax.apply_if_finite`, which looks for NaN and infinity only.
     """
-    if not callable(getattr(inner, "update", None)):
-        raise TypeError(f"inner must be a GradientTransformation, got {inner!r}")
+    check_transformation("inner", inner)
     check_positive("sigmas", sigmas)
     check_count("window", window, 4, static=True)
     inner = optax.with_extra_args_support(inner)
@@ -217,7 +218,9 @@ def scale_by_spam(
     of a word that is not in the first batches. We have no momentum for only a part of a
     matrix. And weight decay is a transformation of its own.
 
-    An infinite element is clipped, NaN stays in the moments until the next reset.
+    An infinite element is clipped like any other: not in the spared steps, nor where
+    the second moment is zero. What is not clipped, and NaN, stays in the moments until
+    the next reset.
 
     Args:
       b1: Decay of the first moment, in [0, 1).

@@ -159,10 +159,9 @@ class Thresholds:
             if whole:
                 self._rules.check_all_used(names)
 
-    def clipped(self, names: list[str]) -> list[int]:
-        """Lists the components that have a threshold."""
-        rules = enumerate(self._rules_of(names))
-        return [i for i, rule in rules if self._thresholds[rule] is not None]
+    def clips(self, name: str) -> bool:
+        """Says whether a component has a threshold."""
+        return self._thresholds[self._rules_of([name])[0]] is not None
 
     def of(
         self,
@@ -183,10 +182,11 @@ class Thresholds:
         Returns:
           The thresholds.
         """
-        rules = np.array(self._rules_of(names))
+        own_rules = self._rules_of(names)
+        rules = np.array(own_rules)
         thresholds = jnp.zeros(len(names))
         own: Any
-        for rule in sorted(set(self._rules_of(names))):
+        for rule in sorted(set(own_rules)):
             threshold = self._thresholds[rule]
             if isinstance(threshold, PerElement):
                 own = threshold.threshold * np.sqrt(np.array(sizes, np.float32))

@@ -1,12 +1,15 @@
 """Gradual unfreezing, in which layers start to train one by one from the top."""
 
+import numbers
 from collections.abc import Hashable, Sequence
 from typing import Any
 
 import jax
 import optax
 
+from cwgnc_jax._checks import check_transformation
 from cwgnc_jax._depth import DepthFn, check_depths, depths, is_thawed
+from cwgnc_jax._rules import is_list
 
 
 def gradual_unfreezing(
@@ -46,7 +49,8 @@ def gradual_unfreezing(
       An :class:`optax.GradientTransformationExtraArgs`.
 
     Raises:
-      TypeError: If ``depth_fn`` is not a function; from ``init`` on if it does not
+      TypeError: If ``tx`` is not a transformation, ``depth_fn`` is not a function or
+        ``thaw_steps`` is not a list of ints; from ``init`` on if it does not
         return a number.
       ValueError: If a step is negative or the steps decrease; from ``init`` on if there
         are more steps than layers.
@@ -72,7 +76,8 @@ def gradual_unfreezing(
       Ruder, `Universal Language Model Fine-tuning for Text Classification
       <https://arxiv.org/abs/1801.06146>`_, 2018
     """
-    steps = list(thaw_steps)
+    check_transformation("tx", tx)
+    steps = _checked_steps(thaw_steps)
     if any(step < 0 for step in steps) or steps != sorted(steps):
         raise ValueError(
             f"thaw_steps must be 0 or more and must not decrease, got {steps}"
@@ -97,8 +102,13 @@ def gradual_unfreezing(
         treedef: Any = jax.tree.structure(params)
         return jax.tree.unflatten(treedef, groups)
 
+    def partitioned(params: Any) -> optax.GradientTransformationExtraArgs:
+        # As a function, since a tree of labels may be callable itself.
+        found = labels(params)
+        return optax.partition(transforms, lambda _: found)
+
     def init_fn(params: optax.Params) -> optax.OptState:
-        return optax.partition(transforms, labels(params)).init(params)
+        return partitioned(params).init(params)
 
     def update_fn(
         updates: optax.Updates,
@@ -108,10 +118,20 @@ def gradual_unfreezing(
     ) -> tuple[optax.Updates, optax.OptState]:
         # Where updates are None parameters need a label.
         tree = updates if params is None else params
-        partition = optax.partition(transforms, labels(tree))
-        return partition.update(updates, state, params, **extra_args)
+        return partitioned(tree).update(updates, state, params, **extra_args)
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+
+
+def _checked_steps(thaw_steps: Any) -> list[int]:
+    if not is_list(thaw_steps) or not all(
+        isinstance(step, numbers.Integral) and not isinstance(step, bool)
+        for step in thaw_steps
+    ):
+        raise TypeError(
+            f"thaw_steps must be a list of steps, which are ints, got {thaw_steps!r}"
+        )
+    return [int(step) for step in thaw_steps]
 
 
 _EMBEDDINGS, _FROZEN = -1, -2

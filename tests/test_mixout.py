@@ -143,3 +143,25 @@ def test_a_tree_without_a_kernel_is_refused_with_the_fix():
             {"weight": jnp.ones((3, 4, 2))},
             *(0.5, jax.random.key(0), {"weight": 0}),
         )
+
+
+def test_kernels_keep_their_dtype_whatever_that_of_the_rate():
+    params = {"kernel": jnp.ones((3, 2), jnp.bfloat16)}
+    for rate in (np.float64(0.5), jnp.float32(0.5)):
+        mixed = mixout(params, params, rate, jax.random.key(0))
+        assert mixed["kernel"].dtype == jnp.bfloat16
+
+
+@pytest.mark.parametrize(
+    ("target", "kernels", "error", "match"),
+    [
+        (jnp.ones((1, 2)), None, ValueError, r"'kernel' has the shape \(1, 2\)"),
+        (jnp.ones((3, 2)), {"kernel": 5}, ValueError, "axis 5 of 'kernel'"),
+        (jnp.ones((3, 2)), ["kernel"], TypeError, "must map patterns for paths"),
+        (jnp.ones((3, 2)), {"kernel": "0"}, TypeError, "must map patterns for paths"),
+    ],
+)
+def test_kernels_that_do_not_fit_are_refused(target, kernels, error, match):
+    params = {"kernel": jnp.ones((3, 2))}
+    with pytest.raises(error, match=match):
+        mixout(params, {"kernel": target}, 0.5, jax.random.key(0), kernels)

@@ -64,3 +64,10 @@ def test_bad_input_is_refused():
         tx.init(PARAMS | {"bias": jnp.ones(2)})
     with pytest.raises(ValueError, match="needs params"):
         tx.update(ZEROS, tx.init(PARAMS))
+
+
+def test_a_mask_that_is_no_tree_of_booleans_is_refused():
+    for mask in ("bias", {"kernel": True}, {"kernel": 1, "bias": 0}):
+        tx = add_decayed_weights_towards(PRETRAINED, 0.1, mask)
+        with pytest.raises(TypeError, match="mask must be a tree of True and False"):
+            tx.update(ZEROS, tx.init(PARAMS), PARAMS)

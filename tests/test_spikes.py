@@ -265,7 +265,11 @@ def test_the_threshold_can_be_swept():
 @pytest.mark.parametrize(
     ("make", "error", "match"),
     [
-        (lambda: spike_skip(0.1), TypeError, "inner must be a GradientTransformation"),
+        (
+            lambda: spike_skip(0.1),
+            TypeError,
+            "inner must be an optax.GradientTransformation",
+        ),
         (lambda: spike_skip(optax.sgd(1), 0), ValueError, "sigmas must be positive"),
         (lambda: spike_skip(optax.sgd(1), "6"), TypeError, "sigmas must be a real nu"),
         (lambda: spike_skip(optax.sgd(1), window=3), ValueError, "window must be at"),

@@ -117,3 +117,17 @@ def test_a_depth_function_that_leaves_a_parameter_out_is_named():
     )
     with pytest.raises(TypeError, match="does not for 'pooler/kernel'"):
         tx.init(params())
+
+
+@pytest.mark.parametrize(
+    ("tx", "thaw_steps", "match"),
+    [
+        (0.1, [0], "tx must be an optax.GradientTransformation, got 0.1"),
+        (optax.sgd(1.0), 3, "thaw_steps must be a list of steps, .* got 3"),
+        (optax.sgd(1.0), "1,2", "thaw_steps must be a list of steps"),
+        (optax.sgd(1.0), [1.5], "thaw_steps must be a list of steps"),
+    ],
+)
+def test_what_is_no_optimizer_or_no_list_of_steps_is_refused(tx, thaw_steps, match):
+    with pytest.raises(TypeError, match=match):
+        gradual_unfreezing(tx, thaw_steps=thaw_steps)

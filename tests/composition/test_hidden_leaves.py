@@ -175,3 +175,24 @@ def test_report_under_a_mask_names_what_was_clipped():
         report.norm, {name: 3.0 for name in MODULES if name != "layer_0"}
     )
     assert report.clip_rate_components == 1.0
+
+
+LAYERS = {str(i): {"kernel": jnp.ones(1)} for i in range(3)}
+MODEL = {"embeddings": jnp.ones(1), "layers": LAYERS, "head": jnp.ones(1)}
+WITHOUT_LAYERS = {"embeddings": True, "layers": False, "head": True}
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda **more: scale_by_layer_decay(0.5, **more),
+        lambda **more: gradual_unfreezing(SGD, thaw_steps=[0, 0, 0], **more),
+    ],
+    ids=["layer decay", "unfreezing"],
+)
+def test_layers_hidden_by_one_entry_of_a_mask_have_to_be_counted_by_hand(make):
+    with pytest.raises(ValueError, match="hides all of 'layers'. Pass num_layers"):
+        optax.masked(make(), WITHOUT_LAYERS).init(MODEL)
+    tx = optax.masked(make(num_layers=3), WITHOUT_LAYERS)
+    updates, _ = tx.update(MODEL, tx.init(MODEL), MODEL)
+    assert updates["embeddings"] in (0.5**4, -1.0)

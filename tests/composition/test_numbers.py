@@ -141,3 +141,48 @@ def test_a_ratio_below_zero_gives_zeros():
     state.hyperparams["ratio"] = jnp.float32(-1.0)
     updates, _ = update(nested(GRADS[1]), state, PLAIN)
     assert_zeros(updates)
+
+
+# --- Derivatives, and dtypes of numbers.
+
+
+@pytest.mark.parametrize(
+    "tx",
+    [
+        cwgnc_jax.component_clip_by_global_norm(float("inf")),
+        cwgnc_jax.olmo_clip(2.0),
+        cwgnc_jax.zclip(),
+        cwgnc_jax.aggc(0.5, 2.0),
+    ],
+    ids=["no threshold", "olmo_clip", "zclip", "aggc"],
+)
+def test_where_nothing_is_clipped_the_derivative_is_one(tx):
+    def total(grads):
+        return jnp.sum(tx.update(grads, tx.init(grads))[0])
+
+    np.testing.assert_array_equal(jax.grad(total)(jnp.array([3.0, 4.0])), [1.0, 1.0])
+
+
+@pytest.mark.parametrize("make", [cwgnc_jax.scale_by_adam, cwgnc_jax.scale_by_spam])
+def test_a_decay_of_another_dtype_changes_no_moment(make):
+    tx = make(b1=np.float32(0.9), b2=jnp.float32(0.99))
+    grads = {"narrow": jnp.ones(2, jnp.bfloat16), "wide": jnp.ones(2)}
+    state = tx.init(grads)
+    updates, after = tx.update(grads, state)
+    dtypes = jax.tree.map(lambda leaf: leaf.dtype, (state, grads))
+    assert jax.tree.map(lambda leaf: leaf.dtype, (after, updates)) == dtypes
+
+
+def test_a_factor_is_not_rounded_to_the_dtype_of_a_leaf():
+    grads = {"layer_0": jnp.full(1, 6e4, "float16"), "layer_24": jnp.ones(1, "float16")}
+    tx = cwgnc_jax.scale_by_layer_decay(0.5)
+    updates, _ = tx.update(grads, tx.init(grads))
+    assert updates["layer_0"] == np.float16(6e4 * 0.5**25) > 0
+
+
+def test_leaves_of_eight_bits_are_clipped_in_float32():
+    grads = jnp.ones(4, jnp.float8_e4m3fn)
+    tx = cwgnc_jax.component_clip_by_global_norm(1.0, eps=0)
+    updates, _ = tx.update(grads, tx.init(grads))
+    assert updates.dtype == grads.dtype
+    np.testing.assert_array_equal(updates.astype(jnp.float32), np.full(4, 0.5))

@@ -1,8 +1,10 @@
 """What a transform does to a leaf depends on its path, not on what holds it."""
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 import cwgnc_jax
@@ -112,3 +114,50 @@ def test_two_leaves_with_one_path_are_refused():
         cwgnc_jax.component_norms(tree)
     with pytest.raises(ValueError, match="a/b"):
         cwgnc_jax.component_clip_by_global_norm(1.0).init(tree)
+
+
+class Callable(eqx.Module):
+    """A tree that is a function too, as most modules of Equinox are."""
+
+    layer_0: jax.Array
+    head: jax.Array
+
+    def __call__(self, x):
+        raise AssertionError("a transform calls what it is to take apart")
+
+
+CALLABLE = Callable(jnp.ones(2), jnp.ones(2))
+
+
+@pytest.mark.parametrize(
+    "tx",
+    [
+        cwgnc_jax.gradual_unfreezing(optax.sgd(1.0), thaw_steps=[1]),
+        cwgnc_jax.add_decayed_weights_towards(
+            CALLABLE, 0.1, cwgnc_jax.decay_mask(CALLABLE)
+        ),
+        cwgnc_jax.cwgnc_adamw(0.1),
+        cwgnc_jax.scale_by_layer_decay(0.5),
+    ],
+    ids=["unfreezing", "decay with a mask", "cwgnc_adamw", "layer decay"],
+)
+def test_a_module_that_can_be_called_is_a_tree_like_others(tx):
+    updates, _ = tx.update(CALLABLE, tx.init(CALLABLE), CALLABLE)
+    assert jax.tree.structure(updates) == jax.tree.structure(CALLABLE)
+
+
+def test_rules_need_not_cover_what_is_no_parameter():
+    linear = eqx.nn.Linear(2, 2, use_bias=False, key=jax.random.key(0))
+    params = eqx.filter(linear, eqx.is_array)
+    tx = cwgnc_jax.component_clip_by_global_norm([("weight", 0.1)])
+    updates, _ = tx.update(params, tx.init(params))
+    assert jnp.linalg.norm(updates.weight) == pytest.approx(0.1, rel=1e-4)
+    with pytest.raises(TypeError, match="'activation' is no array .* eqx.filter"):
+        mlp = eqx.nn.MLP(2, 2, 2, 1, key=jax.random.key(0))
+        cwgnc_jax.component_clip_by_global_norm(1.0).init(mlp)
+
+
+def test_the_order_of_components_is_that_of_their_names():
+    names = [f"layer_{i}" for i in ("1", "001", "01", "10", "2")]
+    sizes = cwgnc_jax.component_sizes({name: jnp.ones(1) for name in names})
+    assert list(sizes) == ["layer_001", "layer_01", "layer_1", "layer_2", "layer_10"]
