@@ -66,7 +66,7 @@ def check_percentile(percentile: Any) -> None:
 
 def check_count(argument: str, value: Any, least: int, *, static: bool = False) -> None:
     """Raises unless this is a number of steps; a static one is an int."""
-    is_int = isinstance(value, numbers.Integral) and not isinstance(value, bool)
+    is_int = not isinstance(value, bool) and isinstance(value, numbers.Integral)
     if static and not is_int:
         raise TypeError(
             f"{argument} must be an int that is known when the program is compiled, "

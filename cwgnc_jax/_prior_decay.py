@@ -79,8 +79,10 @@ def add_decayed_weights_towards(
             raise ValueError("add_decayed_weights_towards needs params in update")
         weights = _by_path(params)
         # A tree may be callable itself, as the modules of Equinox are.
-        is_function = callable(mask) and jax.tree_util.all_leaves([mask])
-        decays = _by_path(mask(params) if is_function else mask)
+        if callable(mask) and jax.tree_util.all_leaves([mask]):
+            decays = _by_path(mask(params))
+        else:
+            decays = _by_path(mask)
         treedef: Any = jax.tree.structure(updates)
 
         def add(path: str, update: jax.Array) -> jax.Array:

@@ -125,7 +125,7 @@ def gradual_unfreezing(
 
 def _checked_steps(thaw_steps: Any) -> list[int]:
     if not is_list(thaw_steps) or not all(
-        isinstance(step, numbers.Integral) and not isinstance(step, bool)
+        not isinstance(step, bool) and isinstance(step, numbers.Integral)
         for step in thaw_steps
     ):
         raise TypeError(
