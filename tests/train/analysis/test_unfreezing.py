@@ -195,7 +195,7 @@ def test_a_study_without_unfreezing_is_refused(tmp_path):
         write_unfreezing(tmp_path)
 
 
-def test_the_report_has_the_sections_that_the_records_suffice_for(study, tmp_path):
+def test_the_report_of_unfreezing_runs_has_its_sections(study, tmp_path):
     text = write_report(study, tmp_path / "a").read_text()
     assert "<h2>Convergence racing</h2>" in text
     assert "<h2>Gradual unfreezing</h2>" in text
@@ -203,11 +203,17 @@ def test_the_report_has_the_sections_that_the_records_suffice_for(study, tmp_pat
     page = Page(text)
     assert not page.open
     assert len(page.links) == len(list((tmp_path / "a" / "figures").glob("*.svg")))
-    plain = write_study(tmp_path / "b", [run_record(f"{FULL}/seed=1", 0.7)])
+
+
+def test_a_report_of_scores_alone_has_no_section_of_components(tmp_path):
+    plain = write_study(tmp_path, [run_record(f"{FULL}/seed=1", 0.7)])
     text = write_report(plain).read_text()
     assert "Convergence racing" not in text
     assert "Gradual unfreezing" not in text
-    raced = measured_study(tmp_path / "c", {FULL: (0, 1)}, 1, few=False, steps=40)
+
+
+def test_a_report_without_unfreezing_has_no_section_of_it(tmp_path):
+    raced = measured_study(tmp_path, {FULL: (0, 1)}, 1, few=False, steps=40)
     text = write_report(raced).read_text()
     assert "<h2>Convergence racing</h2>" in text
     assert "Gradual unfreezing" not in text
