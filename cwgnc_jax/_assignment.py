@@ -153,10 +153,11 @@ def _labels_without(paths: list[str], component_fn: ComponentFn) -> list[str]:
     """Names the components of places without an array, which may have none."""
     labels: list[str] = []
     for path in paths:
-        # A function that knows the parameters need not know such a path.
+        # A function need not know a path without a parameter: a dict raises KeyError,
+        # a failed match AttributeError, rules ValueError, None for a name TypeError.
         try:
             labels += label_paths([path], component_fn)
-        except Exception:
+        except (AttributeError, LookupError, TypeError, ValueError):
             continue
     return labels
 

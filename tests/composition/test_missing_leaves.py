@@ -91,3 +91,29 @@ def test_a_missing_leaf_was_not_clipped_in_the_report():
     assert report.norm[MISSING] == 0
     assert not report.clipped.pop(MISSING)
     assert all(report.clipped.values())
+
+
+def test_a_component_fn_need_not_know_a_place_without_a_parameter():
+    params = {"kernel": jnp.ones(2), "activation": None}
+    names = {"kernel": "all"}
+    for component_fn in (
+        names.__getitem__,
+        names.get,
+        cwgnc_jax.by_rules([*names.items()]),
+    ):
+        tx = cwgnc_jax.olmo_clip(1.0, component_fn)
+        updates, _ = tx.update(params, tx.init(params))
+        assert updates["activation"] is None
+    with pytest.raises(KeyError, match="kernel"):
+        cwgnc_jax.component_clip_by_global_norm(1.0, {}.__getitem__).init(params)
+
+
+def test_a_component_fn_that_breaks_at_such_a_place_is_heard():
+    def component_fn(path):
+        if path == "activation":
+            raise RuntimeError("broken")
+        return path
+
+    params = {"kernel": jnp.ones(2), "activation": None}
+    with pytest.raises(RuntimeError, match="broken"):
+        cwgnc_jax.component_clip_by_global_norm(1.0, component_fn).init(params)
