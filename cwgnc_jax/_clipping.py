@@ -358,7 +358,7 @@ def _clip_factors(
         own = zip(squares, jnp.unstack(max_norms), strict=True)
         return [_clip_factor(jnp.sqrt(x.astype(dtype)), m, eps) for x, m in own]
 
-    # In one array all would vary over the axes of any.
+    # Factors that are stacked count as varying over the mesh axes of any of them.
     if len(set(map(varying, squares))) > 1:
         return apart(squares, max_norms)
     found = jax.lax.platform_dependent(squares, max_norms, cpu=apart, default=together)

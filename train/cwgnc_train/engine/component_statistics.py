@@ -69,7 +69,8 @@ def _by_component(
     tree: Any, function: Callable[[jax.Array], jax.Array]
 ) -> dict[str, jax.Array]:
     paths, leaves, _ = flatten_with_paths(tree)
-    return {name: function(leaves[paths.index(name)]) for name in component_sizes(tree)}
+    by_path = dict(zip(paths, leaves, strict=True))
+    return {name: function(by_path[name]) for name in component_sizes(tree)}
 
 
 def _stacked(values: dict[str, jax.Array]) -> jax.Array:
