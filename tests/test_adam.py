@@ -32,6 +32,16 @@ def test_equals_a_hand_run_loop_in_float64(bias_correction, eps):
         np.testing.assert_allclose(updates, expected, rtol=3e-6, atol=1e-9)
 
 
+def test_complex_gradients_have_the_moments_of_optax():
+    grads = jnp.asarray(GRADS[0] + 1j * GRADS[1], jnp.complex64)
+    ours, theirs = scale_by_adam(), optax.scale_by_adam()
+    _, state = ours.update(grads, ours.init(grads))
+    _, expected = theirs.update(grads, theirs.init(grads))
+    np.testing.assert_allclose(state.mu, expected.mu, rtol=1e-6)
+    np.testing.assert_allclose(state.nu, expected.nu, rtol=1e-6)
+    assert state.nu.dtype == jnp.complex64
+
+
 @pytest.mark.parametrize(
     ("gradient", "ratio"), [(1e-4, 0.997), (1e-5, 0.970), (1e-6, 0.767)]
 )

@@ -107,6 +107,9 @@ def test_empty_trees_pass(make):
     [
         (lambda: adagc(0.0), ValueError, "ratio must be positive"),
         (lambda: adagc(decay=1.0), ValueError, r"decay must lie in \[0, 1\)"),
+        (lambda: aggc(1.0, 2.0, decay=1.0), ValueError, r"decay must lie in \[0, 1\)"),
+        (lambda: olmo_clip(1.0, decay=1.0), ValueError, r"decay must lie in \[0, 1\)"),
+        (lambda: zclip(decay=1.0), ValueError, r"decay must lie in \[0, 1\)"),
         (lambda: adagc(warmup_steps=-1), ValueError, "warmup_steps must be at least 0"),
         (lambda: adagc(max_global_norm=0), ValueError, "max_global_norm must be pos"),
         (lambda: aggc(2.0, 1.0), ValueError, "low must not exceed high, got 2.0 and"),

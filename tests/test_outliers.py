@@ -30,6 +30,17 @@ def test_a_history_of_all_steps_is_the_unbounded_one_of_the_paper():
     np.testing.assert_allclose(longer, expected, rtol=2e-5)
 
 
+def test_a_norm_that_teaches_nothing_leaves_a_gap_in_the_history():
+    tx, remembered = autoclip(50.0, eps=0, history_length=4), []
+    state = tx.init({"w": jnp.zeros(1)})
+    for norm in (3.0, 5.0, 0.0, 1.0, np.inf, 2.0):
+        updates, state = tx.update({"w": jnp.array([norm])}, state)
+        remembered.append(norm if 0 < norm < np.inf else np.nan)
+        if 0 < norm < np.inf:
+            expected = min(norm, np.nanpercentile(remembered[-4:], 50))
+            np.testing.assert_allclose(updates["w"][0], expected, rtol=1e-6)
+
+
 def zclip_by_hand(norms, z_threshold, decay, warmup_steps):
     """The norms that are left without a cap ``[steps, components]``, and moments."""
     kept = norms.copy()
