@@ -1,10 +1,11 @@
 """Texts and labels: GLUE from its official files or the hub, and own files."""
 
+import contextlib
 import dataclasses
-import math
 import re
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from jaxtyping import Num
@@ -18,6 +19,7 @@ _HUB = "nyu-mll/glue"
 # A longer text is taken for a quote that is never closed.
 _MOST_CHARACTERS = 1_000_000
 _LONGEST_LABEL = 1000
+_LARGEST_NUMBER = float(np.finfo(np.float32).max)
 # Control characters and line breaks would break tables of predictions.
 _CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 # More different labels than this, and than a tenth of the examples, are no classes.
@@ -87,20 +89,18 @@ def load_split(task: Task, data_dir: Path | None, split: str) -> Examples:
     indices = task.label_names and [str(i) for i in range(task.num_labels)]
     if data_dir is None:
         table, label = _read_hub(task, split), "label" if labelled else None
-        return _examples(table, task.text_columns, label, indices)
-    files = task.files
-    assert files is not None
-    path = _task_folder(task.name, files.folder, data_dir) / (
-        f"{split.replace('validation', 'dev')}.tsv"
-    )
+        return _parse(table, task.text_columns, label, indices)
+    stem = split.replace("validation", "dev")
     table = read_official(
-        path, files.column_names if labelled else (), drop_broken=task.name == "qqp"
+        _task_folder(task, data_dir) / f"{stem}.tsv",
+        task.files.column_names if labelled else (),
+        drop_broken=task.name == "qqp",
     )
-    return _examples(
+    return _parse(
         table,
-        files.text_columns or task.text_columns,
-        files.label_column if labelled else None,
-        task.label_names if files.named_classes else indices,
+        task.files.text_columns or task.text_columns,
+        task.files.label_column if labelled else None,
+        task.label_names if task.files.named_classes else indices,
     )
 
 
@@ -117,7 +117,7 @@ def read_file(
     Nothing is guessed: the text NA stays a text, and an empty text stays empty. Labels
     are classes in the order of ``label_names``, or numbers without it.
     """
-    return _examples(read_table(path), text_columns, label_column, label_names)
+    return _parse(read_table(path), text_columns, label_column, label_names)
 
 
 def is_label(value: object) -> bool:
@@ -134,7 +134,7 @@ def _load_own(data: DataConfig) -> tuple[Task, dict[str, Examples]]:
     table = read_table(data.train_file)
     names = None
     if not data.regression:
-        distinct = set(_class_labels(table, data.label_column))
+        distinct = set(table.parsed(data.label_column, _label))
         if len(distinct) > max(_MOST_CLASSES, len(table.lines) // 10):
             raise UserError(
                 f"{table.source}, column {data.label_column!r}: {len(distinct)} "
@@ -144,7 +144,7 @@ def _load_own(data: DataConfig) -> tuple[Task, dict[str, Examples]]:
         integers = all(re.fullmatch(r"[+-]?\d{1,18}", name) for name in distinct)
         names = tuple(sorted(distinct, key=lambda n: (int(n) if integers else 0, n)))
     text_columns, label_column = data.text_columns, data.label_column
-    splits = {"train": _examples(table, text_columns, label_column, names)}
+    splits = {"train": _parse(table, text_columns, label_column, names)}
     if data.validation_file is not None:
         splits["validation"] = read_file(
             data.validation_file, text_columns, label_column, names
@@ -161,11 +161,9 @@ def _keep_back(splits: dict[str, Examples], part: float) -> dict[str, Examples]:
             f"and leaves {len(train) - count} to train on; both must be at least 1"
         )
     order = draw_order(_FIXED, len(train))
-    kept_back = {
-        "train": _take(train, order[count:]),
-        "holdout": _take(train, order[:count]),
-    }
-    return kept_back | {name: splits[name] for name in splits if name != "train"}
+    rest, kept_back = _take(train, order[count:]), _take(train, order[:count])
+    others = {name: splits[name] for name in splits if name != "train"}
+    return {"train": rest, "holdout": kept_back} | others
 
 
 def _first(train: Examples, count: int) -> Examples:
@@ -184,91 +182,76 @@ def _take(examples: Examples, rows: np.ndarray) -> Examples:
     return dataclasses.replace(examples, texts=texts, labels=examples.labels[rows])
 
 
-def _examples(
+def _parse(
     table: Table,
     text_columns: Sequence[str],
     label_column: str | None,
     label_values: Sequence[str] | None,
 ) -> Examples:
-    texts = tuple(_texts(table, name) for name in text_columns)
+    def class_index(value: Any) -> int:
+        label = _label(value)
+        if label not in indices:
+            hint = "; -1 marks an unlabelled test split" if label == "-1" else ""
+            raise ValueError(
+                f"unknown label {label!r:.60}, expected one of {listed(indices)}{hint}"
+            )
+        return indices[label]
+
+    texts = tuple(table.parsed(name, _text) for name in text_columns)
     if label_column is None:
         labels = None
     elif label_values is None:
-        labels = _numbers(table, label_column)
+        labels = np.array(table.parsed(label_column, _number), np.float32)
     else:
-        labels = _classes(table, label_column, label_values)
+        indices = {value: index for index, value in enumerate(label_values)}
+        labels = np.array(table.parsed(label_column, class_index), np.int32)
     return Examples(texts, labels, table.commit)
 
 
-def _texts(table: Table, column: str) -> list[str]:
-    texts = table.column(column)
-    for row, text in enumerate(texts):
-        if not isinstance(text, str):
-            raise table.error(row, column, f"expected a text, got {shown(text)}")
-        if len(text) > _MOST_CHARACTERS:
-            what = (
-                f"expected a text of at most {_MOST_CHARACTERS:,} characters, got "
-                f"{len(text):,}; cut it, or look for a quote that is not closed"
-            )
-            raise table.error(row, column, what)
-    return texts
+def _text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise ValueError(f"expected a text, got {shown(value)}")
+    if len(value) > _MOST_CHARACTERS:
+        raise ValueError(
+            f"expected a text of at most {_MOST_CHARACTERS:,} characters, got "
+            f"{len(value):,}; cut it, or look for a quote that is not closed"
+        )
+    return value
 
 
-def _numbers(table: Table, column: str) -> np.ndarray:
-    def number(value) -> float:
-        try:
-            return math.nan if isinstance(value, bool) else float(value)
-        except (TypeError, ValueError, OverflowError):
-            return math.nan
-
-    values = table.column(column)
-    numbers = np.array([number(value) for value in values])
-    bad = np.flatnonzero(~(np.abs(numbers) <= np.finfo(np.float32).max))
-    if bad.size:
-        what = f"expected a finite number as label, got {shown(values[bad[0]])}"
-        raise table.error(bad[0], column, what)
-    return numbers.astype(np.float32)
+def _number(value: Any) -> float:
+    with contextlib.suppress(TypeError, ValueError, OverflowError):
+        if not isinstance(value, bool) and abs(float(value)) <= _LARGEST_NUMBER:
+            return float(value)
+    raise ValueError(f"expected a finite number as label, got {shown(value)}")
 
 
-def _classes(table: Table, column: str, values: Sequence[str]) -> np.ndarray:
-    labels = _class_labels(table, column)
-    indices = {value: index for index, value in enumerate(values)}
-    for row, label in enumerate(labels):
-        if label not in indices:
-            hint = "; -1 marks an unlabelled test split" if label == "-1" else ""
-            what = f"unknown label {label!r:.60}, expected one of {listed(values)}"
-            raise table.error(row, column, what + hint)
-    return np.array([indices[label] for label in labels], np.int32)
+def _label(value: Any) -> str:
+    # A column of integers that once had a gap holds floats.
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    missing = value is None or value != value or isinstance(value, list | dict)
+    label = "" if missing else str(value).strip()
+    if not label:
+        raise ValueError(f"expected a label, got {shown(value)}")
+    if not is_label(label):
+        raise ValueError(
+            f"expected a label of one line and at most {_LONGEST_LABEL} characters, "
+            f"got {shown(label)}"
+        )
+    return label
 
 
-def _class_labels(table: Table, column: str) -> list[str]:
-    values = table.column(column)
-    labels = []
-    for row, value in enumerate(values):
-        # A column of integers that once had a gap holds floats.
-        if isinstance(value, float) and value.is_integer():
-            value = int(value)
-        missing = value is None or value != value or isinstance(value, list | dict)
-        label = "" if missing else str(value).strip()
-        if not label:
-            raise table.error(row, column, f"expected a label, got {shown(value)}")
-        if not is_label(label):
-            kind = f"a label of one line and at most {_LONGEST_LABEL} characters"
-            raise table.error(row, column, f"expected {kind}, got {shown(label)}")
-        labels.append(label)
-    return labels
-
-
-def _task_folder(name: str, folder: str, data_dir: Path) -> Path:
+def _task_folder(task: Task, data_dir: Path) -> Path:
     entries = sorted(data_dir.iterdir()) if data_dir.is_dir() else []
     for entry in entries:
-        if entry.name.lower() in (name, folder.lower()) and entry.is_dir():
+        if entry.name.lower().replace("-", "") == task.name and entry.is_dir():
             return entry
     if any(entry.suffix == ".tsv" for entry in entries):
         return data_dir
     raise UserError(
-        f"no folder {folder} or {name} with the official TSV files of task {name}; "
-        f"{contents(data_dir)}"
+        f"no folder {task.name.upper()} or {task.name} (hyphens do not matter) with "
+        f"the official TSV files of task {task.name}; {contents(data_dir)}"
     )
 
 

@@ -27,10 +27,7 @@ def batch_examples(
 def batch_parts(
     count: int, seed: int, step: int, batch_size: int, parts: int
 ) -> list[Int[np.ndarray, " part"]]:
-    """Splits what :func:`batch_examples` returns into parts of nearly equal size.
-
-    With fewer examples than parts, some parts are empty.
-    """
+    """Splits a batch into parts of nearly equal size; some may be empty."""
     return np.array_split(batch_examples(count, seed, step, batch_size), parts)
 
 

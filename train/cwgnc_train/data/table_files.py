@@ -1,5 +1,6 @@
 """Tables read from files, which know the line of each row for error messages."""
 
+import codecs
 import collections
 import csv
 import dataclasses
@@ -9,16 +10,21 @@ import json
 import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from cwgnc_train.config import UserError, listed, shown, suggest
 
 _logger = logging.getLogger(__name__)
+_Parsed = TypeVar("_Parsed")
 
 # A parquet file of a few bytes can claim to hold any number of rows and bytes. Beyond
 # these numbers it may hold only so many per byte of the file.
 _ROWS, _ROWS_PER_BYTE = 10**6, 10
 _BYTES, _BYTES_PER_BYTE = 2**28, 100
+_JSON_PROBLEMS = {
+    RecursionError: "brackets are nested too deeply",
+    UnicodeEncodeError: "a text has half a surrogate pair, which is not a character",
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,29 +39,35 @@ class Table:
     commit: str | None = None  # Its commit on the Hugging Face hub; None for a file.
 
     def __post_init__(self):
-        if len(set(self.names)) < len(self.names):
-            [(name, count)] = collections.Counter(self.names).most_common(1)
-            raise UserError(
-                f"{self.source} has {count} columns named {name!r:.60}; rename all "
-                f"but one"
-            )
+        for name, count in collections.Counter(self.names).items():
+            if count > 1:
+                raise UserError(
+                    f"{self.source} has {count} columns named {name!r:.60}; rename all "
+                    f"but one"
+                )
         if not self.lines:
             raise UserError(f"{self.source} has no examples, only column names")
 
-    def column(self, name: str) -> list:
-        """Returns the values of a column; a missing one is a UserError."""
-        if name not in self.names:
+    def parsed(self, column: str, parse: Callable[[Any], _Parsed]) -> list[_Parsed]:
+        """Parses the values of a column.
+
+        A missing column is a UserError. If ``parse`` raises a ValueError, so is the
+        value, and the message names its cell.
+        """
+        if column not in self.names:
             raise UserError(
-                f"{self.source} has no column {name!r}"
-                f"{suggest(name, self.names) or ';'} it has "
+                f"{self.source} has no column {column!r}"
+                f"{suggest(column, self.names) or ';'} it has "
                 f"{listed(self.names) or 'none'}"
             )
-        return self.read(name)
-
-    def error(self, row: int, column: str, what: str) -> UserError:
-        """Returns an error that says what is wrong with a cell, and which it is."""
-        place = f"{self.source}, {self.unit} {self.lines[row]}, column {column!r}"
-        return UserError(f"{place}: {what}")
+        parsed = []
+        for line, value in zip(self.lines, self.read(column), strict=True):
+            try:
+                parsed.append(parse(value))
+            except ValueError as error:
+                place = f"{self.source}, {self.unit} {line}, column {column!r}"
+                raise UserError(f"{place}: {error}") from None
+        return parsed
 
 
 def read_table(path: Path) -> Table:
@@ -77,23 +89,17 @@ def read_official(path: Path, names: Sequence[str], drop_broken: bool) -> Table:
     # Not csv: the official files have no quoting, but texts with lone double quotes.
     # Nor splitlines: the texts contain U+0085 and other line breaks of Unicode.
     lines = [line.removesuffix("\r") for line in _read_text(path).split("\n")]
-    rows = [(n, line.split("\t")) for n, line in enumerate(lines, start=1) if line]
-    if not names:
-        names = rows.pop(0)[1]
-    broken = [(n, row) for n, row in rows if len(row) != len(names)]
-    if broken and not drop_broken:
-        line, row = broken[0]
-        raise UserError(
-            f"{path}, line {line}: expected {len(names)} columns separated by tabs, "
-            f"got {len(row)}"
-        )
-    if broken:
-        _logger.warning(
-            f"{path}: dropped {len(broken)} of {len(rows)} rows, which do not have "
-            f"{len(names)} columns (the first on line {broken[0][0]})"
-        )
-        rows = [(n, row) for n, row in rows if len(row) == len(names)]
-    return _of_rows(path, names, [row for _, row in rows], [n for n, _ in rows])
+    rows = {n: line.split("\t") for n, line in enumerate(lines, start=1) if line}
+    names = names or rows.pop(min(rows))
+    if drop_broken:
+        broken = [n for n, row in rows.items() if len(row) != len(names)]
+        if broken:
+            _logger.warning(
+                f"{path}: dropped {len(broken)} of {len(rows)} rows, which do not have "
+                f"{len(names)} columns (the first on line {broken[0]})"
+            )
+        rows = {n: row for n, row in rows.items() if len(row) == len(names)}
+    return _of_rows(path, names, rows, "separated by tabs")
 
 
 def contents(folder: Path) -> str:
@@ -104,18 +110,19 @@ def contents(folder: Path) -> str:
     return f"{folder} has {listed(names) or 'nothing in it'}"
 
 
-def _existing(path: Path) -> Path:
+def _read_bytes(path: Path) -> bytes:
     if path.is_dir():
         raise UserError(f"{path} is a folder; expected a file")
     if not path.exists():
         raise UserError(f"no file {path}; {contents(path.parent)}")
-    if not path.stat().st_size:
+    raw = path.read_bytes()
+    if not raw.removeprefix(codecs.BOM_UTF8).strip():
         raise UserError(f"{path} is empty; expected column names and examples")
-    return path
+    return raw
 
 
 def _read_text(path: Path) -> str:
-    raw = _existing(path).read_bytes()
+    raw = _read_bytes(path)
     try:
         text = raw.decode("utf-8")
     except UnicodeDecodeError as error:
@@ -127,20 +134,25 @@ def _read_text(path: Path) -> str:
         raise UserError(
             f"{path}: byte {raw.index(0)} is NUL; expected a text file in UTF-8"
         )
-    text = text.removeprefix("\ufeff")
-    if not text.strip():
-        raise UserError(f"{path} is empty; expected column names and examples")
-    return text
+    return text.removeprefix("\ufeff")
 
 
 def _of_rows(
-    path: Path, names: Sequence[str], rows: list[list[str]], lines: Sequence[int]
+    path: Path, names: Sequence[str], rows: dict[int, list[str]], form: str
 ) -> Table:
+    """Makes a table of rows by line; ``form`` says how columns are to be written."""
+    for line, row in rows.items():
+        if len(row) != len(names):
+            raise UserError(
+                f"{path}, line {line}: expected {len(names)} columns {form}, got "
+                f"{len(row)}"
+            )
+
     def read(name):
         index = names.index(name)
-        return [row[index] for row in rows]
+        return [row[index] for row in rows.values()]
 
-    return Table(str(path), names, read, lines)
+    return Table(str(path), names, read, list(rows))
 
 
 def _read_csv(path: Path, delimiter: str = ",") -> Table:
@@ -150,46 +162,47 @@ def _read_csv(path: Path, delimiter: str = ",") -> Table:
     # Not pandas, which silently pads or truncates ragged rows. Strict, because a lone
     # quote would otherwise swallow the rows after it.
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
-    rows, lines, line = [], [], 1
+
+    rows, line = {}, 1
     try:
         for row in reader:
             if row:
-                rows.append(row)
-                lines.append(line)
-            if row and len(row) != len(rows[0]):
-                raise UserError(
-                    f"{path}, line {line}: expected {len(rows[0])} columns as in the "
-                    f"header, got {len(row)}; put double quotes around texts with "
-                    f"{delimiter!r} or line breaks"
-                )
+                rows[line] = row
             line = reader.line_num + 1
     except csv.Error as error:
         raise UserError(
             f"{path}, line {line}: {error}; a text with double quotes needs double "
             f"quotes around it, and its own doubled"
         ) from None
-    return _of_rows(path, rows[0], rows[1:], lines[1:])
+    form = f"as in the header, double quotes around texts with {delimiter!r} or breaks"
+    return _of_rows(path, rows.pop(min(rows)), rows, form)
 
 
 def _read_json(path: Path) -> Table:
     text = _read_text(path)
     if path.suffix.lower() == ".json" and text.lstrip().startswith("["):
-        unit, rows = "row", _parse_json(text, str(path))
-        lines = range(1, len(rows) + 1)
+        unit, parsed = "row", enumerate(_parse_json(text, str(path)), start=1)
     else:
         # Not splitlines: JSON strings may contain U+2028.
-        given = enumerate(text.split("\n"), start=1)
-        unit, numbered = "line", [(n, line) for n, line in given if line.strip()]
-        rows = [_parse_json(line, f"{path}, line {n}") for n, line in numbered]
-        lines = [n for n, _ in numbered]
-    for n, row in zip(lines, rows, strict=True):
+        unit, lines = "line", enumerate(text.split("\n"), start=1)
+        parsed = (
+            (n, _parse_json(line, f"{path}, line {n}"))
+            for n, line in lines
+            if line.strip()
+        )
+    rows = dict(parsed)
+    for n, row in rows.items():
         if not isinstance(row, dict):
             raise UserError(
                 f"{path}, {unit} {n}: expected an object of column names and values, "
                 f"got {shown(row)}"
             )
-    names = list(dict.fromkeys(name for row in rows for name in row))
-    return Table(str(path), names, lambda n: [row.get(n) for row in rows], lines, unit)
+    names = list(dict.fromkeys(name for row in rows.values() for name in row))
+
+    def read(name):
+        return [row.get(name) for row in rows.values()]
+
+    return Table(str(path), names, read, list(rows), unit)
 
 
 def _parse_json(text: str, place: str) -> Any:
@@ -205,38 +218,33 @@ def _parse_json(text: str, place: str) -> Any:
         # An escape that may be half of a surrogate pair.
         if "\\ud" in text.lower():
             json.dumps(content, ensure_ascii=False).encode()
-    except json.JSONDecodeError as error:
-        reason = f"not JSON, {error}; expected one object per line"
-    except UnicodeEncodeError:
-        reason = "a text has half a surrogate pair, which is not a character"
-    except RecursionError:
-        reason = "brackets are nested too deeply; expected one object per line"
-    except ValueError as error:
-        reason = str(error)
-    else:
-        return content
-    raise UserError(f"{place}: {reason}")
+    except (ValueError, RecursionError) as error:
+        reason = _JSON_PROBLEMS.get(type(error), error)
+        raise UserError(
+            f"{place}: not JSON, {reason}; expected one object per line"
+        ) from None
+    return content
 
 
 def _read_parquet(path: Path) -> Table:
     import pyarrow
     from pyarrow import parquet
 
-    size = _existing(path).stat().st_size
+    raw = _read_bytes(path)
+    size = len(raw)
     try:
-        # Not parquet.read_table, which adds columns for folders named KEY=VALUE.
-        with parquet.ParquetFile(path) as file:
-            found = file.metadata
-            groups = map(found.row_group, range(found.num_row_groups))
-            unpacked = sum(group.total_byte_size for group in groups)
-            if found.num_rows > max(_ROWS, _ROWS_PER_BYTE * size) or (
-                unpacked > max(_BYTES, _BYTES_PER_BYTE * size)
-            ):
-                raise UserError(
-                    f"{path} has {size} bytes and claims to hold {found.num_rows} rows "
-                    f"of {unpacked} bytes; write the file again"
-                )
-            table = file.read()
+        file = parquet.ParquetFile(pyarrow.BufferReader(raw))
+        found = file.metadata
+        groups = map(found.row_group, range(found.num_row_groups))
+        unpacked = sum(group.total_byte_size for group in groups)
+        if found.num_rows > max(_ROWS, _ROWS_PER_BYTE * size) or (
+            unpacked > max(_BYTES, _BYTES_PER_BYTE * size)
+        ):
+            raise UserError(
+                f"{path} has {size} bytes and claims to hold {found.num_rows} rows "
+                f"of {unpacked} bytes; write the file again"
+            )
+        table = file.read()
         table.validate(full=True)
     except (pyarrow.ArrowException, OSError) as error:
         reason = str(error).partition("\n")[0]

@@ -4,7 +4,6 @@ All scores lie in their natural range (accuracy in [0, 1]), never times 100.
 """
 
 import dataclasses
-import functools
 from typing import Any
 
 import numpy as np
@@ -17,14 +16,10 @@ from cwgnc_train.config import UserError, suggest
 class OfficialFiles:
     """How the official TSV files of a GLUE task are laid out."""
 
-    folder: str
     label_column: str = "label"
-    named_classes: bool = False
-    """Whether a label is the name of its class; otherwise it is its index."""
-    text_columns: tuple[str, ...] = ()
-    """The columns of the texts, if not those of the task."""
-    column_names: tuple[str, ...] = ()
-    """All columns of train and dev, if these files have no header."""
+    named_classes: bool = False  # Whether a label is its class's name, not its index.
+    text_columns: tuple[str, ...] = ()  # If their names are not those of the task.
+    column_names: tuple[str, ...] = ()  # All of train and dev, if without a header.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,7 +31,7 @@ class Task:
     label_names: tuple[str, ...] | None
     """The classes in the order of their indices; None if a number is predicted."""
     metrics: tuple[str, ...]  # The names of the scores, the main one first.
-    files: OfficialFiles | None = None  # Its official files; None for own data.
+    files: OfficialFiles = OfficialFiles()  # Without a meaning for own data.
 
     @property
     def metric(self) -> str:
@@ -65,6 +60,7 @@ class Task:
 _TEXT, _PAIR = ("sentence",), ("sentence1", "sentence2")
 _ENTAILMENT = ("entailment", "not_entailment")
 _ACCURACY, _F1 = ("accuracy",), ("f1", "accuracy")
+_NAMED = OfficialFiles(named_classes=True)
 
 # Columns, classes and their order are those of nyu-mll/glue on the hub, so output 0 of
 # a model fine-tuned here means what it means in any other.
@@ -74,44 +70,34 @@ _GLUE = (
         _TEXT,
         ("unacceptable", "acceptable"),
         ("matthews_correlation",),
-        OfficialFiles("CoLA", column_names=("source", "label", "mark", "sentence")),
+        OfficialFiles(column_names=("source", "label", "mark", "sentence")),
     ),
-    Task("sst2", _TEXT, ("negative", "positive"), _ACCURACY, OfficialFiles("SST-2")),
+    Task("sst2", _TEXT, ("negative", "positive"), _ACCURACY),
     Task(
         "mrpc",
         _PAIR,
         ("not_equivalent", "equivalent"),
         _F1,
-        OfficialFiles("MRPC", "Quality", text_columns=("#1 String", "#2 String")),
+        OfficialFiles("Quality", text_columns=("#1 String", "#2 String")),
     ),
-    Task(
-        "stsb", _PAIR, None, ("pearson", "spearmanr"), OfficialFiles("STS-B", "score")
-    ),
+    Task("stsb", _PAIR, None, ("pearson", "spearmanr"), OfficialFiles("score")),
     Task(
         "qqp",
         ("question1", "question2"),
         ("not_duplicate", "duplicate"),
         _F1,
-        OfficialFiles("QQP", "is_duplicate"),
+        OfficialFiles("is_duplicate"),
     ),
     Task(
         "mnli",
         ("premise", "hypothesis"),
         ("entailment", "neutral", "contradiction"),
         _ACCURACY,
-        OfficialFiles("MNLI", "gold_label", named_classes=True, text_columns=_PAIR),
+        OfficialFiles("gold_label", named_classes=True, text_columns=_PAIR),
     ),
-    Task(
-        "qnli",
-        ("question", "sentence"),
-        _ENTAILMENT,
-        _ACCURACY,
-        OfficialFiles("QNLI", named_classes=True),
-    ),
-    Task(
-        "rte", _PAIR, _ENTAILMENT, _ACCURACY, OfficialFiles("RTE", named_classes=True)
-    ),
-    Task("wnli", _PAIR, _ENTAILMENT[::-1], _ACCURACY, OfficialFiles("WNLI")),
+    Task("qnli", ("question", "sentence"), _ENTAILMENT, _ACCURACY, _NAMED),
+    Task("rte", _PAIR, _ENTAILMENT, _ACCURACY, _NAMED),
+    Task("wnli", _PAIR, _ENTAILMENT[::-1], _ACCURACY),
 )
 GLUE: dict[str, Task] = {task.name: task for task in _GLUE}
 
@@ -161,7 +147,7 @@ def score(
             f"predictions and labels must be vectors of one length, at least 1; got "
             f"shapes {predictions.shape} and {labels.shape}"
         )
-    return {name: float(_METRICS[name](predictions, labels)) for name in task.metrics}
+    return {name: float(_metric(name, predictions, labels)) for name in task.metrics}
 
 
 def majority_line(task: Task, labels: Num[np.ndarray, " examples"]) -> dict[str, float]:
@@ -188,51 +174,30 @@ def collapsed(predictions: Num[np.ndarray, " examples"]) -> bool:
     return np.unique(predictions).size <= 1
 
 
-# scikit-learn and scipy take a second to import and only some metrics need them.
+def _metric(name: str, predictions: np.ndarray, labels: np.ndarray) -> float:
+    # scikit-learn and scipy take a second to import and only some metrics need them.
+    if name == "accuracy":
+        return np.mean(predictions == labels)
+    if name == "mse":
+        return np.mean((predictions.astype(np.float64) - labels) ** 2)
+    if name in ("f1", "macro_f1"):
+        from sklearn.metrics import f1_score
 
-
-def _accuracy(predictions, labels):
-    return np.mean(predictions == labels)
-
-
-def _f1(predictions, labels, average="binary"):
-    from sklearn.metrics import f1_score
-
-    # scikit-learn's default "warn" makes type checkers expect a str.
-    zero: Any = 0.0
-    return f1_score(labels, predictions, average=average, zero_division=zero)
-
-
-def _matthews(predictions, labels):
-    from sklearn.metrics import matthews_corrcoef
-
-    # scikit-learn warns about a single class, which a collapsed run predicts.
-    if collapsed(predictions) or collapsed(labels):
-        return 0.0
-    return matthews_corrcoef(labels, predictions)
-
-
-def _correlation(predictions, labels, name):
-    from scipy import stats
-
+        # scikit-learn's default "warn" makes type checkers expect a str.
+        zero: Any = 0.0
+        average = "binary" if name == "f1" else "macro"
+        return f1_score(labels, predictions, average=average, zero_division=zero)
+    # The others divide by zero here, and their libraries warn.
     finite = np.isfinite(predictions).all()
     if not finite or collapsed(predictions) or collapsed(labels):
         return 0.0
+    if name == "matthews_correlation":
+        from sklearn.metrics import matthews_corrcoef
+
+        return matthews_corrcoef(labels, predictions)
+    from scipy import stats
+
+    correlation = {"pearson": stats.pearsonr, "spearmanr": stats.spearmanr}[name]
     # In float32 the mean of nearly equal numbers has an error as large as their spread.
     x, y = predictions.astype(np.float64), labels.astype(np.float64)
-    return getattr(stats, name)(x, y).statistic
-
-
-def _mse(predictions, labels):
-    return np.mean((predictions.astype(np.float64) - labels) ** 2)
-
-
-_METRICS = {
-    "accuracy": _accuracy,
-    "f1": _f1,
-    "macro_f1": functools.partial(_f1, average="macro"),
-    "matthews_correlation": _matthews,
-    "pearson": functools.partial(_correlation, name="pearsonr"),
-    "spearmanr": functools.partial(_correlation, name="spearmanr"),
-    "mse": _mse,
-}
+    return correlation(x, y).statistic
