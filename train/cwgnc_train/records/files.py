@@ -33,25 +33,13 @@ def write_json(path: Path, content: Any) -> None:
 
 def read_json_object(path: Path, what: str) -> dict[str, Any]:
     """Reads a JSON object; a file that holds none, but ``what``, is a UserError."""
-    try:
-        content = json.loads(path.read_bytes())
-    except (ValueError, RecursionError):
-        content = None
-    if not isinstance(content, dict):
+    content = _json_object(path.read_bytes())
+    if content is None:
         raise UserError(
             f"{path} is damaged: expected {what} as a JSON object; restore it, or "
             f"start anew in another --workdir"
         )
     return content
-
-
-def sync(path: Path) -> None:
-    """Returns when a file's content or a folder's names have reached the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def checked_line(record: dict[str, Any]) -> bytes:
@@ -66,14 +54,26 @@ def checked_line(record: dict[str, Any]) -> bytes:
 def parse_lines(path: Path, content: bytes) -> list[dict[str, Any]]:
     """Parses whole lines of records, from this path.
 
-    A line with a checksum must be as it was written; it is returned without it. Lines
-    without one are read as they are. A UserError names a line that has changed or is no
-    JSON object.
+    A line with a checksum must be as it was written, and is returned without it. A
+    UserError names a line that has changed or is no JSON object.
     """
-    return [
-        _parse_line(path, number, text)
-        for number, text in enumerate(content.splitlines(), 1)
-    ]
+    records = []
+    for number, text in enumerate(content.splitlines(), 1):
+        place = f"{path}, line {number}"
+        if checked := _CHECKSUM.search(text):
+            text = text[: checked.start()] + b"}"
+            if checked[1] != _crc32(text):
+                raise UserError(
+                    f"{place}: has changed since it was written, its crc32 does not "
+                    f"fit; {_FIX}"
+                )
+        record = _json_object(text)
+        if record is None:
+            raise UserError(
+                f"{place}: expected a JSON object, got {text[:60]!r}; {_FIX}"
+            )
+        records.append(record)
+    return records
 
 
 def plain(value: Any) -> Any:
@@ -90,25 +90,12 @@ def plain(value: Any) -> Any:
     return value
 
 
-def _parse_line(path: Path, number: int, text: bytes) -> dict[str, Any]:
-    checked = _CHECKSUM.search(text)
-    if checked:
-        record = text[: checked.start()] + b"}"
-        if checked[1] != _crc32(record):
-            raise UserError(
-                f"{path}, line {number}: has changed since it was written, its crc32 "
-                f"does not fit; {_FIX}"
-            )
-        text = record
+def _json_object(text: bytes) -> dict[str, Any] | None:
     try:
-        line = json.loads(text)
+        content = json.loads(text)
     except (ValueError, RecursionError):
-        line = None
-    if not isinstance(line, dict):
-        raise UserError(
-            f"{path}, line {number}: expected a JSON object, got {text[:60]!r}; {_FIX}"
-        )
-    return line
+        return None
+    return content if isinstance(content, dict) else None
 
 
 def _crc32(text: bytes) -> bytes:

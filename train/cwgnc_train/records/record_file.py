@@ -13,16 +13,15 @@ from cwgnc_train.records.files import checked_line, parse_lines, write_whole
 
 
 class RecordFile:
-    """A file of JSON lines, open for more.
+    """A file of JSON lines, open for more; a context manager.
 
-    Each line is written in one piece and at once. If the process died inside one, its
-    torn rest is removed before lines are written or dropped. A file that is only
-    looked at is left as it was, or missing. Use as a context manager; one process
-    at a time.
+    Each line is written at once. If the process died inside one, its torn rest is
+    removed before lines are written or dropped. A file that is only looked at is left
+    as it was, or missing.
 
     ``lines`` are those that were there when it was opened. A process for which it is
-    not ``written`` reads them, and takes records without writing them. A changed line,
-    one that is no JSON object, or another process at the file is a UserError.
+    not ``written`` reads them, and writes nothing. A changed line, one that is no JSON
+    object, or another process that writes is a UserError.
     """
 
     def __init__(self, path: Path, written: bool = True):
@@ -81,19 +80,15 @@ class RecordFile:
         if not self._written:
             return
         self._remove_torn()
-        texts = self._content().splitlines(keepends=True)
-        records = parse_lines(self._path, b"".join(texts))
-        kept = [
-            text
-            for text, record in zip(texts, records, strict=True)
-            if not unwanted(record)
-        ]
-        if len(kept) == len(texts):
-            return
-        write_whole(self._path, b"".join(kept))
-        self._file.close()
-        self._open()
-        self._count(b"".join(kept))
+        content = self._content()
+        texts = content.splitlines(keepends=True)
+        lines = zip(texts, parse_lines(self._path, content), strict=True)
+        kept = b"".join(text for text, record in lines if not unwanted(record))
+        if len(kept) < len(content):
+            write_whole(self._path, kept)
+            self._file.close()
+            self._open()
+            self._count(kept)
 
     def _remove_torn(self) -> None:
         if self._is_torn:
