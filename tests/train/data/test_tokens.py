@@ -14,8 +14,8 @@ from cwgnc_train.data import (
     check_length,
     check_tokens,
     load_tokenizer,
+    pad_tokens,
     steps_per_epoch,
-    tokenize,
 )
 from cwgnc_train.data import order as order_module
 from cwgnc_train.data import tokens as tokens_module
@@ -32,6 +32,11 @@ def tokenizer(tmp_path_factory):
     (folder / "vocab.txt").write_text("\n".join(WORDS))
     (folder / "config.json").write_text('{"model_type": "bert"}')
     return load_tokenizer(folder)
+
+
+def tokenize(tokenizer, examples, max_length, length=None):
+    tokens = encode_texts(tokenizer, examples.texts, max_length)
+    return pad_tokens(tokens, examples.labels, max_length, length)
 
 
 def arrays_of(count):

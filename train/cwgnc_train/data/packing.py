@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from cwgnc_train.config import PaddingName
-from cwgnc_train.data.order import batch_parts, steps_per_epoch
+from cwgnc_train.data.order import batch_examples, steps_per_epoch
 from cwgnc_train.data.tokens import TokenArrays
 
 Shape = tuple[int, int]
@@ -48,7 +48,7 @@ class Packing:
     shapes: tuple[Shape, ...]
     """The smallest first; the last one has a row for each example of any batch."""
     usual: Shape  # The smallest that holds all batches of the sample.
-    parts: int  # How many parts a batch is split into, each with rows of its own.
+    parts: int  # A batch is split into so many, nearly equal, with rows of their own.
 
     def shape(self, seeds: Sequence[int], steps: Sequence[int]) -> Shape:
         """Chooses the shape of the batches of one program from its runs' data seeds.
@@ -76,7 +76,8 @@ class Packing:
         return BatchIndices(*map(np.stack, zip(*parts, strict=True)))
 
     def _parts(self, seed: int, step: int) -> list[np.ndarray]:
-        return batch_parts(len(self.lengths), seed, step, self.batch_size, self.parts)
+        batch = batch_examples(len(self.lengths), seed, step, self.batch_size)
+        return np.array_split(batch, self.parts)
 
     def _lay(self, examples: np.ndarray, row_length: int) -> tuple[np.ndarray, int]:
         if self.padding == "packed":
@@ -103,12 +104,10 @@ def make_packing(
     """
     lengths, longest = arrays.lengths, arrays.input_ids.shape[1]
     slots = rounded(-(-batch_size // parts), multiple)
-    sampled = [
-        lengths[part]
-        for step in range(_SAMPLED_BATCHES)
-        for part in batch_parts(len(lengths), 0, step, batch_size, parts)
-        if len(part)
-    ]
+    sampled = []
+    for step in range(_SAMPLED_BATCHES):
+        batch = lengths[batch_examples(len(lengths), 0, step, batch_size)]
+        sampled += [part for part in np.array_split(batch, parts) if len(part)]
     if padding == "max_length":
         shapes = [(slots, max_length)]
     elif padding == "longest":

@@ -11,7 +11,6 @@ import numpy as np
 from jaxtyping import Int, Num, UInt8
 
 from cwgnc_train.config import UserError
-from cwgnc_train.data.examples import Examples
 
 _TOKENIZED_AT_ONCE = 4096
 _VOCABULARIES = (("tokenizer.json",), ("vocab.txt",), ("vocab.json", "merges.txt"))
@@ -84,14 +83,6 @@ def load_tokenizer(directory: Path) -> Any:
         raise UserError(
             f"the tokenizer in {directory} cannot be read: {_first_line(error)}"
         ) from error
-
-
-def tokenize(
-    tokenizer: Any, examples: Examples, max_length: int, length: int | None = None
-) -> TokenArrays:
-    """Turns examples into arrays; see :func:`encode_texts` and :func:`pad_tokens`."""
-    tokens = encode_texts(tokenizer, examples.texts, max_length)
-    return pad_tokens(tokens, examples.labels, max_length, length)
 
 
 def encode_texts(
