@@ -13,15 +13,14 @@ from jaxtyping import Num
 from cwgnc_train.config import DataConfig, UserError, listed, shown
 from cwgnc_train.data.order import draw_order
 from cwgnc_train.data.table_files import Table, contents, read_official, read_table
-from cwgnc_train.data.tasks import Task, find_task, own_task
+from cwgnc_train.data.tasks import OfficialFiles, Task, find_task, own_task
 
 _HUB = "nyu-mll/glue"
 # A longer text is taken for a quote that is never closed.
 _MOST_CHARACTERS = 1_000_000
-_LONGEST_LABEL = 1000
 _LARGEST_NUMBER = float(np.finfo(np.float32).max)
 # Control characters and line breaks would break tables of predictions.
-_CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029]")
+_LABEL = re.compile("[^\x00-\x1f\x7f-\x9f\u2028\u2029]{1,1000}")
 # More different labels than this, and than a tenth of the examples, are no classes.
 _MOST_CLASSES = 1000
 # Draws the same order for every seed, and is the key of no seed and epoch.
@@ -61,9 +60,16 @@ def load_examples(
         task, splits = _load_own(data)
     if data.holdout:
         splits = _keep_back(splits, data.holdout)
-    if data.train_examples is not None:
-        splits["train"] = _first(splits["train"], data.train_examples)
-    labels = splits["train"].labels
+    train, count = splits["train"], data.train_examples
+    if count is not None:
+        if count > len(train):
+            raise UserError(
+                f"--train-examples {count}: there are only {len(train)} examples to "
+                f"train on"
+            )
+        order = draw_order(_FIXED, len(train))
+        splits["train"] = train = _take(train, order[:count])
+    labels = train.labels
     assert labels is not None
     if task.label_names and np.unique(labels).size < 2:
         raise UserError(
@@ -77,9 +83,9 @@ def load_split(task: Task, data_dir: Path | None, split: str) -> Examples:
     """Loads one split of a GLUE task; the test splits have no labels.
 
     ``data_dir`` holds the official TSV files of all tasks or of this one; without it
-    the hub is asked. In the official QQP files some questions contain line breaks. Rows
-    that lack columns are therefore dropped, as on the hub, and counted in the log. In
-    the files of other tasks they are an error.
+    the hub is asked. Some questions of the official QQP files contain line breaks: rows
+    that lack columns are dropped there, as on the hub, and counted in the log; in the
+    files of other tasks they are an error.
     """
     if split not in task.splits:
         raise UserError(
@@ -88,19 +94,20 @@ def load_split(task: Task, data_dir: Path | None, split: str) -> Examples:
     labelled = not split.startswith("test")
     indices = task.label_names and [str(i) for i in range(task.num_labels)]
     if data_dir is None:
-        table, label = _read_hub(task, split), "label" if labelled else None
-        return _parse(table, task.text_columns, label, indices)
-    stem = split.replace("validation", "dev")
-    table = read_official(
-        _task_folder(task, data_dir) / f"{stem}.tsv",
-        task.files.column_names if labelled else (),
-        drop_broken=task.name == "qqp",
-    )
+        # The hub has the names of the task, and indices for labels.
+        table, files = _read_hub(task, split), OfficialFiles()
+    else:
+        files, stem = task.files, split.replace("validation", "dev")
+        table = read_official(
+            _task_folder(task, data_dir) / f"{stem}.tsv",
+            files.column_names if labelled else (),
+            drop_broken=task.name == "qqp",
+        )
     return _parse(
         table,
-        task.files.text_columns or task.text_columns,
-        task.files.label_column if labelled else None,
-        task.label_names if task.files.named_classes else indices,
+        files.text_columns or task.text_columns,
+        files.label_column if labelled else None,
+        task.label_names if files.named_classes else indices,
     )
 
 
@@ -122,11 +129,7 @@ def read_file(
 
 def is_label(value: object) -> bool:
     """Says whether a value can name a class: a text of one line, not too long."""
-    return (
-        isinstance(value, str)
-        and 0 < len(value) <= _LONGEST_LABEL
-        and not _CONTROL.search(value)
-    )
+    return isinstance(value, str) and _LABEL.fullmatch(value) is not None
 
 
 def _load_own(data: DataConfig) -> tuple[Task, dict[str, Examples]]:
@@ -143,13 +146,11 @@ def _load_own(data: DataConfig) -> tuple[Task, dict[str, Examples]]:
             )
         integers = all(re.fullmatch(r"[+-]?\d{1,18}", name) for name in distinct)
         names = tuple(sorted(distinct, key=lambda n: (int(n) if integers else 0, n)))
-    text_columns, label_column = data.text_columns, data.label_column
-    splits = {"train": _parse(table, text_columns, label_column, names)}
+    columns = data.text_columns, data.label_column, names
+    splits = {"train": _parse(table, *columns)}
     if data.validation_file is not None:
-        splits["validation"] = read_file(
-            data.validation_file, text_columns, label_column, names
-        )
-    return own_task(text_columns, names), splits
+        splits["validation"] = read_file(data.validation_file, *columns)
+    return own_task(data.text_columns, names), splits
 
 
 def _keep_back(splits: dict[str, Examples], part: float) -> dict[str, Examples]:
@@ -164,14 +165,6 @@ def _keep_back(splits: dict[str, Examples], part: float) -> dict[str, Examples]:
     rest, kept_back = _take(train, order[count:]), _take(train, order[:count])
     others = {name: splits[name] for name in splits if name != "train"}
     return {"train": rest, "holdout": kept_back} | others
-
-
-def _first(train: Examples, count: int) -> Examples:
-    if count > len(train):
-        raise UserError(
-            f"--train-examples {count}: there are only {len(train)} training examples"
-        )
-    return _take(train, draw_order(_FIXED, len(train))[:count])
 
 
 def _take(examples: Examples, rows: np.ndarray) -> Examples:
@@ -232,12 +225,10 @@ def _label(value: Any) -> str:
         value = int(value)
     missing = value is None or value != value or isinstance(value, list | dict)
     label = "" if missing else str(value).strip()
-    if not label:
-        raise ValueError(f"expected a label, got {shown(value)}")
     if not is_label(label):
         raise ValueError(
-            f"expected a label of one line and at most {_LONGEST_LABEL} characters, "
-            f"got {shown(label)}"
+            f"expected a label, got {shown(value)}; labels are lines of at most 1000 "
+            f"characters"
         )
     return label
 

@@ -18,9 +18,8 @@ _logger = logging.getLogger(__name__)
 _Parsed = TypeVar("_Parsed")
 
 # A parquet file of a few bytes can claim to hold any number of rows and bytes. Beyond
-# these numbers it may hold only so many per byte of the file.
-_ROWS, _ROWS_PER_BYTE = 10**6, 10
-_BYTES, _BYTES_PER_BYTE = 2**28, 100
+# these numbers it may hold only 10 rows and 100 bytes per byte of the file.
+_ROWS, _BYTES = 10**6, 2**28
 _JSON_PROBLEMS = {
     RecursionError: "brackets are nested too deeply",
     UnicodeEncodeError: "a text has half a surrogate pair, which is not a character",
@@ -41,10 +40,8 @@ class Table:
     def __post_init__(self):
         for name, count in collections.Counter(self.names).items():
             if count > 1:
-                raise UserError(
-                    f"{self.source} has {count} columns named {name!r:.60}; rename all "
-                    f"but one"
-                )
+                twice = f"{count} columns named {name!r:.60}"
+                raise UserError(f"{self.source} has {twice}; rename all but one")
         if not self.lines:
             raise UserError(f"{self.source} has no examples, only column names")
 
@@ -55,10 +52,9 @@ class Table:
         value, and the message names its cell.
         """
         if column not in self.names:
+            near, known = suggest(column, self.names), listed(self.names) or "none"
             raise UserError(
-                f"{self.source} has no column {column!r}"
-                f"{suggest(column, self.names) or ';'} it has "
-                f"{listed(self.names) or 'none'}"
+                f"{self.source} has no column {column!r}{near or ';'} it has {known}"
             )
         parsed = []
         for line, value in zip(self.lines, self.read(column), strict=True):
@@ -74,9 +70,9 @@ def read_table(path: Path) -> Table:
     """Reads a file; its suffix names its format."""
     reader = _READERS.get(path.suffix.lower())
     if reader is None:
+        known = " ".join(_READERS)
         raise UserError(
-            f"{path}: unknown suffix {path.suffix!r}, expected one of "
-            f"{' '.join(_READERS)}"
+            f"{path}: unknown suffix {path.suffix!r}, expected one of {known}"
         )
     return reader(path)
 
@@ -131,9 +127,8 @@ def _read_text(path: Path) -> str:
             f"convert the file to UTF-8"
         ) from None
     if "\0" in text:
-        raise UserError(
-            f"{path}: byte {raw.index(0)} is NUL; expected a text file in UTF-8"
-        )
+        place = f"{path}: byte {raw.index(0)}"
+        raise UserError(f"{place} is NUL; expected a text file in UTF-8")
     return text.removeprefix("\ufeff")
 
 
@@ -143,10 +138,8 @@ def _of_rows(
     """Makes a table of rows by line; ``form`` says how columns are to be written."""
     for line, row in rows.items():
         if len(row) != len(names):
-            raise UserError(
-                f"{path}, line {line}: expected {len(names)} columns {form}, got "
-                f"{len(row)}"
-            )
+            expected = f"expected {len(names)} columns {form}"
+            raise UserError(f"{path}, line {line}: {expected}, got {len(row)}")
 
     def read(name):
         index = names.index(name)
@@ -162,7 +155,6 @@ def _read_csv(path: Path, delimiter: str = ",") -> Table:
     # Not pandas, which silently pads or truncates ragged rows. Strict, because a lone
     # quote would otherwise swallow the rows after it.
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
-
     rows, line = {}, 1
     try:
         for row in reader:
@@ -181,16 +173,11 @@ def _read_csv(path: Path, delimiter: str = ",") -> Table:
 def _read_json(path: Path) -> Table:
     text = _read_text(path)
     if path.suffix.lower() == ".json" and text.lstrip().startswith("["):
-        unit, parsed = "row", enumerate(_parse_json(text, str(path)), start=1)
+        unit, rows = "row", dict(enumerate(_parse_json(text, str(path)), start=1))
     else:
         # Not splitlines: JSON strings may contain U+2028.
         unit, lines = "line", enumerate(text.split("\n"), start=1)
-        parsed = (
-            (n, _parse_json(line, f"{path}, line {n}"))
-            for n, line in lines
-            if line.strip()
-        )
-    rows = dict(parsed)
+        rows = {n: _parse_json(x, f"{path}, line {n}") for n, x in lines if x.strip()}
     for n, row in rows.items():
         if not isinstance(row, dict):
             raise UserError(
@@ -219,10 +206,8 @@ def _parse_json(text: str, place: str) -> Any:
         if "\\ud" in text.lower():
             json.dumps(content, ensure_ascii=False).encode()
     except (ValueError, RecursionError) as error:
-        reason = _JSON_PROBLEMS.get(type(error), error)
-        raise UserError(
-            f"{place}: not JSON, {reason}; expected one object per line"
-        ) from None
+        reason = f"not JSON, {_JSON_PROBLEMS.get(type(error), error)}"
+        raise UserError(f"{place}: {reason}; expected one object per line") from None
     return content
 
 
@@ -231,18 +216,16 @@ def _read_parquet(path: Path) -> Table:
     from pyarrow import parquet
 
     raw = _read_bytes(path)
-    size = len(raw)
     try:
         file = parquet.ParquetFile(pyarrow.BufferReader(raw))
-        found = file.metadata
+        size, found = len(raw), file.metadata
         groups = map(found.row_group, range(found.num_row_groups))
         unpacked = sum(group.total_byte_size for group in groups)
-        if found.num_rows > max(_ROWS, _ROWS_PER_BYTE * size) or (
-            unpacked > max(_BYTES, _BYTES_PER_BYTE * size)
-        ):
+        most_rows, most_bytes = max(_ROWS, 10 * size), max(_BYTES, 100 * size)
+        if found.num_rows > most_rows or unpacked > most_bytes:
             raise UserError(
-                f"{path} has {size} bytes and claims to hold {found.num_rows} rows "
-                f"of {unpacked} bytes; write the file again"
+                f"{path} has {size} bytes and claims to hold {found.num_rows} rows of "
+                f"{unpacked} bytes; write the file again"
             )
         table = file.read()
         table.validate(full=True)
@@ -255,10 +238,8 @@ def _read_parquet(path: Path) -> Table:
         try:
             return column.to_pylist()
         except (pyarrow.ArrowException, OverflowError, ValueError) as error:
-            raise UserError(
-                f"{path}: column {name!r:.60} of type {column.type} cannot be read: "
-                f"{error}"
-            ) from None
+            place = f"{path}: column {name!r:.60} of type {column.type}"
+            raise UserError(f"{place} cannot be read: {error}") from None
 
     rows = range(1, table.num_rows + 1)
     return Table(str(path), table.column_names, read, rows, "row")
