@@ -10,7 +10,7 @@ from cwgnc_train.data import (
     CachedTokenizer,
     load_tokenizer,
     pad_tokens,
-    token_cache,
+    tokens,
 )
 from cwgnc_train.data.tokens import EncodedTexts, encode_texts
 
@@ -39,7 +39,7 @@ def loaded(monkeypatch):
         directories.append(directory)
         return load_tokenizer(directory)
 
-    monkeypatch.setattr(token_cache, "load_tokenizer", load)
+    monkeypatch.setattr(tokens, "load_tokenizer", load)
     return directories
 
 
@@ -113,9 +113,9 @@ def test_other_versions_of_the_libraries_have_an_entry_of_their_own(
     model, folder, loaded, monkeypatch
 ):
     encode(model)
-    monkeypatch.setattr(token_cache.importlib.metadata, "version", lambda name: "9")
+    monkeypatch.setattr(tokens.importlib.metadata, "version", lambda name: "9")
     encode(model)
-    monkeypatch.setattr(token_cache, "_FORMAT", -1)
+    monkeypatch.setattr(tokens, "_FORMAT", -1)
     encode(model)
     assert len(loaded) == len(list(folder.iterdir())) == 3
 
@@ -189,7 +189,7 @@ def test_the_entries_not_used_for_longest_give_way(model, folder, monkeypatch):
     # The first one is used again, the second one is now the oldest.
     encode(model, (["the dog"],))
     size = sum(path.stat().st_size for path in paths)
-    monkeypatch.setattr(token_cache, "_MOST_BYTES", size)
+    monkeypatch.setattr(tokens, "_MOST_BYTES", size)
     encode(model, (["the cat"],))
     left = set(folder.iterdir())
     assert paths[1] not in left

@@ -23,7 +23,7 @@ from cwgnc_train.data.tasks import has_failed as has_failed
 from cwgnc_train.data.tasks import majority_line as majority_line
 from cwgnc_train.data.tasks import own_task as own_task
 from cwgnc_train.data.tasks import score as score
-from cwgnc_train.data.token_cache import CachedTokenizer as CachedTokenizer
+from cwgnc_train.data.tokens import CachedTokenizer as CachedTokenizer
 from cwgnc_train.data.tokens import TokenArrays as TokenArrays
 from cwgnc_train.data.tokens import check_length as check_length
 from cwgnc_train.data.tokens import check_tokens as check_tokens

@@ -58,18 +58,8 @@ def load_examples(
         }
     else:
         task, splits = _load_own(data)
-    if data.holdout:
-        splits = _keep_back(splits, data.holdout)
-    train, count = splits["train"], data.train_examples
-    if count is not None:
-        if count > len(train):
-            raise UserError(
-                f"--train-examples {count}: there are only {len(train)} examples to "
-                f"train on"
-            )
-        order = draw_order(_FIXED, len(train))
-        splits["train"] = train = _take(train, order[:count])
-    labels = train.labels
+    splits = _parts_of_train(splits.pop("train"), data) | splits
+    labels = splits["train"].labels
     assert labels is not None
     if task.label_names and np.unique(labels).size < 2:
         raise UserError(
@@ -153,26 +143,34 @@ def _load_own(data: DataConfig) -> tuple[Task, dict[str, Examples]]:
     return own_task(data.text_columns, names), splits
 
 
-def _keep_back(splits: dict[str, Examples], part: float) -> dict[str, Examples]:
-    train = splits["train"]
-    count = round(part * len(train))
-    if not 0 < count < len(train):
-        raise UserError(
-            f"--holdout {part} of {len(train)} training examples keeps {count} back "
-            f"and leaves {len(train) - count} to train on; both must be at least 1"
-        )
-    order = draw_order(_FIXED, len(train))
-    rest, kept_back = _take(train, order[count:]), _take(train, order[:count])
-    others = {name: splits[name] for name in splits if name != "train"}
-    return {"train": rest, "holdout": kept_back} | others
+def _parts_of_train(train: Examples, data: DataConfig) -> dict[str, Examples]:
+    parts, total, count = {}, len(train), data.train_examples
+    if data.holdout:
+        kept = round(data.holdout * total)
+        if not 0 < kept < total:
+            raise UserError(
+                f"--holdout {data.holdout} of {total} training examples keeps {kept} "
+                f"back and leaves {total - kept} to train on; both must be at least 1"
+            )
+        parts["holdout"], train = _draw(train, kept)
+    if count is not None:
+        if count > len(train):
+            there = f"there are only {len(train)} training examples"
+            raise UserError(f"--train-examples {count}: {there}")
+        train, _ = _draw(train, count)
+    return {"train": train} | parts
 
 
-def _take(examples: Examples, rows: np.ndarray) -> Examples:
-    """Takes some examples, in the order of the file."""
-    assert examples.labels is not None
-    rows = np.sort(rows)
-    texts = tuple([column[row] for row in rows] for column in examples.texts)
-    return dataclasses.replace(examples, texts=texts, labels=examples.labels[rows])
+def _draw(examples: Examples, count: int) -> tuple[Examples, Examples]:
+    """Draws examples, the same for every seed; returns them, and the others."""
+    labels, order = examples.labels, draw_order(_FIXED, len(examples))
+    assert labels is not None
+
+    def taken(rows: np.ndarray) -> Examples:
+        texts = tuple([column[row] for row in rows] for column in examples.texts)
+        return dataclasses.replace(examples, texts=texts, labels=labels[rows])
+
+    return taken(np.sort(order[:count])), taken(np.sort(order[count:]))
 
 
 def _parse(
@@ -266,18 +264,17 @@ def _read_hub(task: Task, split: str) -> Table:
         ) from None
     names = getattr(dataset.features.get("label"), "names", None)
     if names and tuple(names) != task.label_names:
-        raise UserError(
-            f"{_HUB}, {task.name}: expected the classes "
-            f"{listed(task.label_names or ())} in this order, got {listed(names)}"
+        expected = (
+            f"expected the classes {listed(task.label_names or ())} in this order"
         )
-
+        raise UserError(f"{_HUB}, {task.name}: {expected}, got {listed(names)}")
     # Offline, the addresses of the cached files tell the commit.
     sources = " ".join(dataset.info.download_checksums or ())
     cached = re.search(rf"{_HUB}@([0-9a-f]{{40}})/", sources)
     return Table(
-        source=f"{_HUB}, {task.name}, {split}",
-        names=dataset.column_names,
-        read=lambda name: list(dataset[name]),
+        f"{_HUB}, {task.name}, {split}",
+        dataset.column_names,
+        lambda name: list(dataset[name]),
         lines=range(1, len(dataset) + 1),
         unit="row",
         commit=commit or (cached[1] if cached else None),

@@ -64,7 +64,7 @@ _NAMED = OfficialFiles(named_classes=True)
 
 # Columns, classes and their order are those of nyu-mll/glue on the hub, so output 0 of
 # a model fine-tuned here means what it means in any other.
-_GLUE = (
+_TASKS = (
     Task(
         "cola",
         _TEXT,
@@ -99,7 +99,7 @@ _GLUE = (
     Task("rte", _PAIR, _ENTAILMENT, _ACCURACY, _NAMED),
     Task("wnli", _PAIR, _ENTAILMENT[::-1], _ACCURACY),
 )
-GLUE: dict[str, Task] = {task.name: task for task in _GLUE}
+GLUE = {task.name: task for task in _TASKS}
 
 
 def find_task(name: str) -> Task:
@@ -134,9 +134,9 @@ def score(
 ) -> dict[str, float]:
     """Scores predictions, class indices or numbers, by each metric of the task.
 
-    Predictions without information score 0 where the formula divides by zero: the
-    Matthews correlation and the F1 of a single class, and the correlation of a constant
-    or of non-finite numbers (of a run that diverged).
+    Predictions without information score 0 where the formula divides by zero: Matthews
+    correlation and F1 of a single class, correlations of a constant or of non-finite
+    numbers (of a run that diverged).
 
     Raises:
       ValueError: If predictions and labels differ in length, or there are none.
@@ -156,7 +156,6 @@ def majority_line(task: Task, labels: Num[np.ndarray, " examples"]) -> dict[str,
     A run whose final score is not above this line has failed: it has learnt nothing
     from the texts. For numbers the answer is their mean, whose correlation is 0.
     """
-    labels = np.asarray(labels)
     if task.regression:
         answer = labels.astype(np.float64).mean()
     else:
