@@ -53,9 +53,8 @@ class Packing:
     def shape(self, seeds: Sequence[int], steps: Sequence[int]) -> Shape:
         """Chooses the shape of the batches of one program from its runs' data seeds.
 
-        A single run takes the smallest shape that holds its batches. The shape of
-        several must not depend on a run's neighbours, so all steps take the usual one;
-        hardly any batch exceeds it.
+        A single run takes the smallest that holds its batches. That of several must not
+        depend on a run's neighbours: it is the usual one, unless a batch exceeds it.
         """
         chosen = 0 if len(seeds) == 1 else self.shapes.index(self.usual)
         for seed, step in itertools.product(seeds, steps):
@@ -142,8 +141,8 @@ def evaluation_batches(
     for of_set in lengths:
         order = np.argsort(of_set, kind="stable")
         count = steps_per_epoch(len(of_set), batch_size)
-        # Batches alike in number and in lengths.
         for part in range(count):
+            # Batches alike in number and in lengths.
             examples = order[part::count]
             batches.append((start + examples, *first_fit(of_set[examples], row_length)))
         start += len(of_set)

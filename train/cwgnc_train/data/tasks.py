@@ -153,8 +153,8 @@ def score(
 def majority_line(task: Task, labels: Num[np.ndarray, " examples"]) -> dict[str, float]:
     """Scores the classifier that always answers the most frequent of these labels.
 
-    A run whose final score is not above this line has failed: it has learnt nothing
-    from the texts. For numbers the answer is their mean, whose correlation is 0.
+    A run whose final score is not above this line has failed. For numbers the answer
+    is their mean, whose correlation is 0.
     """
     if task.regression:
         answer = labels.astype(np.float64).mean()

@@ -125,8 +125,7 @@ def tokenizer_files(directory: Path) -> dict[str, bytes]:
 def load_tokenizer(directory: Path) -> Any:
     """Loads the tokenizer in a model's folder."""
     tokenizer_files(directory)
-    # transformers' advice is for those who write their own training loop, and its
-    # tokenizers warn about threads.
+    # Advice for those who write their own training loop, and warnings about threads.
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
     # It takes two seconds to import.
@@ -135,10 +134,8 @@ def load_tokenizer(directory: Path) -> Any:
     try:
         return AutoTokenizer.from_pretrained(directory, trust_remote_code=False)
     except Exception as error:  # the tokenizers library raises bare Exceptions
-        reason = _first_line(error)
-        raise UserError(
-            f"the tokenizer in {directory} cannot be read: {reason}"
-        ) from error
+        what = f"the tokenizer in {directory} cannot be read"
+        raise UserError(f"{what}: {_first_line(error)}") from error
 
 
 def encode_texts(

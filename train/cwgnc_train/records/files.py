@@ -11,7 +11,7 @@ from typing import Any
 from cwgnc_train.config import UserError
 
 _CHECKSUM = re.compile(rb', "crc32": "(.{8})"}$')
-_FIX = "restore it, or remove all lines of its run to train that run again"
+_FIX = "; restore it, or remove all lines of its run to train that run again"
 
 
 def write_whole(path: Path, content: bytes | str) -> None:
@@ -64,14 +64,12 @@ def parse_lines(path: Path, content: bytes) -> list[dict[str, Any]]:
             text = text[: checked.start()] + b"}"
             if checked[1] != _crc32(text):
                 raise UserError(
-                    f"{place}: has changed since it was written, its crc32 does not "
-                    f"fit; {_FIX}"
+                    f"{place}: has changed since its crc32 was written{_FIX}"
                 )
         record = _json_object(text)
         if record is None:
-            raise UserError(
-                f"{place}: expected a JSON object, got {text[:60]!r}; {_FIX}"
-            )
+            got = repr(text[:60])
+            raise UserError(f"{place}: expected a JSON object, got {got}{_FIX}")
         records.append(record)
     return records
 
@@ -82,12 +80,9 @@ def plain(value: Any) -> Any:
         return {name: plain(child) for name, child in value.items()}
     if isinstance(value, (list, tuple)):
         return [plain(child) for child in value]
-    if isinstance(value, Path):
-        return str(value)
     # JSON has no infinity (a threshold) and no NaN (a run that diverged).
-    if isinstance(value, float) and not math.isfinite(value):
-        return str(value)
-    return value
+    unknown = isinstance(value, float) and not math.isfinite(value)
+    return str(value) if unknown or isinstance(value, Path) else value
 
 
 def _json_object(text: bytes) -> dict[str, Any] | None:

@@ -43,8 +43,7 @@ class RecordFile:
 
     def __exit__(self, *exception):
         if self._is_new and not self._bytes:
-            # Before others can lock it.
-            self._path.unlink(missing_ok=True)
+            self._path.unlink(missing_ok=True)  # Before others can lock it.
         self._file.close()
 
     def append(self, record: dict[str, Any]) -> None:
@@ -104,9 +103,8 @@ class RecordFile:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             self._file.close()
-            raise UserError(
-                f"another process is writing {self._path}; wait for it or end it"
-            ) from None
+            what = f"another process is writing {self._path}"
+            raise UserError(f"{what}; wait for it or end it") from None
 
     def _content(self) -> bytes:
         self._file.seek(0)
