@@ -4,11 +4,11 @@ import shutil
 
 import numpy as np
 import pytest
+import transformers
 
 from cwgnc_train.config import UserError
 from cwgnc_train.data import (
     CachedTokenizer,
-    load_tokenizer,
     pad_tokens,
     tokens,
 )
@@ -33,13 +33,13 @@ def folder(tmp_path, monkeypatch):
 @pytest.fixture
 def loaded(monkeypatch):
     """Grows by one whenever a tokenizer is loaded."""
-    directories = []
+    directories, from_pretrained = [], transformers.AutoTokenizer.from_pretrained
 
-    def load(directory):
+    def load(directory, **options):
         directories.append(directory)
-        return load_tokenizer(directory)
+        return from_pretrained(directory, **options)
 
-    monkeypatch.setattr(tokens, "load_tokenizer", load)
+    monkeypatch.setattr(transformers.AutoTokenizer, "from_pretrained", load)
     return directories
 
 
@@ -63,7 +63,7 @@ def test_texts_are_tokenized_once(model, folder, loaded):
 
 
 def test_kept_tokens_make_the_arrays_of_fresh_ones(model, folder):
-    tokenizer = load_tokenizer(model)
+    tokenizer = CachedTokenizer(model, cache=False).loaded
     fresh = pad_tokens(encode_texts(tokenizer, TEXTS, 16), None, 16)
     encode(model)
     kept = pad_tokens(encode(model), None, 16)

@@ -27,5 +27,4 @@ from cwgnc_train.data.tokens import CachedTokenizer as CachedTokenizer
 from cwgnc_train.data.tokens import TokenArrays as TokenArrays
 from cwgnc_train.data.tokens import check_length as check_length
 from cwgnc_train.data.tokens import check_tokens as check_tokens
-from cwgnc_train.data.tokens import load_tokenizer as load_tokenizer
 from cwgnc_train.data.tokens import pad_tokens as pad_tokens

@@ -69,17 +69,27 @@ class CachedTokenizer:
 
     def __init__(self, directory: Path, cache: bool):
         self._directory = directory
-        self._files = tokenizer_files(directory)
         self._folder = cache_folder("tokens") if cache else None
+        self._files = {
+            name: (directory / name).read_bytes()
+            for name in _TOKENIZER_FILES
+            if (directory / name).is_file()
+        }
+        # Without one, transformers would make up a tokenizer that knows no words.
+        if not any(self._files.keys() >= set(names) for names in _VOCABULARIES):
+            known = ", or ".join(" and ".join(names) for names in _VOCABULARIES)
+            raise UserError(
+                f"no tokenizer in {directory}: expected {known}, beside the weights"
+            )
 
     def encode(self, texts: tuple[list[str], ...], max_length: int) -> EncodedTexts:
         """Turns texts into tokens; see :func:`encode_texts`."""
         if self._folder is None:
-            return encode_texts(self._loaded, texts, max_length)
+            return encode_texts(self.loaded, texts, max_length)
         path = self._folder / f"{self._key(texts, max_length)}.npz"
         tokens = _read(path, len(texts[0]))
         if tokens is None:
-            tokens = encode_texts(self._loaded, texts, max_length)
+            tokens = encode_texts(self.loaded, texts, max_length)
             _write(path, tokens)
         return tokens
 
@@ -89,8 +99,21 @@ class CachedTokenizer:
             (directory / name).write_bytes(content)
 
     @functools.cached_property
-    def _loaded(self) -> Any:
-        return load_tokenizer(self._directory)
+    def loaded(self) -> Any:
+        """The tokenizer as transformers reads it."""
+        # No advice on writing a training loop, and no warnings about threads.
+        os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+        os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
+        # It takes two seconds to import.
+        from transformers import AutoTokenizer
+
+        try:
+            return AutoTokenizer.from_pretrained(
+                self._directory, trust_remote_code=False
+            )
+        except Exception as error:  # the tokenizers library raises bare Exceptions
+            what = f"the tokenizer in {self._directory} cannot be read"
+            raise UserError(f"{what}: {_first_line(error)}") from error
 
     def _key(self, texts: tuple[list[str], ...], max_length: int) -> str:
         # A tokenizer whose files do not name its class gets the class of the model.
@@ -104,38 +127,6 @@ class CachedTokenizer:
             texts,
         ]
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
-
-
-def tokenizer_files(directory: Path) -> dict[str, bytes]:
-    """Reads the files of the tokenizer in a model's folder; needs a vocabulary."""
-    files = {
-        name: (directory / name).read_bytes()
-        for name in _TOKENIZER_FILES
-        if (directory / name).is_file()
-    }
-    # Without one, transformers would make up a tokenizer that knows no words.
-    if not any(files.keys() >= set(names) for names in _VOCABULARIES):
-        expected = ", or ".join(" and ".join(names) for names in _VOCABULARIES)
-        raise UserError(
-            f"no tokenizer in {directory}: expected {expected}, beside the weights"
-        )
-    return files
-
-
-def load_tokenizer(directory: Path) -> Any:
-    """Loads the tokenizer in a model's folder."""
-    tokenizer_files(directory)
-    # Advice for those who write their own training loop, and warnings about threads.
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
-    # It takes two seconds to import.
-    from transformers import AutoTokenizer
-
-    try:
-        return AutoTokenizer.from_pretrained(directory, trust_remote_code=False)
-    except Exception as error:  # the tokenizers library raises bare Exceptions
-        what = f"the tokenizer in {directory} cannot be read"
-        raise UserError(f"{what}: {_first_line(error)}") from error
 
 
 def encode_texts(
