@@ -51,11 +51,8 @@ def load_examples(
     """
     if task_name is not None:
         task = find_task(task_name)
-        splits = {
-            split: load_split(task, data.data_dir, split)
-            for split in task.splits
-            if not split.startswith("test")
-        }
+        names = [name for name in task.splits if not name.startswith("test")]
+        splits = {name: load_split(task, data.data_dir, name) for name in names}
     else:
         task, splits = _load_own(data)
     splits = _parts_of_train(splits.pop("train"), data) | splits

@@ -27,8 +27,7 @@ def token_table(*sets: TokenArrays) -> TokenTable:
         labels = arrays.labels
         if labels is None:
             labels = np.zeros(len(arrays), np.int32)
-        columns = arrays.input_ids, arrays.token_type_ids, arrays.lengths, labels
-        tables.append(columns)
+        tables.append([arrays.input_ids, arrays.token_type_ids, arrays.lengths, labels])
     return TokenTable(*map(np.concatenate, zip(*tables, strict=True)))
 
 

@@ -12,6 +12,7 @@ from cwgnc_train.config import PaddingName
 from cwgnc_train.data.order import batch_examples, steps_per_epoch
 from cwgnc_train.data.tokens import TokenArrays
 
+_PerExample = Int[np.ndarray, " examples"]
 Shape = tuple[int, int]
 """Rows and length of a batch."""
 
@@ -43,7 +44,7 @@ class Packing:
     """
 
     padding: PaddingName
-    lengths: Int[np.ndarray, " examples"]  # Of each example of the training set.
+    lengths: _PerExample  # Of each example of the training set.
     batch_size: int
     shapes: tuple[Shape, ...]
     """The smallest first; the last one has a row for each example of any batch."""
@@ -127,10 +128,7 @@ def make_packing(
 
 
 def evaluation_batches(
-    lengths: Sequence[Int[np.ndarray, " examples"]],
-    row_length: int,
-    batch_size: int,
-    multiple: int = 1,
+    lengths: Sequence[_PerExample], row_length: int, batch_size: int, multiple: int = 1
 ) -> tuple[Shape, list[BatchIndices]]:
     """Packs whole sets into batches of the smallest shape that holds each of them.
 
@@ -153,9 +151,7 @@ def evaluation_batches(
     ]
 
 
-def first_fit(
-    lengths: Int[np.ndarray, " examples"], row_length: int
-) -> tuple[Int[np.ndarray, " examples"], int]:
+def first_fit(lengths: _PerExample, row_length: int) -> tuple[_PerExample, int]:
     """Packs examples into rows: longest first, each into the first row with room.
 
     Returns where each begins, row * row_length + column, and the number of rows.

@@ -87,13 +87,12 @@ def read_official(path: Path, names: Sequence[str], drop_broken: bool) -> Table:
     lines = [line.removesuffix("\r") for line in _read_text(path).split("\n")]
     rows = {n: line.split("\t") for n, line in enumerate(lines, start=1) if line}
     names = names or rows.pop(min(rows))
-    if drop_broken:
-        broken = [n for n, row in rows.items() if len(row) != len(names)]
-        if broken:
-            _logger.warning(
-                f"{path}: dropped {len(broken)} of {len(rows)} rows, which do not have "
-                f"{len(names)} columns (the first on line {broken[0]})"
-            )
+    broken = [n for n, row in rows.items() if len(row) != len(names)]
+    if broken and drop_broken:
+        _logger.warning(
+            f"{path}: dropped {len(broken)} of {len(rows)} rows, which do not have "
+            f"{len(names)} columns (the first on line {broken[0]})"
+        )
         rows = {n: row for n, row in rows.items() if len(row) == len(names)}
     return _of_rows(path, names, rows, "separated by tabs")
 
@@ -180,10 +179,8 @@ def _read_json(path: Path) -> Table:
         rows = {n: _parse_json(x, f"{path}, line {n}") for n, x in lines if x.strip()}
     for n, row in rows.items():
         if not isinstance(row, dict):
-            raise UserError(
-                f"{path}, {unit} {n}: expected an object of column names and values, "
-                f"got {shown(row)}"
-            )
+            expected = "expected an object of column names and values"
+            raise UserError(f"{path}, {unit} {n}: {expected}, got {shown(row)}")
     names = list(dict.fromkeys(name for row in rows.values() for name in row))
 
     def read(name):

@@ -11,6 +11,9 @@ from jaxtyping import Num
 
 from cwgnc_train.config import UserError, suggest
 
+_Names = tuple[str, ...]
+_PerExample = Num[np.ndarray, " examples"]
+
 
 @dataclasses.dataclass(frozen=True)
 class OfficialFiles:
@@ -18,8 +21,8 @@ class OfficialFiles:
 
     label_column: str = "label"
     named_classes: bool = False  # Whether a label is its class's name, not its index.
-    text_columns: tuple[str, ...] = ()  # If their names are not those of the task.
-    column_names: tuple[str, ...] = ()  # All of train and dev, if without a header.
+    text_columns: _Names = ()  # If their names are not those of the task.
+    column_names: _Names = ()  # All of train and dev, if without a header.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,10 +30,10 @@ class Task:
     """A text, or a pair of texts, and the class or number predicted from it."""
 
     name: str
-    text_columns: tuple[str, ...]
-    label_names: tuple[str, ...] | None
+    text_columns: _Names
+    label_names: _Names | None
     """The classes in the order of their indices; None if a number is predicted."""
-    metrics: tuple[str, ...]  # The names of the scores, the main one first.
+    metrics: _Names  # The names of the scores, the main one first.
     files: OfficialFiles = OfficialFiles()  # Without a meaning for own data.
 
     @property
@@ -49,7 +52,7 @@ class Task:
         return 1 if self.label_names is None else len(self.label_names)
 
     @property
-    def splits(self) -> tuple[str, ...]:
+    def splits(self) -> _Names:
         """The names of a GLUE task's splits."""
         if self.name != "mnli":
             return "train", "validation", "test"
@@ -58,43 +61,26 @@ class Task:
 
 
 _TEXT, _PAIR = ("sentence",), ("sentence1", "sentence2")
+_QUESTIONS, _INFERENCE = ("question1", "question2"), ("premise", "hypothesis")
 _ENTAILMENT = ("entailment", "not_entailment")
+_THREE = ("entailment", "neutral", "contradiction")
 _ACCURACY, _F1 = ("accuracy",), ("f1", "accuracy")
+_MATTHEWS, _CORRELATIONS = ("matthews_correlation",), ("pearson", "spearmanr")
 _NAMED = OfficialFiles(named_classes=True)
+_COLA = OfficialFiles(column_names=("source", "label", "mark", "sentence"))
+_MRPC = OfficialFiles("Quality", text_columns=("#1 String", "#2 String"))
+_STSB, _QQP = OfficialFiles("score"), OfficialFiles("is_duplicate")
+_MNLI = OfficialFiles("gold_label", named_classes=True, text_columns=_PAIR)
 
 # Columns, classes and their order are those of nyu-mll/glue on the hub, so output 0 of
 # a model fine-tuned here means what it means in any other.
 _TASKS = (
-    Task(
-        "cola",
-        _TEXT,
-        ("unacceptable", "acceptable"),
-        ("matthews_correlation",),
-        OfficialFiles(column_names=("source", "label", "mark", "sentence")),
-    ),
+    Task("cola", _TEXT, ("unacceptable", "acceptable"), _MATTHEWS, _COLA),
     Task("sst2", _TEXT, ("negative", "positive"), _ACCURACY),
-    Task(
-        "mrpc",
-        _PAIR,
-        ("not_equivalent", "equivalent"),
-        _F1,
-        OfficialFiles("Quality", text_columns=("#1 String", "#2 String")),
-    ),
-    Task("stsb", _PAIR, None, ("pearson", "spearmanr"), OfficialFiles("score")),
-    Task(
-        "qqp",
-        ("question1", "question2"),
-        ("not_duplicate", "duplicate"),
-        _F1,
-        OfficialFiles("is_duplicate"),
-    ),
-    Task(
-        "mnli",
-        ("premise", "hypothesis"),
-        ("entailment", "neutral", "contradiction"),
-        _ACCURACY,
-        OfficialFiles("gold_label", named_classes=True, text_columns=_PAIR),
-    ),
+    Task("mrpc", _PAIR, ("not_equivalent", "equivalent"), _F1, _MRPC),
+    Task("stsb", _PAIR, None, _CORRELATIONS, _STSB),
+    Task("qqp", _QUESTIONS, ("not_duplicate", "duplicate"), _F1, _QQP),
+    Task("mnli", _INFERENCE, _THREE, _ACCURACY, _MNLI),
     Task("qnli", ("question", "sentence"), _ENTAILMENT, _ACCURACY, _NAMED),
     Task("rte", _PAIR, _ENTAILMENT, _ACCURACY, _NAMED),
     Task("wnli", _PAIR, _ENTAILMENT[::-1], _ACCURACY),
@@ -112,9 +98,7 @@ def find_task(name: str) -> Task:
     )
 
 
-def own_task(
-    text_columns: tuple[str, ...], label_names: tuple[str, ...] | None
-) -> Task:
+def own_task(text_columns: _Names, label_names: _Names | None) -> Task:
     """Returns the task of own data, named "own".
 
     Two classes are scored by accuracy and the F1 of the second class, more classes by
@@ -128,9 +112,7 @@ def own_task(
 
 
 def score(
-    task: Task,
-    predictions: Num[np.ndarray, " examples"],
-    labels: Num[np.ndarray, " examples"],
+    task: Task, predictions: _PerExample, labels: _PerExample
 ) -> dict[str, float]:
     """Scores predictions, class indices or numbers, by each metric of the task.
 
@@ -150,7 +132,7 @@ def score(
     return {name: float(_metric(name, predictions, labels)) for name in task.metrics}
 
 
-def majority_line(task: Task, labels: Num[np.ndarray, " examples"]) -> dict[str, float]:
+def majority_line(task: Task, labels: _PerExample) -> dict[str, float]:
     """Scores the classifier that always answers the most frequent of these labels.
 
     A run whose final score is not above this line has failed. For numbers the answer
@@ -168,7 +150,7 @@ def has_failed(score: float, line: float) -> bool:
     return not score > line
 
 
-def collapsed(predictions: Num[np.ndarray, " examples"]) -> bool:
+def collapsed(predictions: _PerExample) -> bool:
     """Says whether all predictions are the same, whatever the text."""
     return np.unique(predictions).size <= 1
 

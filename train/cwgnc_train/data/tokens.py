@@ -226,8 +226,7 @@ def check_tokens(tokens: EncodedTexts, vocab_size: int, type_vocab_size: int) ->
         if most >= size and (what == "token" or size > 1):
             raise UserError(
                 f"the tokenizer gives the {what} {most}, and the model has {size} of "
-                f"them, counted from 0: they do not belong together; take the model's "
-                f"own tokenizer"
+                f"them, counted from 0; take the model's own tokenizer"
             )
 
 

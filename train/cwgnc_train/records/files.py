@@ -1,5 +1,6 @@
-"""Files that are written whole or not at all, and records as lines of JSON."""
+"""Files written whole or not at all, folders with a manifest, records as JSON lines."""
 
+import hashlib
 import json
 import math
 import os
@@ -10,6 +11,7 @@ from typing import Any
 
 from cwgnc_train.config import UserError
 
+_MANIFEST = "manifest.json"
 _CHECKSUM = re.compile(rb', "crc32": "(.{8})"}$')
 _FIX = "; restore it, or remove all lines of its run to train that run again"
 
@@ -40,6 +42,46 @@ def read_json_object(path: Path, what: str) -> dict[str, Any]:
             f"start anew in another --workdir"
         )
     return content
+
+
+def write_manifest(folder: Path) -> None:
+    """Writes the sha256 of every file of a folder into it; all reach the disk."""
+    digests = _digests(folder)
+    (folder / _MANIFEST).write_text(json.dumps(digests, indent=0))
+    files = [folder / name for name in (*digests, _MANIFEST)]
+    for path in (*files, *{file.parent for file in files}):
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def verify_manifest(folder: Path) -> str | None:
+    """Says what happened to a folder since its manifest was written, or None.
+
+    Missing, changed and new files are damage, and so is anything that keeps the
+    manifest or a file from being read.
+    """
+    try:
+        manifest = json.loads((folder / _MANIFEST).read_bytes())
+        if not isinstance(manifest, dict):
+            return f"{_MANIFEST} is no JSON object"
+        found = _digests(folder)
+    except FileNotFoundError:
+        return f"{_MANIFEST} is missing"
+    except ValueError:
+        return f"{_MANIFEST} is no JSON"
+    except OSError as error:
+        return f"cannot be read: {error.strerror}"
+    for name in sorted({*manifest, *found}):
+        if name not in found:
+            return f"{name} is missing"
+        if name not in manifest:
+            return f"{name} is not in {_MANIFEST}"
+        if found[name] != manifest[name]:
+            return f"{name} has changed"
+    return None
 
 
 def checked_line(record: dict[str, Any]) -> bytes:
@@ -95,3 +137,13 @@ def _json_object(text: bytes) -> dict[str, Any] | None:
 
 def _crc32(text: bytes) -> bytes:
     return f"{zlib.crc32(text):08x}".encode()
+
+
+def _digests(folder: Path) -> dict[str, str]:
+    digests = {}
+    for path in sorted(folder.rglob("*")):
+        if path.is_file() and path != folder / _MANIFEST:
+            with path.open("rb") as file:
+                digest = hashlib.file_digest(file, "sha256").hexdigest()
+            digests[path.relative_to(folder).as_posix()] = digest
+    return digests

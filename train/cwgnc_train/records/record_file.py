@@ -70,9 +70,8 @@ class RecordFile:
     def problem(self, mark: dict[str, Any]) -> str | None:
         """Says what is wrong if the file does not begin with what was marked."""
         begin = self._content()[: mark["bytes"]]
-        if hashlib.sha256(begin).hexdigest() == mark["sha256"]:
-            return None
-        return f"{self._path} has changed or lacks records"
+        same = hashlib.sha256(begin).hexdigest() == mark["sha256"]
+        return None if same else f"{self._path} has changed or lacks records"
 
     def drop(self, unwanted: Callable[[dict[str, Any]], bool]) -> None:
         """Removes the lines of which ``unwanted`` says so."""
