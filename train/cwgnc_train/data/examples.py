@@ -31,8 +31,7 @@ _FIXED = (2**64 - 1, 2**64 - 1)
 class Examples:
     """Texts, and what to predict from each."""
 
-    texts: tuple[list[str], ...]
-    """One list of texts, or two lists whose items form pairs."""
+    texts: tuple[list[str], ...]  # One list, or two lists whose items form pairs.
     labels: Num[np.ndarray, " examples"] | None
     """Class indices (int32) or numbers (float32); None if unlabelled."""
     commit: str | None = None  # Their commit on the Hugging Face hub; None for files.
@@ -70,9 +69,8 @@ def load_split(task: Task, data_dir: Path | None, split: str) -> Examples:
     """Loads one split of a GLUE task; the test splits have no labels.
 
     ``data_dir`` holds the official TSV files of all tasks or of this one; without it
-    the hub is asked. Some questions of the official QQP files contain line breaks: rows
-    that lack columns are dropped there, as on the hub, and counted in the log; in the
-    files of other tasks they are an error.
+    the hub is asked. Rows that lack columns are an error, but for QQP, whose questions
+    contain line breaks: there they are dropped, as on the hub, and counted in the log.
     """
     if split not in task.splits:
         raise UserError(

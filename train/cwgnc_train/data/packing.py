@@ -13,8 +13,7 @@ from cwgnc_train.data.order import batch_examples, steps_per_epoch
 from cwgnc_train.data.tokens import TokenArrays
 
 _PerExample = Int[np.ndarray, " examples"]
-Shape = tuple[int, int]
-"""Rows and length of a batch."""
+Shape = tuple[int, int]  # Rows and length of a batch.
 
 # Each size that batches may have is one more program to compile.
 _SIZES = 3
@@ -29,8 +28,7 @@ class BatchIndices(NamedTuple):
     """
 
     examples: Int[Any, "*parts slots"]
-    cls_positions: Int[Any, "*parts slots"]
-    """Where each example begins: row * length + column."""
+    cls_positions: Int[Any, "*parts slots"]  # Where each begins: row * length + column.
     weights: Float[Any, "*parts slots"]
 
 
@@ -46,8 +44,7 @@ class Packing:
     padding: PaddingName
     lengths: _PerExample  # Of each example of the training set.
     batch_size: int
-    shapes: tuple[Shape, ...]
-    """The smallest first; the last one has a row for each example of any batch."""
+    shapes: tuple[Shape, ...]  # The smallest first; the last one holds any batch.
     usual: Shape  # The smallest that holds all batches of the sample.
     parts: int  # A batch is split into so many, nearly equal, with rows of their own.
 
@@ -66,7 +63,7 @@ class Packing:
 
     def batch_indices(self, seed: int, step: int, shape: Shape) -> BatchIndices:
         """Lays the examples of a step, counted from 0 over all epochs, into rows."""
-        slots, _ = self.shapes[-1]
+        slots, _ = self.shapes[-1]  # It has a row for each example.
         parts = [
             _filled(examples, self._lay(examples, shape[1])[0], slots, shape)
             for examples in self._parts(seed, step)
@@ -115,11 +112,13 @@ def make_packing(
         shapes = [(slots, length) for length in best_sizes(needed, _SIZES)]
     else:
         most = min(max_length, longest * 3 // 2)
-        choices = [
-            _packed_shapes(sampled, length, multiple)
-            for length in (longest, *range(rounded(longest + 1, 16), most + 1, 16))
-        ]
-        shapes, _ = min(choices, key=lambda choice: choice[1])
+        choices = []
+        for length in (longest, *range(rounded(longest + 1, 16), most + 1, 16)):
+            rows = [rounded(first_fit(batch, length)[1], multiple) for batch in sampled]
+            sizes = best_sizes(rows, _SIZES)
+            choices.append((_cost(sizes, rows) * length, length, sizes))
+        _, length, sizes = min(choices)
+        shapes = [(size, length) for size in sizes]
     usual = shapes[-1]
     any_batch = slots, longest if padding == "longest" else usual[1]
     if usual != any_batch:
@@ -181,15 +180,6 @@ def rounded(size: int, multiple: int) -> int:
 def _cost(sizes: Sequence[int], needed: Sequence[int]) -> int:
     """Sums what is needed, each rounded up to one of the sizes."""
     return int(np.asarray(sizes)[np.searchsorted(sizes, needed)].sum())
-
-
-def _packed_shapes(
-    sampled: Sequence[np.ndarray], length: int, multiple: int
-) -> tuple[list[Shape], int]:
-    """Returns the best shapes with rows of one length, and the cells they take."""
-    needed = [rounded(first_fit(batch, length)[1], multiple) for batch in sampled]
-    sizes = best_sizes(needed, _SIZES)
-    return [(size, length) for size in sizes], _cost(sizes, needed) * length
 
 
 def _filled(

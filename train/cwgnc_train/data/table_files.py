@@ -48,8 +48,7 @@ class Table:
     def parsed(self, column: str, parse: Callable[[Any], _Parsed]) -> list[_Parsed]:
         """Parses the values of a column.
 
-        A missing column is a UserError. If ``parse`` raises a ValueError, so is the
-        value, and the message names its cell.
+        A missing column is a UserError. So is a ValueError of ``parse``, with its cell.
         """
         if column not in self.names:
             near, known = suggest(column, self.names), listed(self.names) or "none"
@@ -121,10 +120,8 @@ def _read_text(path: Path) -> str:
     try:
         text = raw.decode("utf-8")
     except UnicodeDecodeError as error:
-        raise UserError(
-            f"{path}: byte {error.start} ({raw[error.start]:#04x}) is not UTF-8; "
-            f"convert the file to UTF-8"
-        ) from None
+        byte = f"byte {error.start} ({raw[error.start]:#04x})"
+        raise UserError(f"{path}: {byte} is not UTF-8; convert it to UTF-8") from None
     if "\0" in text:
         place = f"{path}: byte {raw.index(0)}"
         raise UserError(f"{place} is NUL; expected a text file in UTF-8")
@@ -181,12 +178,11 @@ def _read_json(path: Path) -> Table:
         if not isinstance(row, dict):
             expected = "expected an object of column names and values"
             raise UserError(f"{path}, {unit} {n}: {expected}, got {shown(row)}")
-    names = list(dict.fromkeys(name for row in rows.values() for name in row))
-
-    def read(name):
-        return [row.get(name) for row in rows.values()]
-
-    return Table(str(path), names, read, list(rows), unit)
+    values = rows.values()
+    names = list(dict.fromkeys(name for row in values for name in row))
+    return Table(
+        str(path), names, lambda n: [row.get(n) for row in values], list(rows), unit
+    )
 
 
 def _parse_json(text: str, place: str) -> Any:

@@ -31,8 +31,7 @@ class Task:
 
     name: str
     text_columns: _Names
-    label_names: _Names | None
-    """The classes in the order of their indices; None if a number is predicted."""
+    label_names: _Names | None  # In the order of their indices; None for a number.
     metrics: _Names  # The names of the scores, the main one first.
     files: OfficialFiles = OfficialFiles()  # Without a meaning for own data.
 
@@ -155,7 +154,7 @@ def collapsed(predictions: _PerExample) -> bool:
     return np.unique(predictions).size <= 1
 
 
-def _metric(name: str, predictions: np.ndarray, labels: np.ndarray) -> float:
+def _metric(name, predictions, labels):
     # scikit-learn and scipy take a second to import and only some metrics need them.
     if name == "accuracy":
         return np.mean(predictions == labels)

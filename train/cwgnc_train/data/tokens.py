@@ -19,7 +19,6 @@ from cwgnc_train.config import UserError, cache_folder, make_private
 
 # To be raised when the same texts give other tokens, or the file's format changes.
 _FORMAT = 1
-_LIBRARIES = ("tokenizers", "transformers")
 _MOST_BYTES = 2**30
 _TOKENIZED_AT_ONCE = 4096
 _VOCABULARIES = (("tokenizer.json",), ("vocab.txt",), ("vocab.json", "merges.txt"))
@@ -54,8 +53,7 @@ class EncodedTexts:
     """The tokens of a set of examples, one example after another without padding."""
 
     ids: Int[np.ndarray, " tokens"]
-    types: UInt8[np.ndarray, " tokens"]
-    """0 for a token of the first text, 1 for one of the second."""
+    types: UInt8[np.ndarray, " tokens"]  # 0 in the first text, 1 in the second.
     lengths: Int[np.ndarray, " examples"]  # How many tokens each example has.
     padding: Int[np.ndarray, "2"]  # The id and the type of a padding token.
 
@@ -121,7 +119,7 @@ class CachedTokenizer:
         files = sorted((self._files | {"config.json": config}).items())
         parts = [
             _FORMAT,
-            [importlib.metadata.version(name) for name in _LIBRARIES],
+            [importlib.metadata.version(x) for x in ("tokenizers", "transformers")],
             [(name, hashlib.sha256(content).hexdigest()) for name, content in files],
             max_length,
             texts,

@@ -18,11 +18,10 @@ _FIX = "; restore it, or remove all lines of its run to train that run again"
 
 def write_whole(path: Path, content: bytes | str) -> None:
     """Writes a file so that it is there whole or not at all, whenever we die."""
-    if isinstance(content, str):
-        content = content.encode()
+    raw = content.encode() if isinstance(content, str) else content
     temporary = path.with_name(path.name + ".tmp")
     try:
-        temporary.write_bytes(content)
+        temporary.write_bytes(raw)
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
@@ -65,8 +64,6 @@ def verify_manifest(folder: Path) -> str | None:
     """
     try:
         manifest = json.loads((folder / _MANIFEST).read_bytes())
-        if not isinstance(manifest, dict):
-            return f"{_MANIFEST} is no JSON object"
         found = _digests(folder)
     except FileNotFoundError:
         return f"{_MANIFEST} is missing"
@@ -74,6 +71,8 @@ def verify_manifest(folder: Path) -> str | None:
         return f"{_MANIFEST} is no JSON"
     except OSError as error:
         return f"cannot be read: {error.strerror}"
+    if not isinstance(manifest, dict):
+        return f"{_MANIFEST} is no JSON object"
     for name in sorted({*manifest, *found}):
         if name not in found:
             return f"{name} is missing"
