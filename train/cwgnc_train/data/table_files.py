@@ -93,7 +93,7 @@ def read_official(path: Path, names: Sequence[str], drop_broken: bool) -> Table:
             f"{len(names)} columns (the first on line {broken[0]})"
         )
         rows = {n: row for n, row in rows.items() if len(row) == len(names)}
-    return _of_rows(path, names, rows, "separated by tabs")
+    return _of_rows(path, names, rows, "columns are separated by tabs")
 
 
 def contents(folder: Path) -> str:
@@ -129,13 +129,13 @@ def _read_text(path: Path) -> str:
 
 
 def _of_rows(
-    path: Path, names: Sequence[str], rows: dict[int, list[str]], form: str
+    path: Path, names: Sequence[str], rows: dict[int, list[str]], fix: str
 ) -> Table:
-    """Makes a table of rows by line; ``form`` says how columns are to be written."""
+    """Makes a table of rows by line; ``fix`` says what to do if columns lack."""
     for line, row in rows.items():
         if len(row) != len(names):
-            expected = f"expected {len(names)} columns {form}"
-            raise UserError(f"{path}, line {line}: {expected}, got {len(row)}")
+            what = f"expected {len(names)} columns in each row, got {len(row)}"
+            raise UserError(f"{path}, line {line}: {what}; {fix}")
 
     def read(name):
         index = names.index(name)
@@ -162,8 +162,8 @@ def _read_csv(path: Path, delimiter: str = ",") -> Table:
             f"{path}, line {line}: {error}; a text with double quotes needs double "
             f"quotes around it, and its own doubled"
         ) from None
-    form = f"as in the header, double quotes around texts with {delimiter!r} or breaks"
-    return _of_rows(path, rows.pop(min(rows)), rows, form)
+    fix = f"put double quotes around texts with {delimiter!r} or line breaks"
+    return _of_rows(path, rows.pop(min(rows)), rows, fix)
 
 
 def _read_json(path: Path) -> Table:
