@@ -25,7 +25,7 @@ from typing import Any
 from benchmarks.finetune import timed
 from benchmarks.measure import machine, publish, where
 from benchmarks.training import BATCH, NAMES, SIZES, complete_checkpoint
-from cwgnc_train.data import load_tokenizer
+from cwgnc_train.data import CachedTokenizer
 
 WHOLE = {"size": "large", "epochs": 3, "train_examples": None, "seeds": 25, "times": 2}
 QUICK = {"size": "minilm", "epochs": 1, "train_examples": 32, "seeds": 2, "times": 1}
@@ -39,7 +39,8 @@ def measure(
     with tempfile.TemporaryDirectory() as name:
         folder, seeds = Path(name), scale["seeds"]
         complete_checkpoint(folder / "model", SIZES[scale["size"]])
-        load_tokenizer(tokenizer).save_pretrained(folder / "model")
+        loaded = CachedTokenizer(tokenizer, cache=False).loaded
+        loaded.save_pretrained(folder / "model")
         shared = [
             *("--model", folder / "model", "--data-dir", data_dir),
             *("--epochs", scale["epochs"], "--batch-size", BATCH),

@@ -26,12 +26,12 @@ from benchmarks.padded import padded_batch
 from benchmarks.torch_device import placed, wait
 from cwgnc_train.config import DataConfig
 from cwgnc_train.data import (
+    CachedTokenizer,
     TokenArrays,
     load_examples,
-    load_tokenizer,
+    pad_tokens,
     score,
     steps_per_epoch,
-    tokenize,
 )
 
 
@@ -217,9 +217,11 @@ def main() -> None:
 
     data = DataConfig(data_dir=args.data_dir, train_examples=args.train_examples)
     task, examples = load_examples(args.task, data)
-    tokenizer = load_tokenizer(Path(args.model))
+    tokenizer, length = CachedTokenizer(Path(args.model), cache=False), args.max_length
     sets = {
-        name: tokenize(tokenizer, part, args.max_length, args.max_length)
+        name: pad_tokens(
+            tokenizer.encode(part.texts, length), part.labels, length, length
+        )
         for name, part in examples.items()
     }
     torch.manual_seed(args.seed)

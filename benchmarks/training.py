@@ -22,13 +22,13 @@ from cwgnc_train.config import (
 )
 from cwgnc_train.data import (
     BatchIndices,
+    CachedTokenizer,
     TokenArrays,
     batch_examples,
     load_examples,
-    load_tokenizer,
+    pad_tokens,
     steps_per_epoch,
     token_table,
-    tokenize,
 )
 from cwgnc_train.engine import (
     Hparams,
@@ -262,7 +262,9 @@ def real_work(
 ) -> Work:
     """Steps from all over an epoch of a task, without its last, partial batch."""
     _, examples = load_examples(task, DataConfig(data_dir=data_dir))
-    tokens = tokenize(load_tokenizer(tokenizer), examples["train"], LENGTH)
+    train = examples["train"]
+    encoded = CachedTokenizer(tokenizer, cache=False).encode(train.texts, LENGTH)
+    tokens = pad_tokens(encoded, train.labels, LENGTH)
     chosen = np.linspace(0, len(tokens) // batch - 1, steps).round().astype(int)
     return Work(task, tokens, tuple(chosen.tolist()), batch)
 

@@ -255,7 +255,6 @@ def parquet_files() -> Iterator[Hostile]:
 def official_files() -> Iterator[Hostile]:
     for task in GLUE.values():
         form = task.files
-        assert form is not None
         texts = form.text_columns or task.text_columns
         names = form.column_names or [*texts, form.label_column]
         header = [] if form.column_names else [names]

@@ -14,7 +14,6 @@ from cwgnc_train.commands import run
 from cwgnc_train.data import (
     CachedTokenizer,
     evaluation_batches,
-    join_tables,
     make_packing,
     packed_batch,
     pad_tokens,
@@ -110,7 +109,7 @@ def test_packed_rows_have_the_logits_of_padded_ones(model):
     found = logits(packed_batch(token_table(arrays), indices, shape))
     np.testing.assert_allclose(found, expected[indices.examples], atol=1e-5)
     shape, [indices] = evaluation_batches([arrays.lengths], 32, 12)
-    found = logits(packed_batch(join_tables([arrays]), indices, shape))
+    found = logits(packed_batch(token_table(arrays), indices, shape))
     np.testing.assert_allclose(found, expected[indices.examples], atol=1e-5)
 
 

@@ -10,7 +10,7 @@ import pytest
 from cwgnc_jax import models
 from cwgnc_train.commands import run
 from cwgnc_train.config import UserError
-from cwgnc_train.data import load_tokenizer
+from cwgnc_train.data import CachedTokenizer
 from cwgnc_train.engine import inputs
 from tests.train.conftest import write_tiny_model
 
@@ -54,7 +54,7 @@ def test_code_beside_a_tokenizer_is_not_run(tmp_path):
         changed = config | {"auto_map": own_class, "tokenizer_class": "Tokenizer"}
         (folder / name).write_text(json.dumps(changed))
     with pytest.raises(UserError, match="the tokenizer in .* cannot be read"):
-        load_tokenizer(folder)
+        CachedTokenizer(folder, cache=False).encode((["a"],), 8)
     assert not (tmp_path / "ran").exists()
 
 

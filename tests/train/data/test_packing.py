@@ -19,7 +19,6 @@ from cwgnc_train.data import (
     TokenArrays,
     batch_examples,
     evaluation_batches,
-    join_tables,
     make_packing,
     packed_batch,
     token_table,
@@ -277,7 +276,7 @@ def test_an_evaluation_batch_holds_examples_of_one_set_whole():
     lengths = np.concatenate([arrays.lengths for arrays in sets])
     assemble = jax.jit(functools.partial(packed_batch, shape=shape))
     for indices in batches:
-        batch = jax.device_get(assemble(join_tables(sets), indices))
+        batch = jax.device_get(assemble(token_table(*sets), indices))
         count = int(indices.weights.sum())
         assert len(set(indices.examples[:count] < 11)) == 1
         for slot, example in enumerate(indices.examples[:count]):

@@ -4,13 +4,13 @@ import shutil
 
 import numpy as np
 import pytest
+import transformers
 
 from cwgnc_train.config import UserError
 from cwgnc_train.data import (
     CachedTokenizer,
-    load_tokenizer,
     pad_tokens,
-    token_cache,
+    tokens,
 )
 from cwgnc_train.data.tokens import EncodedTexts, encode_texts
 
@@ -33,13 +33,13 @@ def folder(tmp_path, monkeypatch):
 @pytest.fixture
 def loaded(monkeypatch):
     """Grows by one whenever a tokenizer is loaded."""
-    directories = []
+    directories, from_pretrained = [], transformers.AutoTokenizer.from_pretrained
 
-    def load(directory):
+    def load(directory, **options):
         directories.append(directory)
-        return load_tokenizer(directory)
+        return from_pretrained(directory, **options)
 
-    monkeypatch.setattr(token_cache, "load_tokenizer", load)
+    monkeypatch.setattr(transformers.AutoTokenizer, "from_pretrained", load)
     return directories
 
 
@@ -63,7 +63,7 @@ def test_texts_are_tokenized_once(model, folder, loaded):
 
 
 def test_kept_tokens_make_the_arrays_of_fresh_ones(model, folder):
-    tokenizer = load_tokenizer(model)
+    tokenizer = CachedTokenizer(model, cache=False).loaded
     fresh = pad_tokens(encode_texts(tokenizer, TEXTS, 16), None, 16)
     encode(model)
     kept = pad_tokens(encode(model), None, 16)
@@ -113,9 +113,9 @@ def test_other_versions_of_the_libraries_have_an_entry_of_their_own(
     model, folder, loaded, monkeypatch
 ):
     encode(model)
-    monkeypatch.setattr(token_cache.importlib.metadata, "version", lambda name: "9")
+    monkeypatch.setattr(tokens.importlib.metadata, "version", lambda name: "9")
     encode(model)
-    monkeypatch.setattr(token_cache, "_FORMAT", -1)
+    monkeypatch.setattr(tokens, "_FORMAT", -1)
     encode(model)
     assert len(loaded) == len(list(folder.iterdir())) == 3
 
@@ -189,7 +189,7 @@ def test_the_entries_not_used_for_longest_give_way(model, folder, monkeypatch):
     # The first one is used again, the second one is now the oldest.
     encode(model, (["the dog"],))
     size = sum(path.stat().st_size for path in paths)
-    monkeypatch.setattr(token_cache, "_MOST_BYTES", size)
+    monkeypatch.setattr(tokens, "_MOST_BYTES", size)
     encode(model, (["the cat"],))
     left = set(folder.iterdir())
     assert paths[1] not in left

@@ -9,13 +9,13 @@ from hypothesis import strategies as st
 from benchmarks.padded import padded_batch
 from cwgnc_train.config import UserError
 from cwgnc_train.data import (
+    CachedTokenizer,
     Examples,
     TokenArrays,
     check_length,
     check_tokens,
-    load_tokenizer,
+    pad_tokens,
     steps_per_epoch,
-    tokenize,
 )
 from cwgnc_train.data import order as order_module
 from cwgnc_train.data import tokens as tokens_module
@@ -31,7 +31,12 @@ def tokenizer(tmp_path_factory):
     folder = tmp_path_factory.mktemp("tokenizer")
     (folder / "vocab.txt").write_text("\n".join(WORDS))
     (folder / "config.json").write_text('{"model_type": "bert"}')
-    return load_tokenizer(folder)
+    return CachedTokenizer(folder, cache=False).loaded
+
+
+def tokenize(tokenizer, examples, max_length, length=None):
+    tokens = encode_texts(tokenizer, examples.texts, max_length)
+    return pad_tokens(tokens, examples.labels, max_length, length)
 
 
 def arrays_of(count):
@@ -165,14 +170,14 @@ def test_a_model_without_a_tokenizer_is_reported(tmp_path, name):
         UserError,
         match=r"no tokenizer .*expected tokenizer\.json, .* or vocab\.json and merges",
     ):
-        load_tokenizer(tmp_path)
+        CachedTokenizer(tmp_path, cache=False).encode((["a"],), 8)
 
 
 def test_a_damaged_tokenizer_is_reported_in_one_line(tmp_path):
     (tmp_path / "tokenizer.json").write_text("{")
     (tmp_path / "config.json").write_text('{"model_type": "bert"}')
     with pytest.raises(UserError, match=r"^the tokenizer in .* cannot be read: .+$"):
-        load_tokenizer(tmp_path)
+        CachedTokenizer(tmp_path, cache=False).encode((["a"],), 8)
 
 
 def test_more_tokens_than_positions_are_refused():

@@ -6,7 +6,6 @@ from cwgnc_train.data.examples import load_examples as load_examples
 from cwgnc_train.data.examples import load_split as load_split
 from cwgnc_train.data.examples import read_file as read_file
 from cwgnc_train.data.gather import TokenTable as TokenTable
-from cwgnc_train.data.gather import join_tables as join_tables
 from cwgnc_train.data.gather import packed_batch as packed_batch
 from cwgnc_train.data.gather import token_table as token_table
 from cwgnc_train.data.order import batch_examples as batch_examples
@@ -24,10 +23,8 @@ from cwgnc_train.data.tasks import has_failed as has_failed
 from cwgnc_train.data.tasks import majority_line as majority_line
 from cwgnc_train.data.tasks import own_task as own_task
 from cwgnc_train.data.tasks import score as score
-from cwgnc_train.data.token_cache import CachedTokenizer as CachedTokenizer
+from cwgnc_train.data.tokens import CachedTokenizer as CachedTokenizer
 from cwgnc_train.data.tokens import TokenArrays as TokenArrays
 from cwgnc_train.data.tokens import check_length as check_length
 from cwgnc_train.data.tokens import check_tokens as check_tokens
-from cwgnc_train.data.tokens import load_tokenizer as load_tokenizer
 from cwgnc_train.data.tokens import pad_tokens as pad_tokens
-from cwgnc_train.data.tokens import tokenize as tokenize

@@ -1,10 +1,11 @@
 """Texts and labels: GLUE from its official files or the hub, and own files."""
 
+import contextlib
 import dataclasses
-import math
 import re
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from jaxtyping import Num
@@ -12,14 +13,14 @@ from jaxtyping import Num
 from cwgnc_train.config import DataConfig, UserError, listed, shown
 from cwgnc_train.data.order import draw_order
 from cwgnc_train.data.table_files import Table, contents, read_official, read_table
-from cwgnc_train.data.tasks import Task, find_task, own_task
+from cwgnc_train.data.tasks import OfficialFiles, Task, find_task, own_task
 
 _HUB = "nyu-mll/glue"
 # A longer text is taken for a quote that is never closed.
 _MOST_CHARACTERS = 1_000_000
-_LONGEST_LABEL = 1000
+_LARGEST_NUMBER = float(np.finfo(np.float32).max)
 # Control characters and line breaks would break tables of predictions.
-_CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029]")
+_LABEL = re.compile("[^\x00-\x1f\x7f-\x9f\u2028\u2029]{1,1000}")
 # More different labels than this, and than a tenth of the examples, are no classes.
 _MOST_CLASSES = 1000
 # Draws the same order for every seed, and is the key of no seed and epoch.
@@ -30,8 +31,7 @@ _FIXED = (2**64 - 1, 2**64 - 1)
 class Examples:
     """Texts, and what to predict from each."""
 
-    texts: tuple[list[str], ...]
-    """One list of texts, or two lists whose items form pairs."""
+    texts: tuple[list[str], ...]  # One list, or two lists whose items form pairs.
     labels: Num[np.ndarray, " examples"] | None
     """Class indices (int32) or numbers (float32); None if unlabelled."""
     commit: str | None = None  # Their commit on the Hugging Face hub; None for files.
@@ -50,17 +50,11 @@ def load_examples(
     """
     if task_name is not None:
         task = find_task(task_name)
-        splits = {
-            split: load_split(task, data.data_dir, split)
-            for split in task.splits
-            if not split.startswith("test")
-        }
+        names = [name for name in task.splits if not name.startswith("test")]
+        splits = {name: load_split(task, data.data_dir, name) for name in names}
     else:
         task, splits = _load_own(data)
-    if data.holdout:
-        splits = _keep_back(splits, data.holdout)
-    if data.train_examples is not None:
-        splits["train"] = _first(splits["train"], data.train_examples)
+    splits = _parts_of_train(splits.pop("train"), data) | splits
     labels = splits["train"].labels
     assert labels is not None
     if task.label_names and np.unique(labels).size < 2:
@@ -75,9 +69,8 @@ def load_split(task: Task, data_dir: Path | None, split: str) -> Examples:
     """Loads one split of a GLUE task; the test splits have no labels.
 
     ``data_dir`` holds the official TSV files of all tasks or of this one; without it
-    the hub is asked. In the official QQP files some questions contain line breaks. Rows
-    that lack columns are therefore dropped, as on the hub, and counted in the log. In
-    the files of other tasks they are an error.
+    the hub is asked. Rows that lack columns are an error, but for QQP, whose questions
+    contain line breaks: there they are dropped, as on the hub, and counted in the log.
     """
     if split not in task.splits:
         raise UserError(
@@ -86,17 +79,16 @@ def load_split(task: Task, data_dir: Path | None, split: str) -> Examples:
     labelled = not split.startswith("test")
     indices = task.label_names and [str(i) for i in range(task.num_labels)]
     if data_dir is None:
-        table, label = _read_hub(task, split), "label" if labelled else None
-        return _examples(table, task.text_columns, label, indices)
-    files = task.files
-    assert files is not None
-    path = _task_folder(task.name, files.folder, data_dir) / (
-        f"{split.replace('validation', 'dev')}.tsv"
-    )
-    table = read_official(
-        path, files.column_names if labelled else (), drop_broken=task.name == "qqp"
-    )
-    return _examples(
+        # The hub has the names of the task, and indices for labels.
+        table, files = _read_hub(task, split), OfficialFiles()
+    else:
+        files, stem = task.files, split.replace("validation", "dev")
+        table = read_official(
+            _task_folder(task, data_dir) / f"{stem}.tsv",
+            files.column_names if labelled else (),
+            drop_broken=task.name == "qqp",
+        )
+    return _parse(
         table,
         files.text_columns or task.text_columns,
         files.label_column if labelled else None,
@@ -117,16 +109,12 @@ def read_file(
     Nothing is guessed: the text NA stays a text, and an empty text stays empty. Labels
     are classes in the order of ``label_names``, or numbers without it.
     """
-    return _examples(read_table(path), text_columns, label_column, label_names)
+    return _parse(read_table(path), text_columns, label_column, label_names)
 
 
 def is_label(value: object) -> bool:
     """Says whether a value can name a class: a text of one line, not too long."""
-    return (
-        isinstance(value, str)
-        and 0 < len(value) <= _LONGEST_LABEL
-        and not _CONTROL.search(value)
-    )
+    return isinstance(value, str) and _LABEL.fullmatch(value) is not None
 
 
 def _load_own(data: DataConfig) -> tuple[Task, dict[str, Examples]]:
@@ -134,7 +122,7 @@ def _load_own(data: DataConfig) -> tuple[Task, dict[str, Examples]]:
     table = read_table(data.train_file)
     names = None
     if not data.regression:
-        distinct = set(_class_labels(table, data.label_column))
+        distinct = set(table.parsed(data.label_column, _label))
         if len(distinct) > max(_MOST_CLASSES, len(table.lines) // 10):
             raise UserError(
                 f"{table.source}, column {data.label_column!r}: {len(distinct)} "
@@ -143,132 +131,111 @@ def _load_own(data: DataConfig) -> tuple[Task, dict[str, Examples]]:
             )
         integers = all(re.fullmatch(r"[+-]?\d{1,18}", name) for name in distinct)
         names = tuple(sorted(distinct, key=lambda n: (int(n) if integers else 0, n)))
-    text_columns, label_column = data.text_columns, data.label_column
-    splits = {"train": _examples(table, text_columns, label_column, names)}
+    columns = data.text_columns, data.label_column, names
+    splits = {"train": _parse(table, *columns)}
     if data.validation_file is not None:
-        splits["validation"] = read_file(
-            data.validation_file, text_columns, label_column, names
-        )
-    return own_task(text_columns, names), splits
+        splits["validation"] = read_file(data.validation_file, *columns)
+    return own_task(data.text_columns, names), splits
 
 
-def _keep_back(splits: dict[str, Examples], part: float) -> dict[str, Examples]:
-    train = splits["train"]
-    count = round(part * len(train))
-    if not 0 < count < len(train):
-        raise UserError(
-            f"--holdout {part} of {len(train)} training examples keeps {count} back "
-            f"and leaves {len(train) - count} to train on; both must be at least 1"
-        )
-    order = draw_order(_FIXED, len(train))
-    kept_back = {
-        "train": _take(train, order[count:]),
-        "holdout": _take(train, order[:count]),
-    }
-    return kept_back | {name: splits[name] for name in splits if name != "train"}
+def _parts_of_train(train: Examples, data: DataConfig) -> dict[str, Examples]:
+    parts, total, count = {}, len(train), data.train_examples
+    if data.holdout:
+        kept = round(data.holdout * total)
+        if not 0 < kept < total:
+            raise UserError(
+                f"--holdout {data.holdout} of {total} training examples keeps {kept} "
+                f"back and leaves {total - kept} to train on; both must be at least 1"
+            )
+        parts["holdout"], train = _draw(train, kept)
+    if count is not None:
+        if count > len(train):
+            there = f"there are only {len(train)} training examples"
+            raise UserError(f"--train-examples {count}: {there}")
+        train, _ = _draw(train, count)
+    return {"train": train} | parts
 
 
-def _first(train: Examples, count: int) -> Examples:
-    if count > len(train):
-        raise UserError(
-            f"--train-examples {count}: there are only {len(train)} training examples"
-        )
-    return _take(train, draw_order(_FIXED, len(train))[:count])
+def _draw(examples: Examples, count: int) -> tuple[Examples, Examples]:
+    """Draws examples, the same for every seed; returns them, and the others."""
+    labels, order = examples.labels, draw_order(_FIXED, len(examples))
+    assert labels is not None
+
+    def taken(rows: np.ndarray) -> Examples:
+        texts = tuple([column[row] for row in rows] for column in examples.texts)
+        return dataclasses.replace(examples, texts=texts, labels=labels[rows])
+
+    return taken(np.sort(order[:count])), taken(np.sort(order[count:]))
 
 
-def _take(examples: Examples, rows: np.ndarray) -> Examples:
-    """Takes some examples, in the order of the file."""
-    assert examples.labels is not None
-    rows = np.sort(rows)
-    texts = tuple([column[row] for row in rows] for column in examples.texts)
-    return dataclasses.replace(examples, texts=texts, labels=examples.labels[rows])
-
-
-def _examples(
+def _parse(
     table: Table,
     text_columns: Sequence[str],
     label_column: str | None,
     label_values: Sequence[str] | None,
 ) -> Examples:
-    texts = tuple(_texts(table, name) for name in text_columns)
+    def class_index(value: Any) -> int:
+        label = _label(value)
+        if label not in indices:
+            hint = "; -1 marks an unlabelled test split" if label == "-1" else ""
+            raise ValueError(
+                f"unknown label {label!r:.60}, expected one of {listed(indices)}{hint}"
+            )
+        return indices[label]
+
+    texts = tuple(table.parsed(name, _text) for name in text_columns)
     if label_column is None:
         labels = None
     elif label_values is None:
-        labels = _numbers(table, label_column)
+        labels = np.array(table.parsed(label_column, _number), np.float32)
     else:
-        labels = _classes(table, label_column, label_values)
+        indices = {value: index for index, value in enumerate(label_values)}
+        labels = np.array(table.parsed(label_column, class_index), np.int32)
     return Examples(texts, labels, table.commit)
 
 
-def _texts(table: Table, column: str) -> list[str]:
-    texts = table.column(column)
-    for row, text in enumerate(texts):
-        if not isinstance(text, str):
-            raise table.error(row, column, f"expected a text, got {shown(text)}")
-        if len(text) > _MOST_CHARACTERS:
-            what = (
-                f"expected a text of at most {_MOST_CHARACTERS:,} characters, got "
-                f"{len(text):,}; cut it, or look for a quote that is not closed"
-            )
-            raise table.error(row, column, what)
-    return texts
+def _text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise ValueError(f"expected a text, got {shown(value)}")
+    if len(value) > _MOST_CHARACTERS:
+        raise ValueError(
+            f"expected a text of at most {_MOST_CHARACTERS:,} characters, got "
+            f"{len(value):,}; cut it, or look for a quote that is not closed"
+        )
+    return value
 
 
-def _numbers(table: Table, column: str) -> np.ndarray:
-    def number(value) -> float:
-        try:
-            return math.nan if isinstance(value, bool) else float(value)
-        except (TypeError, ValueError, OverflowError):
-            return math.nan
-
-    values = table.column(column)
-    numbers = np.array([number(value) for value in values])
-    bad = np.flatnonzero(~(np.abs(numbers) <= np.finfo(np.float32).max))
-    if bad.size:
-        what = f"expected a finite number as label, got {shown(values[bad[0]])}"
-        raise table.error(bad[0], column, what)
-    return numbers.astype(np.float32)
+def _number(value: Any) -> float:
+    with contextlib.suppress(TypeError, ValueError, OverflowError):
+        if not isinstance(value, bool) and abs(float(value)) <= _LARGEST_NUMBER:
+            return float(value)
+    raise ValueError(f"expected a finite number as label, got {shown(value)}")
 
 
-def _classes(table: Table, column: str, values: Sequence[str]) -> np.ndarray:
-    labels = _class_labels(table, column)
-    indices = {value: index for index, value in enumerate(values)}
-    for row, label in enumerate(labels):
-        if label not in indices:
-            hint = "; -1 marks an unlabelled test split" if label == "-1" else ""
-            what = f"unknown label {label!r:.60}, expected one of {listed(values)}"
-            raise table.error(row, column, what + hint)
-    return np.array([indices[label] for label in labels], np.int32)
+def _label(value: Any) -> str:
+    # A column of integers that once had a gap holds floats.
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    missing = value is None or value != value or isinstance(value, list | dict)
+    label = "" if missing else str(value).strip()
+    if not is_label(label):
+        raise ValueError(
+            f"expected a label, got {shown(value)}; labels are lines of at most 1000 "
+            f"characters"
+        )
+    return label
 
 
-def _class_labels(table: Table, column: str) -> list[str]:
-    values = table.column(column)
-    labels = []
-    for row, value in enumerate(values):
-        # A column of integers that once had a gap holds floats.
-        if isinstance(value, float) and value.is_integer():
-            value = int(value)
-        missing = value is None or value != value or isinstance(value, list | dict)
-        label = "" if missing else str(value).strip()
-        if not label:
-            raise table.error(row, column, f"expected a label, got {shown(value)}")
-        if not is_label(label):
-            kind = f"a label of one line and at most {_LONGEST_LABEL} characters"
-            raise table.error(row, column, f"expected {kind}, got {shown(label)}")
-        labels.append(label)
-    return labels
-
-
-def _task_folder(name: str, folder: str, data_dir: Path) -> Path:
+def _task_folder(task: Task, data_dir: Path) -> Path:
     entries = sorted(data_dir.iterdir()) if data_dir.is_dir() else []
     for entry in entries:
-        if entry.name.lower() in (name, folder.lower()) and entry.is_dir():
+        if entry.name.lower().replace("-", "") == task.name and entry.is_dir():
             return entry
     if any(entry.suffix == ".tsv" for entry in entries):
         return data_dir
     raise UserError(
-        f"no folder {folder} or {name} with the official TSV files of task {name}; "
-        f"{contents(data_dir)}"
+        f"no folder {task.name.upper()} or {task.name} (hyphens do not matter) with "
+        f"the official TSV files of task {task.name}; {contents(data_dir)}"
     )
 
 
@@ -292,18 +259,17 @@ def _read_hub(task: Task, split: str) -> Table:
         ) from None
     names = getattr(dataset.features.get("label"), "names", None)
     if names and tuple(names) != task.label_names:
-        raise UserError(
-            f"{_HUB}, {task.name}: expected the classes "
-            f"{listed(task.label_names or ())} in this order, got {listed(names)}"
+        expected = (
+            f"expected the classes {listed(task.label_names or ())} in this order"
         )
-
+        raise UserError(f"{_HUB}, {task.name}: {expected}, got {listed(names)}")
     # Offline, the addresses of the cached files tell the commit.
     sources = " ".join(dataset.info.download_checksums or ())
     cached = re.search(rf"{_HUB}@([0-9a-f]{{40}})/", sources)
     return Table(
-        source=f"{_HUB}, {task.name}, {split}",
-        names=dataset.column_names,
-        read=lambda name: list(dataset[name]),
+        f"{_HUB}, {task.name}, {split}",
+        dataset.column_names,
+        lambda name: list(dataset[name]),
         lines=range(1, len(dataset) + 1),
         unit="row",
         commit=commit or (cached[1] if cached else None),

@@ -1,6 +1,5 @@
 """The batch of a step, gathered on the device."""
 
-from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -21,18 +20,15 @@ class TokenTable(NamedTuple):
     labels: Num[Any, " examples"]
 
 
-def token_table(arrays: TokenArrays) -> TokenTable:
-    """Returns a set of examples as :func:`packed_batch` reads it; no labels are 0."""
-    labels = arrays.labels
-    if labels is None:
-        labels = np.zeros(len(arrays), np.int32)
-    return TokenTable(arrays.input_ids, arrays.token_type_ids, arrays.lengths, labels)
-
-
-def join_tables(sets: Sequence[TokenArrays]) -> TokenTable:
-    """Joins sets of one length into a table, one after another."""
-    tables = map(token_table, sets)
-    return jax.tree.map(lambda *columns: np.concatenate(columns), *tables)
+def token_table(*sets: TokenArrays) -> TokenTable:
+    """Joins sets of one length, one after another; labels that lack are 0."""
+    tables = []
+    for arrays in sets:
+        labels = arrays.labels
+        if labels is None:
+            labels = np.zeros(len(arrays), np.int32)
+        tables.append([arrays.input_ids, arrays.token_type_ids, arrays.lengths, labels])
+    return TokenTable(*map(np.concatenate, zip(*tables, strict=True)))
 
 
 def packed_batch(

@@ -24,16 +24,6 @@ def batch_examples(
     return _epoch_order(seed, epoch, count)[start : start + batch_size]
 
 
-def batch_parts(
-    count: int, seed: int, step: int, batch_size: int, parts: int
-) -> list[Int[np.ndarray, " part"]]:
-    """Splits what :func:`batch_examples` returns into parts of nearly equal size.
-
-    With fewer examples than parts, some parts are empty.
-    """
-    return np.array_split(batch_examples(count, seed, step, batch_size), parts)
-
-
 def draw_order(key: tuple[int, int], count: int) -> Int[np.ndarray, " count"]:
     """Draws an order of ``count`` items that depends on the key alone."""
     # Every version of NumPy draws the same raw words, which is not promised of

@@ -1,7 +1,6 @@
 """How the examples of a batch lie in rows, planned on the host."""
 
 import dataclasses
-import functools
 import itertools
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -10,11 +9,11 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from cwgnc_train.config import PaddingName
-from cwgnc_train.data.order import batch_parts, steps_per_epoch
+from cwgnc_train.data.order import batch_examples, steps_per_epoch
 from cwgnc_train.data.tokens import TokenArrays
 
-Shape = tuple[int, int]
-"""Rows and length of a batch."""
+_PerExample = Int[np.ndarray, " examples"]
+Shape = tuple[int, int]  # Rows and length of a batch.
 
 # Each size that batches may have is one more program to compile.
 _SIZES = 3
@@ -29,8 +28,7 @@ class BatchIndices(NamedTuple):
     """
 
     examples: Int[Any, "*parts slots"]
-    cls_positions: Int[Any, "*parts slots"]
-    """Where each example begins: row * length + column."""
+    cls_positions: Int[Any, "*parts slots"]  # Where each begins: row * length + column.
     weights: Float[Any, "*parts slots"]
 
 
@@ -39,26 +37,22 @@ class Packing:
     """How the examples of a training set lie in rows.
 
     With ``packed``, examples share rows of one length; with ``longest`` and
-    ``max_length`` each has its own row. A batch takes the smallest of a few shapes that
-    holds it. The shapes depend on the training set alone, so no run changes the shapes
-    of another.
+    ``max_length`` each has its own row. The shapes depend on the training set alone, so
+    no run changes the shapes of another.
     """
 
     padding: PaddingName
-    lengths: Int[np.ndarray, " examples"]  # Of each example of the training set.
+    lengths: _PerExample  # Of each example of the training set.
     batch_size: int
     shapes: tuple[Shape, ...]  # The smallest first; the last one holds any batch.
-    slots: int  # How many examples a part has room for.
-    usual: Shape
-    """The smallest shape that holds all the batches sampled to choose the shapes."""
-    parts: int  # How many parts a batch is split into, each with rows of its own.
+    usual: Shape  # The smallest that holds all batches of the sample.
+    parts: int  # A batch is split into so many, nearly equal, with rows of their own.
 
     def shape(self, seeds: Sequence[int], steps: Sequence[int]) -> Shape:
         """Chooses the shape of the batches of one program from its runs' data seeds.
 
-        A single run takes the smallest shape that holds its batches. The shape of
-        several must not depend on a run's neighbours, so all steps take the usual one;
-        hardly any batch exceeds it.
+        A single run takes the smallest that holds its batches. That of several must not
+        depend on a run's neighbours: it is the usual one, unless a batch exceeds it.
         """
         chosen = 0 if len(seeds) == 1 else self.shapes.index(self.usual)
         for seed, step in itertools.product(seeds, steps):
@@ -69,25 +63,27 @@ class Packing:
 
     def batch_indices(self, seed: int, step: int, shape: Shape) -> BatchIndices:
         """Lays the examples of a step, counted from 0 over all epochs, into rows."""
-        parts = []
-        for examples in self._parts(seed, step):
-            if self.padding == "packed":
-                positions, _ = first_fit(self.lengths[examples], shape[1])
-            else:
-                positions = np.arange(len(examples)) * shape[1]
-            parts.append(_filled(examples, positions, self.slots, shape))
+        slots, _ = self.shapes[-1]  # It has a row for each example.
+        parts = [
+            _filled(examples, self._lay(examples, shape[1])[0], slots, shape)
+            for examples in self._parts(seed, step)
+        ]
         if self.parts == 1:
             return parts[0]
         return BatchIndices(*map(np.stack, zip(*parts, strict=True)))
 
     def _parts(self, seed: int, step: int) -> list[np.ndarray]:
-        return batch_parts(len(self.lengths), seed, step, self.batch_size, self.parts)
+        batch = batch_examples(len(self.lengths), seed, step, self.batch_size)
+        return np.array_split(batch, self.parts)
+
+    def _lay(self, examples: np.ndarray, row_length: int) -> tuple[np.ndarray, int]:
+        if self.padding == "packed":
+            return first_fit(self.lengths[examples], row_length)
+        return np.arange(len(examples)) * row_length, len(examples)
 
     def _fits(self, examples: np.ndarray, shape: Shape) -> bool:
-        lengths = self.lengths[examples]
-        if self.padding == "packed":
-            return first_fit(lengths, shape[1])[1] <= shape[0]
-        return bool((lengths <= shape[1]).all())
+        longest = self.lengths[examples].max(initial=0)
+        return longest <= shape[1] and self._lay(examples, shape[1])[1] <= shape[0]
 
 
 def make_packing(
@@ -98,42 +94,40 @@ def make_packing(
     multiple: int = 1,
     parts: int = 1,
 ) -> Packing:
-    """Chooses the few shapes that the batches of a training set may have.
+    """Chooses the few shapes that leave the least padding in a sample of batches.
 
-    They are those that leave the least padding in a sample of batches. With the padding
-    ``max_length`` rows have that length, otherwise at most that. The numbers of rows
-    and of slots of each part are divisible by ``multiple``; padding slots make up the
-    difference.
+    With the padding ``max_length`` rows have that length, otherwise at most that. The
+    numbers of rows and of slots of each part are divisible by ``multiple``.
     """
     lengths, longest = arrays.lengths, arrays.input_ids.shape[1]
     slots = rounded(-(-batch_size // parts), multiple)
+    sampled = []
+    for step in range(_SAMPLED_BATCHES):
+        batch = lengths[batch_examples(len(lengths), 0, step, batch_size)]
+        sampled += [part for part in np.array_split(batch, parts) if len(part)]
     if padding == "max_length":
         shapes = [(slots, max_length)]
     elif padding == "longest":
-        sampled = _sampled(lengths, batch_size, parts)
         needed = [min(longest, rounded(batch.max(), 8)) for batch in sampled]
-        shapes = [(slots, size) for size in best_sizes(needed, _SIZES)]
+        shapes = [(slots, length) for length in best_sizes(needed, _SIZES)]
     else:
-        sampled = _sampled(lengths, batch_size, parts)
         most = min(max_length, longest * 3 // 2)
-        choices = [
-            _packed_shapes(sampled, length, multiple)
-            for length in (longest, *range(rounded(longest + 1, 16), most + 1, 16))
-        ]
-        shapes, _ = min(choices, key=lambda choice: choice[1])
+        choices = []
+        for length in (longest, *range(rounded(longest + 1, 16), most + 1, 16)):
+            rows = [rounded(first_fit(batch, length)[1], multiple) for batch in sampled]
+            sizes = best_sizes(rows, _SIZES)
+            choices.append((_cost(sizes, rows) * length, length, sizes))
+        _, length, sizes = min(choices)
+        shapes = [(size, length) for size in sizes]
     usual = shapes[-1]
-    # Only a row for each example holds every batch.
     any_batch = slots, longest if padding == "longest" else usual[1]
     if usual != any_batch:
         shapes.append(any_batch)
-    return Packing(padding, lengths, batch_size, tuple(shapes), slots, usual, parts)
+    return Packing(padding, lengths, batch_size, tuple(shapes), usual, parts)
 
 
 def evaluation_batches(
-    lengths: Sequence[Int[np.ndarray, " examples"]],
-    row_length: int,
-    batch_size: int,
-    multiple: int = 1,
+    lengths: Sequence[_PerExample], row_length: int, batch_size: int, multiple: int = 1
 ) -> tuple[Shape, list[BatchIndices]]:
     """Packs whole sets into batches of the smallest shape that holds each of them.
 
@@ -144,8 +138,8 @@ def evaluation_batches(
     for of_set in lengths:
         order = np.argsort(of_set, kind="stable")
         count = steps_per_epoch(len(of_set), batch_size)
-        # Batches alike in number and in lengths.
         for part in range(count):
+            # Batches alike in number and in lengths.
             examples = order[part::count]
             batches.append((start + examples, *first_fit(of_set[examples], row_length)))
         start += len(of_set)
@@ -156,45 +150,26 @@ def evaluation_batches(
     ]
 
 
-def first_fit(
-    lengths: Int[np.ndarray, " examples"], row_length: int
-) -> tuple[Int[np.ndarray, " examples"], int]:
+def first_fit(lengths: _PerExample, row_length: int) -> tuple[_PerExample, int]:
     """Packs examples into rows: longest first, each into the first row with room.
 
     Returns where each begins, row * row_length + column, and the number of rows.
     """
     cls_positions = np.empty(len(lengths), np.int32)
-    used: list[int] = []
+    used = [0] * len(lengths)
     for example in np.argsort(-lengths, kind="stable"):
         length = int(lengths[example])
-        with_room = (
-            row for row, size in enumerate(used) if size + length <= row_length
-        )
-        row = next(with_room, len(used))
-        if row == len(used):
-            used.append(0)
+        row = next(r for r, size in enumerate(used) if size + length <= row_length)
         cls_positions[example] = row * row_length + used[row]
         used[row] += length
-    return cls_positions, len(used)
+    return cls_positions, len(used) - used.count(0)
 
 
 def best_sizes(needed: Sequence[int], count: int) -> list[int]:
     """Chooses at most ``count`` sizes so that rounding up to them costs the least."""
-    sizes, counts = np.unique(np.asarray(needed), return_counts=True)
-    up_to = np.cumsum(counts)
-
-    @functools.cache
-    def best(last: int, count: int) -> tuple[int, list[int]]:
-        # The least cost of rounding all up to sizes[last], one of those chosen, and
-        # which are chosen.
-        ways = [(int(sizes[last] * up_to[last]), [last])]
-        for i in range(last if count > 1 else 0):
-            cost, chosen = best(i, count - 1)
-            cost += int(sizes[last] * (up_to[last] - up_to[i]))
-            ways.append((cost, [*chosen, last]))
-        return min(ways)
-
-    return [int(sizes[i]) for i in best(len(sizes) - 1, count)[1]]
+    *smaller, largest = np.unique(needed).tolist()
+    choices = itertools.combinations(smaller, min(count - 1, len(smaller)))
+    return min(([*c, largest] for c in choices), key=lambda c: _cost(c, needed))
 
 
 def rounded(size: int, multiple: int) -> int:
@@ -202,26 +177,9 @@ def rounded(size: int, multiple: int) -> int:
     return -(-int(size) // multiple) * multiple
 
 
-def _sampled(
-    lengths: Int[np.ndarray, " examples"], batch_size: int, parts: int
-) -> list[Int[np.ndarray, " part"]]:
-    """Returns the lengths of the examples of each part of some batches."""
-    return [
-        lengths[part]
-        for step in range(_SAMPLED_BATCHES)
-        for part in batch_parts(len(lengths), 0, step, batch_size, parts)
-        if len(part)
-    ]
-
-
-def _packed_shapes(
-    sampled: Sequence[np.ndarray], length: int, multiple: int
-) -> tuple[list[Shape], int]:
-    """Returns the best shapes with rows of one length, and the cells they take."""
-    needed = [rounded(first_fit(batch, length)[1], multiple) for batch in sampled]
-    sizes = np.asarray(best_sizes(needed, _SIZES))
-    taken = sizes[np.searchsorted(sizes, needed)]
-    return [(int(size), length) for size in sizes], int(taken.sum()) * length
+def _cost(sizes: Sequence[int], needed: Sequence[int]) -> int:
+    """Sums what is needed, each rounded up to one of the sizes."""
+    return int(np.asarray(sizes)[np.searchsorted(sizes, needed)].sum())
 
 
 def _filled(

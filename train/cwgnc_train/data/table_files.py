@@ -1,5 +1,6 @@
 """Tables read from files, which know the line of each row for error messages."""
 
+import codecs
 import collections
 import csv
 import dataclasses
@@ -9,16 +10,20 @@ import json
 import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from cwgnc_train.config import UserError, listed, shown, suggest
 
 _logger = logging.getLogger(__name__)
+_Parsed = TypeVar("_Parsed")
 
 # A parquet file of a few bytes can claim to hold any number of rows and bytes. Beyond
-# these numbers it may hold only so many per byte of the file.
-_ROWS, _ROWS_PER_BYTE = 10**6, 10
-_BYTES, _BYTES_PER_BYTE = 2**28, 100
+# these numbers it may hold only 10 rows and 100 bytes per byte of the file.
+_ROWS, _BYTES = 10**6, 2**28
+_JSON_PROBLEMS = {
+    RecursionError: "brackets are nested too deeply",
+    UnicodeEncodeError: "a text has half a surrogate pair, which is not a character",
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,38 +38,40 @@ class Table:
     commit: str | None = None  # Its commit on the Hugging Face hub; None for a file.
 
     def __post_init__(self):
-        if len(set(self.names)) < len(self.names):
-            [(name, count)] = collections.Counter(self.names).most_common(1)
-            raise UserError(
-                f"{self.source} has {count} columns named {name!r:.60}; rename all "
-                f"but one"
-            )
+        for name, count in collections.Counter(self.names).items():
+            if count > 1:
+                twice = f"{count} columns named {name!r:.60}"
+                raise UserError(f"{self.source} has {twice}; rename all but one")
         if not self.lines:
             raise UserError(f"{self.source} has no examples, only column names")
 
-    def column(self, name: str) -> list:
-        """Returns the values of a column; a missing one is a UserError."""
-        if name not in self.names:
-            raise UserError(
-                f"{self.source} has no column {name!r}"
-                f"{suggest(name, self.names) or ';'} it has "
-                f"{listed(self.names) or 'none'}"
-            )
-        return self.read(name)
+    def parsed(self, column: str, parse: Callable[[Any], _Parsed]) -> list[_Parsed]:
+        """Parses the values of a column.
 
-    def error(self, row: int, column: str, what: str) -> UserError:
-        """Returns an error that says what is wrong with a cell, and which it is."""
-        place = f"{self.source}, {self.unit} {self.lines[row]}, column {column!r}"
-        return UserError(f"{place}: {what}")
+        A missing column is a UserError. So is a ValueError of ``parse``, with its cell.
+        """
+        if column not in self.names:
+            near, known = suggest(column, self.names), listed(self.names) or "none"
+            raise UserError(
+                f"{self.source} has no column {column!r}{near or ';'} it has {known}"
+            )
+        parsed = []
+        for line, value in zip(self.lines, self.read(column), strict=True):
+            try:
+                parsed.append(parse(value))
+            except ValueError as error:
+                place = f"{self.source}, {self.unit} {line}, column {column!r}"
+                raise UserError(f"{place}: {error}") from None
+        return parsed
 
 
 def read_table(path: Path) -> Table:
     """Reads a file; its suffix names its format."""
     reader = _READERS.get(path.suffix.lower())
     if reader is None:
+        known = " ".join(_READERS)
         raise UserError(
-            f"{path}: unknown suffix {path.suffix!r}, expected one of "
-            f"{' '.join(_READERS)}"
+            f"{path}: unknown suffix {path.suffix!r}, expected one of {known}"
         )
     return reader(path)
 
@@ -77,23 +84,16 @@ def read_official(path: Path, names: Sequence[str], drop_broken: bool) -> Table:
     # Not csv: the official files have no quoting, but texts with lone double quotes.
     # Nor splitlines: the texts contain U+0085 and other line breaks of Unicode.
     lines = [line.removesuffix("\r") for line in _read_text(path).split("\n")]
-    rows = [(n, line.split("\t")) for n, line in enumerate(lines, start=1) if line]
-    if not names:
-        names = rows.pop(0)[1]
-    broken = [(n, row) for n, row in rows if len(row) != len(names)]
-    if broken and not drop_broken:
-        line, row = broken[0]
-        raise UserError(
-            f"{path}, line {line}: expected {len(names)} columns separated by tabs, "
-            f"got {len(row)}"
-        )
-    if broken:
+    rows = {n: line.split("\t") for n, line in enumerate(lines, start=1) if line}
+    names = names or rows.pop(min(rows))
+    broken = [n for n, row in rows.items() if len(row) != len(names)]
+    if broken and drop_broken:
         _logger.warning(
             f"{path}: dropped {len(broken)} of {len(rows)} rows, which do not have "
-            f"{len(names)} columns (the first on line {broken[0][0]})"
+            f"{len(names)} columns (the first on line {broken[0]})"
         )
-        rows = [(n, row) for n, row in rows if len(row) == len(names)]
-    return _of_rows(path, names, [row for _, row in rows], [n for n, _ in rows])
+        rows = {n: row for n, row in rows.items() if len(row) == len(names)}
+    return _of_rows(path, names, rows, "columns are separated by tabs")
 
 
 def contents(folder: Path) -> str:
@@ -104,43 +104,44 @@ def contents(folder: Path) -> str:
     return f"{folder} has {listed(names) or 'nothing in it'}"
 
 
-def _existing(path: Path) -> Path:
+def _read_bytes(path: Path) -> bytes:
     if path.is_dir():
         raise UserError(f"{path} is a folder; expected a file")
     if not path.exists():
         raise UserError(f"no file {path}; {contents(path.parent)}")
-    if not path.stat().st_size:
+    raw = path.read_bytes()
+    if not raw.removeprefix(codecs.BOM_UTF8).strip():
         raise UserError(f"{path} is empty; expected column names and examples")
-    return path
+    return raw
 
 
 def _read_text(path: Path) -> str:
-    raw = _existing(path).read_bytes()
+    raw = _read_bytes(path)
     try:
         text = raw.decode("utf-8")
     except UnicodeDecodeError as error:
-        raise UserError(
-            f"{path}: byte {error.start} ({raw[error.start]:#04x}) is not UTF-8; "
-            f"convert the file to UTF-8"
-        ) from None
+        byte = f"byte {error.start} ({raw[error.start]:#04x})"
+        raise UserError(f"{path}: {byte} is not UTF-8; convert it to UTF-8") from None
     if "\0" in text:
-        raise UserError(
-            f"{path}: byte {raw.index(0)} is NUL; expected a text file in UTF-8"
-        )
-    text = text.removeprefix("\ufeff")
-    if not text.strip():
-        raise UserError(f"{path} is empty; expected column names and examples")
-    return text
+        place = f"{path}: byte {raw.index(0)}"
+        raise UserError(f"{place} is NUL; expected a text file in UTF-8")
+    return text.removeprefix("\ufeff")
 
 
 def _of_rows(
-    path: Path, names: Sequence[str], rows: list[list[str]], lines: Sequence[int]
+    path: Path, names: Sequence[str], rows: dict[int, list[str]], fix: str
 ) -> Table:
+    """Makes a table of rows by line; ``fix`` says what to do if columns lack."""
+    for line, row in rows.items():
+        if len(row) != len(names):
+            what = f"expected {len(names)} columns in each row, got {len(row)}"
+            raise UserError(f"{path}, line {line}: {what}; {fix}")
+
     def read(name):
         index = names.index(name)
-        return [row[index] for row in rows]
+        return [row[index] for row in rows.values()]
 
-    return Table(str(path), names, read, lines)
+    return Table(str(path), names, read, list(rows))
 
 
 def _read_csv(path: Path, delimiter: str = ",") -> Table:
@@ -150,46 +151,38 @@ def _read_csv(path: Path, delimiter: str = ",") -> Table:
     # Not pandas, which silently pads or truncates ragged rows. Strict, because a lone
     # quote would otherwise swallow the rows after it.
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
-    rows, lines, line = [], [], 1
+    rows, line = {}, 1
     try:
         for row in reader:
             if row:
-                rows.append(row)
-                lines.append(line)
-            if row and len(row) != len(rows[0]):
-                raise UserError(
-                    f"{path}, line {line}: expected {len(rows[0])} columns as in the "
-                    f"header, got {len(row)}; put double quotes around texts with "
-                    f"{delimiter!r} or line breaks"
-                )
+                rows[line] = row
             line = reader.line_num + 1
     except csv.Error as error:
         raise UserError(
             f"{path}, line {line}: {error}; a text with double quotes needs double "
             f"quotes around it, and its own doubled"
         ) from None
-    return _of_rows(path, rows[0], rows[1:], lines[1:])
+    fix = f"put double quotes around texts with {delimiter!r} or line breaks"
+    return _of_rows(path, rows.pop(min(rows)), rows, fix)
 
 
 def _read_json(path: Path) -> Table:
     text = _read_text(path)
     if path.suffix.lower() == ".json" and text.lstrip().startswith("["):
-        unit, rows = "row", _parse_json(text, str(path))
-        lines = range(1, len(rows) + 1)
+        unit, rows = "row", dict(enumerate(_parse_json(text, str(path)), start=1))
     else:
         # Not splitlines: JSON strings may contain U+2028.
-        given = enumerate(text.split("\n"), start=1)
-        unit, numbered = "line", [(n, line) for n, line in given if line.strip()]
-        rows = [_parse_json(line, f"{path}, line {n}") for n, line in numbered]
-        lines = [n for n, _ in numbered]
-    for n, row in zip(lines, rows, strict=True):
+        unit, lines = "line", enumerate(text.split("\n"), start=1)
+        rows = {n: _parse_json(x, f"{path}, line {n}") for n, x in lines if x.strip()}
+    for n, row in rows.items():
         if not isinstance(row, dict):
-            raise UserError(
-                f"{path}, {unit} {n}: expected an object of column names and values, "
-                f"got {shown(row)}"
-            )
-    names = list(dict.fromkeys(name for row in rows for name in row))
-    return Table(str(path), names, lambda n: [row.get(n) for row in rows], lines, unit)
+            expected = "expected an object of column names and values"
+            raise UserError(f"{path}, {unit} {n}: {expected}, got {shown(row)}")
+    values = rows.values()
+    names = list(dict.fromkeys(name for row in values for name in row))
+    return Table(
+        str(path), names, lambda n: [row.get(n) for row in values], list(rows), unit
+    )
 
 
 def _parse_json(text: str, place: str) -> Any:
@@ -205,38 +198,29 @@ def _parse_json(text: str, place: str) -> Any:
         # An escape that may be half of a surrogate pair.
         if "\\ud" in text.lower():
             json.dumps(content, ensure_ascii=False).encode()
-    except json.JSONDecodeError as error:
-        reason = f"not JSON, {error}; expected one object per line"
-    except UnicodeEncodeError:
-        reason = "a text has half a surrogate pair, which is not a character"
-    except RecursionError:
-        reason = "brackets are nested too deeply; expected one object per line"
-    except ValueError as error:
-        reason = str(error)
-    else:
-        return content
-    raise UserError(f"{place}: {reason}")
+    except (ValueError, RecursionError) as error:
+        reason = f"not JSON, {_JSON_PROBLEMS.get(type(error), error)}"
+        raise UserError(f"{place}: {reason}; expected one object per line") from None
+    return content
 
 
 def _read_parquet(path: Path) -> Table:
     import pyarrow
     from pyarrow import parquet
 
-    size = _existing(path).stat().st_size
+    raw = _read_bytes(path)
     try:
-        # Not parquet.read_table, which adds columns for folders named KEY=VALUE.
-        with parquet.ParquetFile(path) as file:
-            found = file.metadata
-            groups = map(found.row_group, range(found.num_row_groups))
-            unpacked = sum(group.total_byte_size for group in groups)
-            if found.num_rows > max(_ROWS, _ROWS_PER_BYTE * size) or (
-                unpacked > max(_BYTES, _BYTES_PER_BYTE * size)
-            ):
-                raise UserError(
-                    f"{path} has {size} bytes and claims to hold {found.num_rows} rows "
-                    f"of {unpacked} bytes; write the file again"
-                )
-            table = file.read()
+        file = parquet.ParquetFile(pyarrow.BufferReader(raw))
+        size, found = len(raw), file.metadata
+        groups = map(found.row_group, range(found.num_row_groups))
+        unpacked = sum(group.total_byte_size for group in groups)
+        most_rows, most_bytes = max(_ROWS, 10 * size), max(_BYTES, 100 * size)
+        if found.num_rows > most_rows or unpacked > most_bytes:
+            raise UserError(
+                f"{path} has {size} bytes and claims to hold {found.num_rows} rows of "
+                f"{unpacked} bytes; write the file again"
+            )
+        table = file.read()
         table.validate(full=True)
     except (pyarrow.ArrowException, OSError) as error:
         reason = str(error).partition("\n")[0]
@@ -247,10 +231,8 @@ def _read_parquet(path: Path) -> Table:
         try:
             return column.to_pylist()
         except (pyarrow.ArrowException, OverflowError, ValueError) as error:
-            raise UserError(
-                f"{path}: column {name!r:.60} of type {column.type} cannot be read: "
-                f"{error}"
-            ) from None
+            place = f"{path}: column {name!r:.60} of type {column.type}"
+            raise UserError(f"{place} cannot be read: {error}") from None
 
     rows = range(1, table.num_rows + 1)
     return Table(str(path), table.column_names, read, rows, "row")

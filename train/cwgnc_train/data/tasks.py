@@ -4,7 +4,6 @@ All scores lie in their natural range (accuracy in [0, 1]), never times 100.
 """
 
 import dataclasses
-import functools
 from typing import Any
 
 import numpy as np
@@ -12,19 +11,18 @@ from jaxtyping import Num
 
 from cwgnc_train.config import UserError, suggest
 
+_Names = tuple[str, ...]
+_PerExample = Num[np.ndarray, " examples"]
+
 
 @dataclasses.dataclass(frozen=True)
 class OfficialFiles:
     """How the official TSV files of a GLUE task are laid out."""
 
-    folder: str
     label_column: str = "label"
-    named_classes: bool = False
-    """Whether a label is the name of its class; otherwise it is its index."""
-    text_columns: tuple[str, ...] = ()
-    """The columns of the texts, if not those of the task."""
-    column_names: tuple[str, ...] = ()
-    """All columns of train and dev, if these files have no header."""
+    named_classes: bool = False  # Whether a label is its class's name, not its index.
+    text_columns: _Names = ()  # If their names are not those of the task.
+    column_names: _Names = ()  # All of train and dev, if without a header.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,11 +30,10 @@ class Task:
     """A text, or a pair of texts, and the class or number predicted from it."""
 
     name: str
-    text_columns: tuple[str, ...]
-    label_names: tuple[str, ...] | None
-    """The classes in the order of their indices; None if a number is predicted."""
-    metrics: tuple[str, ...]  # The names of the scores, the main one first.
-    files: OfficialFiles | None = None  # Its official files; None for own data.
+    text_columns: _Names
+    label_names: _Names | None  # In the order of their indices; None for a number.
+    metrics: _Names  # The names of the scores, the main one first.
+    files: OfficialFiles = OfficialFiles()  # Without a meaning for own data.
 
     @property
     def metric(self) -> str:
@@ -54,7 +51,7 @@ class Task:
         return 1 if self.label_names is None else len(self.label_names)
 
     @property
-    def splits(self) -> tuple[str, ...]:
+    def splits(self) -> _Names:
         """The names of a GLUE task's splits."""
         if self.name != "mnli":
             return "train", "validation", "test"
@@ -63,57 +60,31 @@ class Task:
 
 
 _TEXT, _PAIR = ("sentence",), ("sentence1", "sentence2")
+_QUESTIONS, _INFERENCE = ("question1", "question2"), ("premise", "hypothesis")
 _ENTAILMENT = ("entailment", "not_entailment")
+_THREE = ("entailment", "neutral", "contradiction")
 _ACCURACY, _F1 = ("accuracy",), ("f1", "accuracy")
+_MATTHEWS, _CORRELATIONS = ("matthews_correlation",), ("pearson", "spearmanr")
+_NAMED = OfficialFiles(named_classes=True)
+_COLA = OfficialFiles(column_names=("source", "label", "mark", "sentence"))
+_MRPC = OfficialFiles("Quality", text_columns=("#1 String", "#2 String"))
+_STSB, _QQP = OfficialFiles("score"), OfficialFiles("is_duplicate")
+_MNLI = OfficialFiles("gold_label", named_classes=True, text_columns=_PAIR)
 
 # Columns, classes and their order are those of nyu-mll/glue on the hub, so output 0 of
 # a model fine-tuned here means what it means in any other.
-_GLUE = (
-    Task(
-        "cola",
-        _TEXT,
-        ("unacceptable", "acceptable"),
-        ("matthews_correlation",),
-        OfficialFiles("CoLA", column_names=("source", "label", "mark", "sentence")),
-    ),
-    Task("sst2", _TEXT, ("negative", "positive"), _ACCURACY, OfficialFiles("SST-2")),
-    Task(
-        "mrpc",
-        _PAIR,
-        ("not_equivalent", "equivalent"),
-        _F1,
-        OfficialFiles("MRPC", "Quality", text_columns=("#1 String", "#2 String")),
-    ),
-    Task(
-        "stsb", _PAIR, None, ("pearson", "spearmanr"), OfficialFiles("STS-B", "score")
-    ),
-    Task(
-        "qqp",
-        ("question1", "question2"),
-        ("not_duplicate", "duplicate"),
-        _F1,
-        OfficialFiles("QQP", "is_duplicate"),
-    ),
-    Task(
-        "mnli",
-        ("premise", "hypothesis"),
-        ("entailment", "neutral", "contradiction"),
-        _ACCURACY,
-        OfficialFiles("MNLI", "gold_label", named_classes=True, text_columns=_PAIR),
-    ),
-    Task(
-        "qnli",
-        ("question", "sentence"),
-        _ENTAILMENT,
-        _ACCURACY,
-        OfficialFiles("QNLI", named_classes=True),
-    ),
-    Task(
-        "rte", _PAIR, _ENTAILMENT, _ACCURACY, OfficialFiles("RTE", named_classes=True)
-    ),
-    Task("wnli", _PAIR, _ENTAILMENT[::-1], _ACCURACY, OfficialFiles("WNLI")),
+_TASKS = (
+    Task("cola", _TEXT, ("unacceptable", "acceptable"), _MATTHEWS, _COLA),
+    Task("sst2", _TEXT, ("negative", "positive"), _ACCURACY),
+    Task("mrpc", _PAIR, ("not_equivalent", "equivalent"), _F1, _MRPC),
+    Task("stsb", _PAIR, None, _CORRELATIONS, _STSB),
+    Task("qqp", _QUESTIONS, ("not_duplicate", "duplicate"), _F1, _QQP),
+    Task("mnli", _INFERENCE, _THREE, _ACCURACY, _MNLI),
+    Task("qnli", ("question", "sentence"), _ENTAILMENT, _ACCURACY, _NAMED),
+    Task("rte", _PAIR, _ENTAILMENT, _ACCURACY, _NAMED),
+    Task("wnli", _PAIR, _ENTAILMENT[::-1], _ACCURACY),
 )
-GLUE: dict[str, Task] = {task.name: task for task in _GLUE}
+GLUE = {task.name: task for task in _TASKS}
 
 
 def find_task(name: str) -> Task:
@@ -126,9 +97,7 @@ def find_task(name: str) -> Task:
     )
 
 
-def own_task(
-    text_columns: tuple[str, ...], label_names: tuple[str, ...] | None
-) -> Task:
+def own_task(text_columns: _Names, label_names: _Names | None) -> Task:
     """Returns the task of own data, named "own".
 
     Two classes are scored by accuracy and the F1 of the second class, more classes by
@@ -142,15 +111,13 @@ def own_task(
 
 
 def score(
-    task: Task,
-    predictions: Num[np.ndarray, " examples"],
-    labels: Num[np.ndarray, " examples"],
+    task: Task, predictions: _PerExample, labels: _PerExample
 ) -> dict[str, float]:
     """Scores predictions, class indices or numbers, by each metric of the task.
 
-    Predictions without information score 0 where the formula divides by zero: the
-    Matthews correlation and the F1 of a single class, and the correlation of a constant
-    or of non-finite numbers (of a run that diverged).
+    Predictions without information score 0 where the formula divides by zero: Matthews
+    correlation and F1 of a single class, correlations of a constant or of non-finite
+    numbers (of a run that diverged).
 
     Raises:
       ValueError: If predictions and labels differ in length, or there are none.
@@ -161,16 +128,15 @@ def score(
             f"predictions and labels must be vectors of one length, at least 1; got "
             f"shapes {predictions.shape} and {labels.shape}"
         )
-    return {name: float(_METRICS[name](predictions, labels)) for name in task.metrics}
+    return {name: float(_metric(name, predictions, labels)) for name in task.metrics}
 
 
-def majority_line(task: Task, labels: Num[np.ndarray, " examples"]) -> dict[str, float]:
+def majority_line(task: Task, labels: _PerExample) -> dict[str, float]:
     """Scores the classifier that always answers the most frequent of these labels.
 
-    A run whose final score is not above this line has failed: it has learnt nothing
-    from the texts. For numbers the answer is their mean, whose correlation is 0.
+    A run whose final score is not above this line has failed. For numbers the answer
+    is their mean, whose correlation is 0.
     """
-    labels = np.asarray(labels)
     if task.regression:
         answer = labels.astype(np.float64).mean()
     else:
@@ -183,56 +149,35 @@ def has_failed(score: float, line: float) -> bool:
     return not score > line
 
 
-def collapsed(predictions: Num[np.ndarray, " examples"]) -> bool:
+def collapsed(predictions: _PerExample) -> bool:
     """Says whether all predictions are the same, whatever the text."""
     return np.unique(predictions).size <= 1
 
 
-# scikit-learn and scipy take a second to import and only some metrics need them.
+def _metric(name, predictions, labels):
+    # scikit-learn and scipy take a second to import and only some metrics need them.
+    if name == "accuracy":
+        return np.mean(predictions == labels)
+    if name == "mse":
+        return np.mean((predictions.astype(np.float64) - labels) ** 2)
+    if name in ("f1", "macro_f1"):
+        from sklearn.metrics import f1_score
 
-
-def _accuracy(predictions, labels):
-    return np.mean(predictions == labels)
-
-
-def _f1(predictions, labels, average="binary"):
-    from sklearn.metrics import f1_score
-
-    # scikit-learn's default "warn" makes type checkers expect a str.
-    zero: Any = 0.0
-    return f1_score(labels, predictions, average=average, zero_division=zero)
-
-
-def _matthews(predictions, labels):
-    from sklearn.metrics import matthews_corrcoef
-
-    # scikit-learn warns about a single class, which a collapsed run predicts.
-    if collapsed(predictions) or collapsed(labels):
-        return 0.0
-    return matthews_corrcoef(labels, predictions)
-
-
-def _correlation(predictions, labels, name):
-    from scipy import stats
-
+        # scikit-learn's default "warn" makes type checkers expect a str.
+        zero: Any = 0.0
+        average = "binary" if name == "f1" else "macro"
+        return f1_score(labels, predictions, average=average, zero_division=zero)
+    # The others divide by zero here, and their libraries warn.
     finite = np.isfinite(predictions).all()
     if not finite or collapsed(predictions) or collapsed(labels):
         return 0.0
+    if name == "matthews_correlation":
+        from sklearn.metrics import matthews_corrcoef
+
+        return matthews_corrcoef(labels, predictions)
+    from scipy import stats
+
+    correlation = {"pearson": stats.pearsonr, "spearmanr": stats.spearmanr}[name]
     # In float32 the mean of nearly equal numbers has an error as large as their spread.
     x, y = predictions.astype(np.float64), labels.astype(np.float64)
-    return getattr(stats, name)(x, y).statistic
-
-
-def _mse(predictions, labels):
-    return np.mean((predictions.astype(np.float64) - labels) ** 2)
-
-
-_METRICS = {
-    "accuracy": _accuracy,
-    "f1": _f1,
-    "macro_f1": functools.partial(_f1, average="macro"),
-    "matthews_correlation": _matthews,
-    "pearson": functools.partial(_correlation, name="pearsonr"),
-    "spearmanr": functools.partial(_correlation, name="spearmanr"),
-    "mse": _mse,
-}
+    return correlation(x, y).statistic

@@ -1,8 +1,13 @@
-"""From texts to arrays of tokens."""
+"""From texts to arrays of tokens, by a model's tokenizer or from a cache."""
 
+import contextlib
 import dataclasses
 import functools
+import hashlib
+import importlib.metadata
+import json
 import os
+import uuid
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -10,9 +15,11 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int, Num, UInt8
 
-from cwgnc_train.config import UserError
-from cwgnc_train.data.examples import Examples
+from cwgnc_train.config import UserError, cache_folder, make_private
 
+# To be raised when the same texts give other tokens, or the file's format changes.
+_FORMAT = 1
+_MOST_BYTES = 2**30
 _TOKENIZED_AT_ONCE = 4096
 _VOCABULARIES = (("tokenizer.json",), ("vocab.txt",), ("vocab.json", "merges.txt"))
 _TOKENIZER_FILES = (
@@ -46,52 +53,78 @@ class EncodedTexts:
     """The tokens of a set of examples, one example after another without padding."""
 
     ids: Int[np.ndarray, " tokens"]
-    types: UInt8[np.ndarray, " tokens"]
-    """0 for a token of the first text, 1 for one of the second."""
+    types: UInt8[np.ndarray, " tokens"]  # 0 in the first text, 1 in the second.
     lengths: Int[np.ndarray, " examples"]  # How many tokens each example has.
     padding: Int[np.ndarray, "2"]  # The id and the type of a padding token.
 
 
-def tokenizer_files(directory: Path) -> dict[str, bytes]:
-    """Reads the files of the tokenizer in a model's folder; needs a vocabulary."""
-    files = {
-        name: (directory / name).read_bytes()
-        for name in _TOKENIZER_FILES
-        if (directory / name).is_file()
-    }
-    # Without one, transformers would make up a tokenizer that knows no words.
-    if not any(files.keys() >= set(names) for names in _VOCABULARIES):
-        expected = ", or ".join(" and ".join(names) for names in _VOCABULARIES)
-        raise UserError(
-            f"no tokenizer in {directory}: expected {expected}, beside the weights"
-        )
-    return files
+class CachedTokenizer:
+    """The tokenizer in a model's folder, loaded when texts are not in the cache.
 
+    An entry is found by a hash of all that its tokens depend on: the tokenizer's files,
+    the texts, ``max_length`` and the versions of the libraries.
+    """
 
-def load_tokenizer(directory: Path) -> Any:
-    """Loads the tokenizer in a model's folder."""
-    tokenizer_files(directory)
-    # transformers' advice is for those who write their own training loop, and its
-    # tokenizers warn about threads.
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
-    # It takes two seconds to import.
-    from transformers import AutoTokenizer
+    def __init__(self, directory: Path, cache: bool):
+        self._directory = directory
+        self._folder = cache_folder("tokens") if cache else None
+        self._files = {
+            name: (directory / name).read_bytes()
+            for name in _TOKENIZER_FILES
+            if (directory / name).is_file()
+        }
+        # Without one, transformers would make up a tokenizer that knows no words.
+        if not any(self._files.keys() >= set(names) for names in _VOCABULARIES):
+            known = ", or ".join(" and ".join(names) for names in _VOCABULARIES)
+            raise UserError(
+                f"no tokenizer in {directory}: expected {known}, beside the weights"
+            )
 
-    try:
-        return AutoTokenizer.from_pretrained(directory, trust_remote_code=False)
-    except Exception as error:  # the tokenizers library raises bare Exceptions
-        raise UserError(
-            f"the tokenizer in {directory} cannot be read: {_first_line(error)}"
-        ) from error
+    def encode(self, texts: tuple[list[str], ...], max_length: int) -> EncodedTexts:
+        """Turns texts into tokens; see :func:`encode_texts`."""
+        if self._folder is None:
+            return encode_texts(self.loaded, texts, max_length)
+        path = self._folder / f"{self._key(texts, max_length)}.npz"
+        tokens = _read(path, len(texts[0]))
+        if tokens is None:
+            tokens = encode_texts(self.loaded, texts, max_length)
+            _write(path, tokens)
+        return tokens
 
+    def save(self, directory: Path) -> None:
+        """Writes the tokenizer's files as they were read."""
+        for name, content in self._files.items():
+            (directory / name).write_bytes(content)
 
-def tokenize(
-    tokenizer: Any, examples: Examples, max_length: int, length: int | None = None
-) -> TokenArrays:
-    """Turns examples into arrays; see :func:`encode_texts` and :func:`pad_tokens`."""
-    tokens = encode_texts(tokenizer, examples.texts, max_length)
-    return pad_tokens(tokens, examples.labels, max_length, length)
+    @functools.cached_property
+    def loaded(self) -> Any:
+        """The tokenizer as transformers reads it."""
+        # No advice on writing a training loop, and no warnings about threads.
+        os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+        os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
+        # It takes two seconds to import.
+        from transformers import AutoTokenizer
+
+        try:
+            return AutoTokenizer.from_pretrained(
+                self._directory, trust_remote_code=False
+            )
+        except Exception as error:  # the tokenizers library raises bare Exceptions
+            what = f"the tokenizer in {self._directory} cannot be read"
+            raise UserError(f"{what}: {_first_line(error)}") from error
+
+    def _key(self, texts: tuple[list[str], ...], max_length: int) -> str:
+        # A tokenizer whose files do not name its class gets the class of the model.
+        config = (self._directory / "config.json").read_bytes()
+        files = sorted((self._files | {"config.json": config}).items())
+        parts = [
+            _FORMAT,
+            [importlib.metadata.version(x) for x in ("tokenizers", "transformers")],
+            [(name, hashlib.sha256(content).hexdigest()) for name, content in files],
+            max_length,
+            texts,
+        ]
+        return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
 
 def encode_texts(
@@ -106,10 +139,10 @@ def encode_texts(
     pair = len(texts) == 2
     least = tokenizer.num_special_tokens_to_add(pair=pair) + len(texts)
     if max_length < least:
+        given = "pairs of texts" if pair else "texts"
         raise UserError(
-            f"--max-length must be at least {least} for "
-            f"{'pairs of texts' if pair else 'texts'} (their special tokens and a "
-            f"token each), got {max_length}"
+            f"--max-length must be at least {least} for {given} (their special tokens "
+            f"and a token each), got {max_length}"
         )
     ids, types, lengths = [], [], []
     # In parts, since the tokenizer returns 20 kB of offsets and words per example.
@@ -122,23 +155,20 @@ def encode_texts(
                 return_token_type_ids=True,
             )
         except Exception as error:  # the tokenizers library raises bare Exceptions
-            raise UserError(
-                f"the model's tokenizer fails: {_first_line(error)}; check that "
-                f"its files are complete"
-            ) from error
+            reason = f"{_first_line(error)}; check that its files are complete"
+            raise UserError(f"the model's tokenizer fails: {reason}") from error
         ids.append(np.fromiter(chain.from_iterable(encoded["input_ids"]), np.int32))
         token_types = chain.from_iterable(encoded["token_type_ids"])
         types.append(np.fromiter(token_types, np.uint8))
         lengths += map(len, encoded["input_ids"])
     if tokenizer.pad_token_id is None:
         raise UserError("the model's tokenizer has no padding token")
+    padding = tokenizer.pad_token_id, tokenizer.pad_token_type_id
     return EncodedTexts(
         ids=np.concatenate(ids),
         types=np.concatenate(types),
         lengths=np.array(lengths, np.int32),
-        padding=np.array(
-            [tokenizer.pad_token_id, tokenizer.pad_token_type_id], np.int32
-        ),
+        padding=np.array(padding, np.int32),
     )
 
 
@@ -148,10 +178,9 @@ def pad_tokens(
     max_length: int,
     length: int | None = None,
 ) -> TokenArrays:
-    """Pads tokens to one length.
+    """Pads tokens to one length, so that one compiled program serves.
 
-    By default that is the length of the longest example, rounded up to a multiple of 8:
-    one shape, and so one compiled program, without needless padding.
+    By default that is the length of the longest, rounded up to a multiple of 8.
     """
     longest = int(tokens.lengths.max())
     if length is None:
@@ -161,8 +190,7 @@ def pad_tokens(
             f"length must lie between the longest example's {longest} tokens and "
             f"max_length {max_length}, got {length}"
         )
-    # Padding goes to the right, as BERT's positions expect, whatever the tokenizer's
-    # own side is.
+    # To the right, as BERT's positions expect, whatever the tokenizer's own side is.
     mask = np.arange(length) < tokens.lengths[:, None]
 
     def padded(values: np.ndarray, padding: int) -> np.ndarray:
@@ -181,10 +209,8 @@ def pad_tokens(
 def check_length(max_length: int, most: int) -> None:
     """Checks that the model has positions for texts of this length."""
     if max_length > most:
-        raise UserError(
-            f"--max-length {max_length} is beyond the model's "
-            f"{most} positions; lower it to at most that"
-        )
+        beyond = f"--max-length {max_length} is beyond the model's {most} positions"
+        raise UserError(f"{beyond}; lower it to at most that")
 
 
 def check_tokens(tokens: EncodedTexts, vocab_size: int, type_vocab_size: int) -> None:
@@ -198,10 +224,47 @@ def check_tokens(tokens: EncodedTexts, vocab_size: int, type_vocab_size: int) ->
         if most >= size and (what == "token" or size > 1):
             raise UserError(
                 f"the tokenizer gives the {what} {most}, and the model has {size} of "
-                f"them, counted from 0: they do not belong together; take the model's "
-                f"own tokenizer"
+                f"them, counted from 0; take the model's own tokenizer"
             )
 
 
 def _first_line(error: Exception) -> str:
     return str(error).strip().partition("\n")[0]
+
+
+def _read(path: Path, examples: int) -> EncodedTexts | None:
+    try:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
+            tokens = EncodedTexts(**arrays)
+        whole = len(tokens.lengths) == examples and (
+            len(tokens.ids) == len(tokens.types) == tokens.lengths.sum()
+        )
+    except Exception:  # a damaged archive fails in many ways
+        return None
+    with contextlib.suppress(OSError):
+        os.utime(path)  # The entries unused for longest are removed first.
+    return tokens if whole else None
+
+
+def _write(path: Path, tokens: EncodedTexts) -> None:
+    # Workers of a study may write the same entry at the same time.
+    temporary = path.with_name(f".{uuid.uuid4().hex}.npz")
+    # Without a cache everything works, only slower.
+    with contextlib.suppress(OSError):
+        make_private(path.parent)
+        try:
+            np.savez(temporary, **dataclasses.asdict(tokens))
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
+        _prune(path.parent)
+
+
+def _prune(folder: Path) -> None:
+    """Removes the entries unused for longest until the rest fit into their limit."""
+    total = 0
+    statuses = [(path.stat(), path) for path in folder.iterdir()]
+    for status, path in sorted(statuses, key=lambda x: x[0].st_mtime, reverse=True):
+        total += status.st_size
+        if total > _MOST_BYTES:
+            path.unlink(missing_ok=True)

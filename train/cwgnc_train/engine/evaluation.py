@@ -14,8 +14,8 @@ from cwgnc_train.data import (
     TokenArrays,
     collapsed,
     evaluation_batches,
-    join_tables,
     score,
+    token_table,
 )
 from cwgnc_train.engine.inputs import Inputs
 from cwgnc_train.engine.layout import Layout, place
@@ -42,7 +42,7 @@ class EvaluationBatches:
         self, sets: Mapping[str, TokenArrays], batch_size: int, layout: Layout
     ):
         self._sets, self._layout = dict(sets), layout
-        self.table = layout.place_table(join_tables(list(sets.values())))
+        self.table = layout.place_table(token_table(*sets.values()))
         """The tokens of all sets, one set after the other."""
         self.shape, self._batches = evaluation_batches(
             [arrays.lengths for arrays in sets.values()],

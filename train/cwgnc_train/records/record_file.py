@@ -13,16 +13,15 @@ from cwgnc_train.records.files import checked_line, parse_lines, write_whole
 
 
 class RecordFile:
-    """A file of JSON lines, open for more.
+    """A file of JSON lines, open for more; a context manager.
 
-    Each line is written in one piece and at once. If the process died inside one, its
-    torn rest is removed before lines are written or dropped. A file that is only
-    looked at is left as it was, or missing. Use as a context manager; one process
-    at a time.
+    Each line is written at once. If the process died inside one, its torn rest is
+    removed before lines are written or dropped. A file that is only looked at is left
+    as it was, or missing.
 
     ``lines`` are those that were there when it was opened. A process for which it is
-    not ``written`` reads them, and takes records without writing them. A changed line,
-    one that is no JSON object, or another process at the file is a UserError.
+    not ``written`` reads them, and writes nothing. A changed line, one that is no JSON
+    object, or another process that writes is a UserError.
     """
 
     def __init__(self, path: Path, written: bool = True):
@@ -44,8 +43,7 @@ class RecordFile:
 
     def __exit__(self, *exception):
         if self._is_new and not self._bytes:
-            # Before others can lock it.
-            self._path.unlink(missing_ok=True)
+            self._path.unlink(missing_ok=True)  # Before others can lock it.
         self._file.close()
 
     def append(self, record: dict[str, Any]) -> None:
@@ -72,28 +70,23 @@ class RecordFile:
     def problem(self, mark: dict[str, Any]) -> str | None:
         """Says what is wrong if the file does not begin with what was marked."""
         begin = self._content()[: mark["bytes"]]
-        if hashlib.sha256(begin).hexdigest() == mark["sha256"]:
-            return None
-        return f"{self._path} has changed or lacks records"
+        same = hashlib.sha256(begin).hexdigest() == mark["sha256"]
+        return None if same else f"{self._path} has changed or lacks records"
 
     def drop(self, unwanted: Callable[[dict[str, Any]], bool]) -> None:
         """Removes the lines of which ``unwanted`` says so."""
         if not self._written:
             return
         self._remove_torn()
-        texts = self._content().splitlines(keepends=True)
-        records = parse_lines(self._path, b"".join(texts))
-        kept = [
-            text
-            for text, record in zip(texts, records, strict=True)
-            if not unwanted(record)
-        ]
-        if len(kept) == len(texts):
-            return
-        write_whole(self._path, b"".join(kept))
-        self._file.close()
-        self._open()
-        self._count(b"".join(kept))
+        content = self._content()
+        texts = content.splitlines(keepends=True)
+        lines = zip(texts, parse_lines(self._path, content), strict=True)
+        kept = b"".join(text for text, record in lines if not unwanted(record))
+        if len(kept) < len(content):
+            write_whole(self._path, kept)
+            self._file.close()
+            self._open()
+            self._count(kept)
 
     def _remove_torn(self) -> None:
         if self._is_torn:
@@ -109,9 +102,8 @@ class RecordFile:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             self._file.close()
-            raise UserError(
-                f"another process is writing {self._path}; wait for it or end it"
-            ) from None
+            what = f"another process is writing {self._path}"
+            raise UserError(f"{what}; wait for it or end it") from None
 
     def _content(self) -> bytes:
         self._file.seek(0)
