@@ -6,6 +6,7 @@ from typing import Literal
 
 import tyro
 
+from cwgnc_train.config.errors import UserError
 from cwgnc_train.config.recipe import (
     DataConfig,
     OptimizerConfig,
@@ -64,12 +65,12 @@ class FinetuneConfig:
     training: tyro.conf.OmitArgPrefixes[TrainingConfig] = TrainingConfig()
 
     def __post_init__(self):
-        preset = PRESETS.get(self.preset)
-        # An unknown preset is the checks' to refuse.
-        if preset is not None:
-            object.__setattr__(self, "optimizer", preset.complete(self.optimizer))
-            if self.epochs is None:
-                object.__setattr__(self, "epochs", preset.epochs)
+        if self.preset not in PRESETS:
+            raise UserError(f"--preset: expected {[*PRESETS]}, got {self.preset!r}")
+        preset = PRESETS[self.preset]
+        object.__setattr__(self, "optimizer", preset.complete(self.optimizer))
+        if self.epochs is None:
+            object.__setattr__(self, "epochs", preset.epochs)
 
     def runs(self) -> list[RunSpec]:
         """Lists one run per seed."""

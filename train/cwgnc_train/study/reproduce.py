@@ -7,7 +7,7 @@ from typing import Any
 
 import jax
 
-from cwgnc_train.config import ReproduceConfig, UserError, check_reproduce
+from cwgnc_train.config import ReproduceConfig, UserError, check_numbers
 from cwgnc_train.engine import Programs, RunGroup, evaluate, hosts, seconds_saved
 from cwgnc_train.records import read_json_object, write_json
 from cwgnc_train.study.folder import flattened
@@ -39,7 +39,9 @@ def prepare_reproduction(config: ReproduceConfig) -> tuple[Study, list[str]]:
       OSError: If a file cannot be read or a hub cannot be reached.
     """
     with hosts.together("start"):
-        check_reproduce(config)
+        check_numbers(config)
+        if not config.tasks:
+            raise UserError("--tasks names nothing, so there is no run to make")
         path = config.workdir / "reproduction.json"
         settings = flattened(config)
         settings |= {"seeds": config.seeds, "tasks": list(config.tasks)}
