@@ -4,7 +4,6 @@ JAX is imported only behind the flags, so that ``--help`` answers at once.
 """
 
 from collections.abc import Sequence
-from typing import TypeVar
 
 import tyro
 
@@ -24,17 +23,25 @@ from cwgnc_train.config import (
     check_predict,
 )
 
-_Config = TypeVar("_Config")
+
+def start(name: str, flags: Sequence[str]) -> int:
+    """Runs the command of this name; a wrong flag or ``--help`` ends the process.
+
+    Each command is a function of the config that its flags are read into. It returns
+    the exit status, or None for 0.
+    """
+    command = globals()[name]
+    config = command.__annotations__["config"]
+    return command(tyro.cli(config, prog=f"cwgnc {name}", args=flags)) or 0
 
 
-def finetune(flags: Sequence[str]) -> int:
+def finetune(config: FinetuneConfig) -> int:
     """Fine-tunes and prints the results."""
-    config = _parse("finetune", FinetuneConfig, flags)
     from cwgnc_train.analysis import draw_curves
     from cwgnc_train.engine import hosts
     from cwgnc_train.study import finetune as train
 
-    _start(config.training)
+    _join(config.training)
     results = train(config)
     if hosts.is_primary():
         draw_curves(config.workdir)
@@ -42,9 +49,8 @@ def finetune(flags: Sequence[str]) -> int:
     return 0 if results["saved"] else 1
 
 
-def predict(flags: Sequence[str]) -> None:
+def predict(config: PredictConfig) -> None:
     """Writes predictions and prints their scores."""
-    config = _parse("predict", PredictConfig, flags)
     check_predict(config)
     from cwgnc_train.engine import keep_programs
     from cwgnc_train.engine import predict as write_predictions
@@ -55,22 +61,20 @@ def predict(flags: Sequence[str]) -> None:
     print(f"predictions  {config.output}")
 
 
-def components(flags: Sequence[str]) -> None:
+def components(config: ComponentsConfig) -> None:
     """Prints a model's components."""
-    config = _parse("components", ComponentsConfig, flags)
     check_numbers(config)
     from cwgnc_train.engine import list_components
 
     print(list_components(config))
 
 
-def stability(flags: Sequence[str]) -> None:
+def stability(config: StabilityConfig) -> None:
     """Makes the runs of a study."""
-    config = _parse("stability", StabilityConfig, flags)
     from cwgnc_train.engine import hosts
     from cwgnc_train.study import prepare_stability, run_study
 
-    _start(config.training)
+    _join(config.training)
     with hosts.together("start"):
         study = prepare_stability(config)
     run_study(study)
@@ -79,14 +83,13 @@ def stability(flags: Sequence[str]) -> None:
         print(f"next     cwgnc report {config.workdir}")
 
 
-def reproduce(flags: Sequence[str]) -> None:
+def reproduce(config: ReproduceConfig) -> None:
     """Makes the runs of the paper, cut to a budget, and their report."""
-    config = _parse("reproduce", ReproduceConfig, flags)
     from cwgnc_train.analysis import write_report
     from cwgnc_train.engine import hosts
     from cwgnc_train.study import prepare_reproduction, run_study
 
-    _start(config.training)
+    _join(config.training)
     study, cuts = prepare_reproduction(config)
     if hosts.is_primary():
         left_out = "; ".join(cuts) or "nothing"
@@ -96,37 +99,29 @@ def reproduce(flags: Sequence[str]) -> None:
         print(f"report  {write_report(config.workdir)}")
 
 
-def report(flags: Sequence[str]) -> None:
+def report(config: ReportConfig) -> None:
     """Writes a study's report."""
-    config = _parse("report", ReportConfig, flags)
     from cwgnc_train.analysis import write_report
 
     page = write_report(config.workdir, config.output, config.legacy_lines)
     print(f"report  {page}")
 
 
-def racing(flags: Sequence[str]) -> None:
+def racing(config: RacingConfig) -> None:
     """Draws the race of a study's components."""
-    config = _parse("racing", RacingConfig, flags)
     from cwgnc_train.analysis import write_racing
 
     print(*write_racing(config.workdir, config.output), sep="\n")
 
 
-def unfreeze(flags: Sequence[str]) -> None:
+def unfreeze(config: UnfreezeConfig) -> None:
     """Draws a study's gradual unfreezing."""
-    config = _parse("unfreeze", UnfreezeConfig, flags)
     from cwgnc_train.analysis import write_unfreezing
 
     print(*write_unfreezing(config.workdir, config.output), sep="\n")
 
 
-def _parse(command: str, config: type[_Config], flags: Sequence[str]) -> _Config:
-    """Reads the flags of a command; a wrong flag or ``--help`` ends the process."""
-    return tyro.cli(config, prog=f"cwgnc {command}", args=flags)
-
-
-def _start(training: TrainingConfig) -> None:
+def _join(training: TrainingConfig) -> None:
     """Sets up a process that trains, and joins those that train with it."""
     from cwgnc_train.engine import hosts, keep_programs
 

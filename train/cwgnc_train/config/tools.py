@@ -52,32 +52,34 @@ class ComponentsConfig:
 
 
 @dataclasses.dataclass(frozen=True)
-class ReportConfig:
-    """Write the tables, tests and figures of a study from its records."""
+class StudyFolderConfig:
+    """A study to read, and where to write what is made of it."""
 
     workdir: tyro.conf.Positional[Path]  # The study's folder.
     output: Path | None = None
-    """Where to write. Default: the folder report in the study's own."""
+    """Where to write. Default: the folder report, racing or unfreezing in it."""
+
+
+@dataclasses.dataclass(frozen=True)
+class ReportConfig(StudyFolderConfig):
+    """Write the tables, tests and figures of a study from its records."""
+
     legacy_lines: bool = False
     """Judge failed runs by the constants of the paper's code instead of the majority
     classifier."""
 
 
 @dataclasses.dataclass(frozen=True)
-class RacingConfig:
-    """Draw how the components of failed and successful runs converge."""
+class RacingConfig(StudyFolderConfig):
+    """Draw how the components of failed and successful runs converge.
 
-    workdir: tyro.conf.Positional[Path]
-    """The folder of a study that ran with --statistics-every."""
-    output: Path | None = None
-    """Where to write. Default: the folder racing in the study's own."""
+    The study must have run with --statistics-every.
+    """
 
 
 @dataclasses.dataclass(frozen=True)
-class UnfreezeConfig:
-    """Draw what gradual unfreezing does, beside plain fine-tuning."""
+class UnfreezeConfig(StudyFolderConfig):
+    """Draw what gradual unfreezing does, beside plain fine-tuning.
 
-    workdir: tyro.conf.Positional[Path]
-    """The folder of a study that ran with --statistics-every."""
-    output: Path | None = None
-    """Where to write. Default: the folder unfreezing in the study's own."""
+    The study must have run with --statistics-every.
+    """
