@@ -59,8 +59,7 @@ class FinetuneConfig:
         RegularizationConfig()
     )
     epochs: int | None = None  # Passes over the training set. Default: the preset's.
-    seed: int = 1
-    """Draws the classifier's initial weights, the dropout and the data order."""
+    seed: int = 1  # Draws the classifier's weights, the dropout and the data order.
     seeds: int = 1  # Train this many seeds, from --seed on, and keep the best model.
     training: tyro.conf.OmitArgPrefixes[TrainingConfig] = TrainingConfig()
 

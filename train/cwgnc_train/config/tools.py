@@ -21,16 +21,12 @@ class PredictConfig:
     model was trained on, unless --input-file is given."""
     data_dir: Path | None = None
     """A folder with the official GLUE TSV files; without it, the hub is asked."""
-    split: str = "validation"
-    """The task's split: validation or test (mnli: validation_matched, ...)."""
+    split: str = "validation"  # Validation or test (mnli: validation_matched, ...).
     input_file: Path | None = None
-    """Your own texts instead of a task: .csv, .tsv, .json, .jsonl, .ndjson or
-    .parquet."""
+    """Your own texts instead: .csv, .tsv, .json, .jsonl, .ndjson or .parquet."""
     text_columns: tuple[str, ...] = ()
-    """Own texts: the column of the text, or the two columns of a pair. Default: those
-    the model was trained on."""
-    label_column: str | None = None
-    """Own texts: the column of the label, to score the predictions."""
+    """Own texts: the text's column, or the two of a pair. Default: as in training."""
+    label_column: str | None = None  # Own texts: the column of labels to score with.
     batch_size: int = 64  # Examples per batch.
     max_length: int | None = None
     """Truncate texts to this many tokens. Default: as in training, or 128."""
