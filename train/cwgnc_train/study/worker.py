@@ -106,44 +106,39 @@ class _Worker:
     def _resume(self, runs: list[RunSpec]) -> list[RunSpec]:
         """Finishes what an earlier process had under way; returns the other runs."""
         waiting = {run.name: run for run in runs}
-        folders = sorted(self.folder.iterdir()) if self.folder.is_dir() else []
-        for folder in folders:
+        for folder in sorted(self.folder.glob("*")):
             if folder.suffix == ".gone":
                 shutil.rmtree(folder, ignore_errors=True)
-                continue
-            if folder.name.replace(",", "/") in self.recorder.finished:
+            elif folder.name.replace(",", "/") in self.recorder.finished:
                 # The process died after the results and before this.
                 self._forget(folder)
-                continue
-            found = find_checkpoint(
-                folder,
-                self.progress.say,
-                lambda notes: self.recorder.problem(notes["marks"]),
-            )
-            hosts.check_same(str(found and found[0]))
-            if found is None:
-                continue
-            path, notes = found
-            started = [waiting[name] for name in notes["runs"] if name in waiting]
-            if self._go_on(started, path, notes):
-                for run in started:
-                    del waiting[run.name]
+            else:
+                for name in self._go_on(folder, waiting):
+                    del waiting[name]
         return list(waiting.values())
 
-    def _go_on(self, runs: list[RunSpec], path: Path, notes: dict[str, Any]) -> bool:
-        layout, together = self.study.layout, notes["layout"]["runs"]
-        if len(runs) < len(notes["runs"]) or together % layout.run_devices:
-            self.progress.say(f"{path} is of other runs or devices: not used")
-            return False
+    def _go_on(self, folder: Path, waiting: dict[str, RunSpec]) -> list[str]:
+        """Finishes the runs of a folder of checkpoints; returns their names."""
+        say, layout = self.progress.say, self.study.layout
+        found = find_checkpoint(
+            folder, say, lambda notes: self.recorder.problem(notes["marks"])
+        )
+        hosts.check_same(str(found and found[0]))
+        if found is None:
+            return []
+        path, notes = found
+        names, together = notes["runs"], notes["layout"]["runs"]
+        if not waiting.keys() >= set(names) or together % layout.run_devices:
+            say(f"{path} is of other runs or devices: not used")
+            return []
         elsewhere = other_fingerprint(notes["fingerprint"], fingerprint(layout))
         if elsewhere is not None:
-            self.progress.say(elsewhere)
-        layout = dataclasses.replace(
-            layout, runs=together, group=notes["layout"]["group"]
-        )
+            say(elsewhere)
         start = Start(**notes["start"], checkpoint=path)
-        self.progress.say(f"going on with {len(runs)} runs at step {start.step}")
-        return self._carry_out(runs, layout, start)
+        say(f"going on with {len(names)} runs at step {start.step}")
+        runs = [waiting[name] for name in names]
+        layout = dataclasses.replace(layout, **notes["layout"])
+        return names if self._carry_out(runs, layout, start) else []
 
     def _layout(self, runs: Sequence[RunSpec]) -> Layout:
         """The layout for runs of one kind; what was chosen once is kept."""
@@ -225,8 +220,8 @@ class _Worker:
         for run in runs:
             if why := recorder.gave_up(run):
                 self.progress.say(f"{run.name}: {why}")
-        for line in self._finished_cells(runs):
-            self.progress.say(line)
+        for cell in dict.fromkeys(run.cell for run in runs):
+            self._describe_cell(cell)
 
     def _save_best(self, group: RunGroup, trained: Trained) -> str | None:
         """Saves the model of the best of these runs, if it is the best so far."""
@@ -258,23 +253,18 @@ class _Worker:
         if config.keep is None and not config.keep_best and hosts.is_primary():
             remove_checkpoints(folder)
 
-    def _finished_cells(self, runs: Sequence[RunSpec]) -> list[str]:
-        """A line on each cell of these runs whose runs are all finished."""
-        texts = []
-        for cell in dict.fromkeys(run.cell for run in runs):
-            of_cell = [run.name for run in self.study.runs if run.cell == cell]
-            finished = self.recorder.finished
-            lines = [finished[name] for name in of_cell if name in finished]
-            if len(of_cell) == 1 or len(lines) < len(of_cell):
-                continue
-            metric = lines[0]["metric"]
-            scores = [100 * float(x["scores"][x["judged"]][metric]) for x in lines]
-            failed = sum(line["failed"] for line in lines)
-            texts.append(
-                f"{cell}: {len(lines)} runs, {metric} x 100 mean "
-                f"{np.mean(scores):.1f} std {np.std(scores):.1f}, {failed} failed"
-            )
-        return texts
+    def _describe_cell(self, cell: str) -> None:
+        """Prints a line on a cell of several runs if all of them are finished."""
+        names = [run.name for run in self.study.runs if run.cell == cell]
+        lines = [x for x in map(self.recorder.finished.get, names) if x is not None]
+        if len(names) == 1 or len(lines) < len(names):
+            return
+        metric = lines[0]["metric"]
+        scores = [100 * float(x["scores"][x["judged"]][metric]) for x in lines]
+        self.progress.say(
+            f"{cell}: {len(lines)} runs, {metric} x 100 mean {np.mean(scores):.1f} "
+            f"std {np.std(scores):.1f}, {sum(x['failed'] for x in lines)} failed"
+        )
 
 
 def _failed(recorder: Recorder, runs: Sequence[RunSpec]) -> int:
