@@ -23,12 +23,9 @@ _FEWEST_STEPS = 4
 class Scale:
     """How much of the protocol is carried out."""
 
-    seeds: int
-    """Runs of each cell of the tables."""
-    train_examples: int | None = None
-    """None for all."""
-    evaluations: int | None = None
-    """None for one an epoch."""
+    seeds: int  # Runs of each cell of the tables.
+    train_examples: int | None = None  # None for all.
+    evaluations: int | None = None  # None for one an epoch.
     thresholds: tuple[float, ...] = THRESHOLDS
     every: int = 20
     """Steps between two measurements of the components, and two lines of losses."""
@@ -135,21 +132,16 @@ def cut_to(config: ReproduceConfig, speeds: Mapping[str, Speed]) -> Scale:
 
 def describe(scale: Scale, config: ReproduceConfig) -> list[str]:
     """Says what of the protocol was cut."""
-    cuts = []
-    if scale.seeds < config.seeds:
-        cuts.append(f"{scale.seeds} runs a cell instead of {config.seeds}")
-    if scale.figure_seeds < _FIGURE_SEEDS:
-        cuts.append(f"{scale.figure_seeds} runs in the figures instead of 5")
-    if scale.thresholds != THRESHOLDS:
-        cuts.append(
-            f"{len(scale.thresholds)} thresholds in Table 2 instead of "
-            f"{len(THRESHOLDS)}"
-        )
-    if scale.train_examples is not None:
-        cuts.append(f"at most {scale.train_examples} training examples of a task")
-    if scale.evaluations is not None:
-        cuts.append("scores at the end of a run or iteration instead of every epoch")
-    return cuts
+    seeds, few, shown = scale.seeds, scale.thresholds, scale.figure_seeds
+    examples, evaluations = scale.train_examples, scale.evaluations
+    cuts = {
+        f"{seeds} runs a cell instead of {config.seeds}": seeds < config.seeds,
+        f"{shown} runs in the figures instead of 5": shown < _FIGURE_SEEDS,
+        f"{len(few)} thresholds in Table 2 instead of 7": few != THRESHOLDS,
+        f"at most {examples} training examples of a task": examples is not None,
+        "scores at the end of a run or iteration instead of every epoch": evaluations,
+    }
+    return [words for words, is_cut in cuts.items() if is_cut]
 
 
 def _seconds(
