@@ -9,7 +9,7 @@ from cwgnc_train.config import (
     FinetuneConfig,
     OptimizerConfig,
     UserError,
-    check_finetune,
+    check_study,
 )
 
 
@@ -21,7 +21,7 @@ def test_a_config_has_the_numbers_of_the_preset_it_names(
     preset, warmup_ratio, weight_decay, epochs
 ):
     config = FinetuneConfig(model="m", workdir=Path("w"), task="cola", preset=preset)
-    check_finetune(config)
+    check_study(config)
     assert config.optimizer.warmup_ratio == warmup_ratio
     assert config.optimizer.weight_decay == weight_decay
     assert config.epochs == epochs

@@ -72,11 +72,11 @@ def components(config: ComponentsConfig) -> None:
 def stability(config: StabilityConfig) -> None:
     """Makes the runs of a study."""
     from cwgnc_train.engine import hosts
-    from cwgnc_train.study import prepare_stability, run_study
+    from cwgnc_train.study import prepare_study, run_study
 
     _join(config.training)
     with hosts.together("start"):
-        study = prepare_stability(config)
+        study = prepare_study(config)
     run_study(study)
     if hosts.is_primary():
         print(f"records  {config.workdir / 'records.jsonl'}")

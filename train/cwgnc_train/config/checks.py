@@ -1,8 +1,9 @@
 """Checks of what users ask for; each error names the flag and the fix."""
 
 import dataclasses
+import itertools
 import math
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from cwgnc_train.config.errors import UserError, suggest
@@ -10,8 +11,6 @@ from cwgnc_train.config.finetune import FinetuneConfig
 from cwgnc_train.config.recipe import (
     CLIP_NUMBERS,
     DataConfig,
-    OptimizerConfig,
-    RegularizationConfig,
 )
 from cwgnc_train.config.stability import StabilityConfig
 from cwgnc_train.config.tools import PredictConfig
@@ -64,43 +63,37 @@ def check_numbers(config: Any) -> None:
                 raise UserError(f"{_flag(name)} must {words}, got {value}")
 
 
-def check_finetune(config: FinetuneConfig) -> None:
+def check_study(config: FinetuneConfig | StabilityConfig) -> None:
     """Raises a UserError if a setting is wrong."""
     check_numbers(config)
-    _check_data((config.task,) if config.task else (), config.data)
-    clip, numbers = config.optimizer.clip, config.optimizer.clip_numbers
-    _check_clip_numbers(numbers, CLIP_NUMBERS[clip], f"--clip {clip}")
-    _check_recipe(config.optimizer, config.regularization)
-    if not 0 <= config.seed < 2**63 - config.seeds:
-        raise UserError(f"--seed must lie in [0, 2**63), got {config.seed}")
-    _check_training(config.training, config.epochs)
-
-
-def check_stability(config: StabilityConfig) -> None:
-    """Raises a UserError if a setting is wrong."""
-    check_numbers(config)
-    axes = {
-        "--methods": config.methods,
-        "--max-norms": config.max_norms,
-        "--learning-rates": config.learning_rates,
-        "--seed-list": config.all_seeds(),
-        "--tasks": config.tasks,
-    }
-    for flag, values in axes.items():
-        if not values and flag != "--tasks":
-            raise UserError(f"{flag} names nothing, so there is no run to make")
-        for value in values:
-            if values.count(value) > 1:
-                raise UserError(f"{flag} names {value} twice; name each once")
+    if isinstance(config, FinetuneConfig):
+        if not 0 <= config.seed < 2**63 - config.seeds:
+            raise UserError(f"--seed must lie in [0, 2**63), got {config.seed}")
+        recipes = [(config.optimizer, config.regularization)]
+        clip_numbers = config.optimizer.clip_numbers
+    else:
+        _check_axes(config)
+        recipes = [pair for name in config.methods for pair in config.recipes(name)]
+        clip_numbers = config.overrides.clip_numbers
     _check_data(config.tasks, config.data)
-    known = set()
-    for name in config.methods:
-        for optimizer, regularization in config.recipes(name):
-            check_numbers(optimizer)
-            _check_recipe(optimizer, regularization)
-            known |= CLIP_NUMBERS[optimizer.clip].keys()
-    methods = f"--methods {' '.join(config.methods)}"
-    _check_clip_numbers(config.overrides.clip_numbers, sorted(known), methods)
+    for optimizer, regularization in recipes:
+        check_numbers(optimizer)
+        if optimizer.clip != "fixed" and optimizer.nonfinite == "zero_component":
+            raise UserError(
+                f"--nonfinite zero_component works with --clip fixed only, not with "
+                f"{optimizer.clip}; use skip_step, or another clip"
+            )
+        if regularization.mixout and regularization.dropout != 0:
+            raise UserError("--mixout replaces dropout and needs --dropout 0 beside it")
+    clips = {each.clip: CLIP_NUMBERS[each.clip] for each, _ in recipes}
+    known = dict.fromkeys(itertools.chain(*clips.values()))
+    for name in clip_numbers:
+        if name not in known:
+            raise UserError(
+                f"--clip-numbers {name}: --clip {' '.join(clips)} has no such number"
+                f"{suggest(name, known) or '.'} "
+                f"It has {' '.join(known) or 'none, but --max-norm'}"
+            )
     _check_training(config.training, config.epochs)
 
 
@@ -140,6 +133,22 @@ def check_predict(config: PredictConfig) -> None:
         raise UserError("--text-columns and --label-column need --input-file")
     if config.output.exists():
         raise UserError(f"--output {config.output} exists already; name a new file")
+
+
+def _check_axes(config: StabilityConfig) -> None:
+    axes = {
+        "--methods": config.methods,
+        "--max-norms": config.max_norms,
+        "--learning-rates": config.learning_rates,
+        "--seed-list": config.all_seeds(),
+        "--tasks": config.tasks,
+    }
+    for flag, values in axes.items():
+        if not values and flag != "--tasks":
+            raise UserError(f"{flag} names nothing, so there is no run to make")
+        for value in values:
+            if values.count(value) > 1:
+                raise UserError(f"{flag} names {value} twice; name each once")
 
 
 def _check_data(tasks: Sequence[str], data: DataConfig) -> None:
@@ -197,30 +206,6 @@ def _check_training(training: TrainingConfig, epochs: int | None) -> None:
             f"--strategy pmap trains one run at a time: drop --runs-per-program "
             f"{devices.runs_per_program}, or use --strategy jit"
         )
-
-
-def _check_clip_numbers(
-    given: Collection[str], known: Collection[str], holder: str
-) -> None:
-    for name in given:
-        if name not in known:
-            raise UserError(
-                f"--clip-numbers {name}: {holder} has no such number"
-                f"{suggest(name, known) or '.'} "
-                f"It has {' '.join(known) or 'none, but --max-norm'}"
-            )
-
-
-def _check_recipe(
-    optimizer: OptimizerConfig, regularization: RegularizationConfig
-) -> None:
-    if optimizer.clip != "fixed" and optimizer.nonfinite == "zero_component":
-        raise UserError(
-            f"--nonfinite zero_component works with --clip fixed only, not with "
-            f"{optimizer.clip}; use skip_step, or another clip"
-        )
-    if regularization.mixout and regularization.dropout != 0:
-        raise UserError("--mixout replaces dropout and needs --dropout 0 beside it")
 
 
 def _flag(name: str) -> str:

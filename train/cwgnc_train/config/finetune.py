@@ -71,6 +71,11 @@ class FinetuneConfig:
         if self.epochs is None:
             object.__setattr__(self, "epochs", preset.epochs)
 
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        """The name of its task; none for own data."""
+        return (self.task,) if self.task else ()
+
     def runs(self) -> list[RunSpec]:
         """Lists one run per seed."""
         assert self.epochs is not None

@@ -7,7 +7,7 @@ import numpy as np
 from cwgnc_train.config import FinetuneConfig
 from cwgnc_train.engine import hosts
 from cwgnc_train.records import write_json
-from cwgnc_train.study.study import prepare_finetune
+from cwgnc_train.study.study import prepare_study
 from cwgnc_train.study.worker import run_study
 
 # Of each run, besides what is said of the chosen one.
@@ -27,11 +27,10 @@ def finetune(config: FinetuneConfig) -> dict[str, Any]:
       Interrupted: If a signal came; the same command with --resume goes on.
     """
     with hosts.together("start"):
-        study = prepare_finetune(config)
-    new = next(iter(study.tasks.values())).inputs.checkpoint.new_parameters
+        study = prepare_study(config)
     # Those of earlier commands with other seeds are among them, as for the model.
     lines = sorted(run_study(study).values(), key=lambda line: line["seed"])
-    results = _results(lines) | {"new_parameters": list(new)}
+    results = _results(lines)
     if hosts.is_primary():
         write_json(config.workdir / "results.json", results)
     return results

@@ -1,7 +1,6 @@
 """The paper's tables and figures from one command, cut to a budget."""
 
 import dataclasses
-import time
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +9,7 @@ import jax
 from cwgnc_train.config import ReproduceConfig, UserError, check_numbers
 from cwgnc_train.engine import Programs, RunGroup, evaluate, hosts, seconds_saved
 from cwgnc_train.records import read_json_object, write_json
-from cwgnc_train.study.folder import flattened
+from cwgnc_train.study.folder import check_same, flattened
 from cwgnc_train.study.paper import (
     Scale,
     Speed,
@@ -19,7 +18,7 @@ from cwgnc_train.study.paper import (
     paper_runs,
     study_config,
 )
-from cwgnc_train.study.study import Study, prepare_stability
+from cwgnc_train.study.study import Study, prepare_study
 
 _TIMED_STEPS = 5
 
@@ -45,49 +44,40 @@ def prepare_reproduction(config: ReproduceConfig) -> tuple[Study, list[str]]:
         path = config.workdir / "reproduction.json"
         settings = flattened(config)
         settings |= {"seeds": config.seeds, "tasks": list(config.tasks)}
-        known = _read(path, settings) if path.exists() else None
-        if known is not None:
-            scale = _scale(known)
+        known = path.exists()
+        if known:
+            scale = _read_scale(path, settings)
         else:
             scale = Scale(config.seeds)
             if config.budget_minutes is not None:
                 scale = cut_to(config, _speeds(_study(config, scale)))
-        study = _study(config, scale)
-    if known is None and hosts.is_primary():
+        study, cuts = _study(config, scale), describe(scale, config)
+    if not known and hosts.is_primary():
         # The budget is spent from now on; a folder is made only when all is well.
         config.workdir.mkdir(parents=True, exist_ok=True)
-        decided = {"scale": dataclasses.asdict(scale), "cut": describe(scale, config)}
-        write_json(path, settings | decided)
-    return study, describe(scale, config)
+        write_json(path, settings | {"scale": dataclasses.asdict(scale), "cut": cuts})
+    return study, cuts
 
 
 def _study(config: ReproduceConfig, scale: Scale) -> Study:
-    return prepare_stability(study_config(config, scale), paper_runs(config, scale))
+    return prepare_study(study_config(config, scale), paper_runs(config, scale))
 
 
-def _read(path: Path, settings: dict[str, Any]) -> dict[str, Any]:
+def _read_scale(path: Path, settings: dict[str, Any]) -> Scale:
+    """Reads the scale that was decided on; other settings are a UserError."""
     known = read_json_object(path, "the settings of a reproduction")
     try:
-        _scale(known)
+        # JSON has lists, and infinity as a string.
+        thresholds = tuple(map(float, known["scale"]["thresholds"]))
+        scale = Scale(**known["scale"] | {"thresholds": thresholds})
     except (KeyError, TypeError, ValueError):
         raise UserError(
             f"{path} is damaged: expected the settings of a reproduction; restore it, "
             f"or start anew in another --workdir"
         ) from None
-    for name, value in settings.items():
-        if known.get(name) != value:
-            flag = name.replace("_", "-")
-            raise UserError(
-                f"{path.parent} holds a reproduction with --{flag} {known.get(name)}, "
-                f"not {value}. Give the same to go on with it, or another --workdir"
-            )
-    return known
-
-
-def _scale(known: dict[str, Any]) -> Scale:
-    # JSON has lists, and infinity as a string.
-    scale = known["scale"]
-    return Scale(**scale | {"thresholds": tuple(map(float, scale["thresholds"]))})
+    before = {name: known.get(name) for name in settings}
+    check_same(path.parent, "settings", before, settings)
+    return scale
 
 
 def _speeds(study: Study) -> dict[str, Speed]:
@@ -115,22 +105,14 @@ def _speed(study: Study, task: str) -> Speed:
     # This program may have been kept on disk; those of the study need not have been.
     compilation = programs.seconds + sum(saved)
     jax.block_until_ready(states.params)
-    start = time.monotonic()
+    start = programs.clock()
     for number in range(1, _TIMED_STEPS + 1):
         states = step(states, number)
     jax.block_until_ready(states.params)
-    stepped = time.monotonic()
-    program = programs.evaluation(group)
-    compiled = time.monotonic()
-    evaluate(program, states.params, inputs)
+    stepped = programs.clock()
+    evaluate(programs.evaluation(group), states.params, inputs)
     # Those of the slowest process, so that all decide on the same scale.
-    step_seconds, evaluation, compilation = hosts.largest(
-        (stepped - start) / _TIMED_STEPS, time.monotonic() - compiled, compilation
+    slowest = hosts.largest(
+        (stepped - start) / _TIMED_STEPS, programs.clock() - stepped, compilation
     )
-    return Speed(
-        step=step_seconds,
-        evaluation=evaluation,
-        compilation=compilation,
-        examples=len(inputs.train),
-        layers=inputs.layers,
-    )
+    return Speed(*slowest, examples=len(inputs.train), layers=inputs.layers)
