@@ -4,10 +4,11 @@ JAX is imported only behind the flags, so that ``--help`` answers at once.
 """
 
 from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
 import tyro
 
-from cwgnc_train.commands.printing import print_results, print_scores
 from cwgnc_train.config import (
     ComponentsConfig,
     FinetuneConfig,
@@ -21,14 +22,14 @@ from cwgnc_train.config import (
     check_hosts,
     check_numbers,
     check_predict,
+    listed,
 )
 
 
 def start(name: str, flags: Sequence[str]) -> int:
-    """Runs the command of this name; a wrong flag or ``--help`` ends the process.
+    """Runs a command: a function of the config that its flags are read into.
 
-    Each command is a function of the config that its flags are read into. It returns
-    the exit status, or None for 0.
+    Returns the exit status; a wrong flag or ``--help`` ends the process.
     """
     command = globals()[name]
     config = command.__annotations__["config"]
@@ -45,7 +46,7 @@ def finetune(config: FinetuneConfig) -> int:
     results = train(config)
     if hosts.is_primary():
         draw_curves(config.workdir)
-        print_results(config.workdir, results)
+        _print_results(config.workdir, results)
     return 0 if results["saved"] else 1
 
 
@@ -57,7 +58,7 @@ def predict(config: PredictConfig) -> None:
 
     if config.cache:
         keep_programs()
-    print_scores(*write_predictions(config))
+    _print_scores(*write_predictions(config))
     print(f"predictions  {config.output}")
 
 
@@ -129,3 +130,60 @@ def _join(training: TrainingConfig) -> None:
     if training.cache:
         keep_programs()
     hosts.join(training.hosts)
+
+
+def _print_scores(
+    scores: dict[str, dict[str, Any]], lines: dict[str, dict[str, Any]]
+) -> None:
+    """Prints scores beside the majority classifier's."""
+    for name, metrics in scores.items():
+        for metric, value in metrics.items():
+            line = float(lines[name][metric])
+            print(f"{name}  {metric} {float(value):.4f}  (majority line {line:.4f})")
+
+
+def _print_results(workdir: Path, results: dict[str, Any]) -> None:
+    """Prints what ``finetune`` returns, and where the rest is."""
+    if len(results["runs"]) > 1:
+        _print_seeds(results)
+    else:
+        _print_scores(results["scores"], results["majority_line"])
+    if results["new_parameters"]:
+        print(f"initialised anew: {', '.join(results['new_parameters'])}")
+    if nonfinite := results["nonfinite_steps"]:
+        print(
+            f"gradients were not finite in {nonfinite['steps']} steps, first in step "
+            f"{nonfinite['first_step']}: {listed(nonfinite['components'])}"
+        )
+    if results["saved"]:
+        if results["failed"]:
+            print("the run failed: its score is not above the majority line")
+        print(f"model    {workdir / 'model'}")
+    else:
+        print("no model was saved: all runs were given up")
+    print(f"figure   {workdir / 'curves.png'}")
+    print(f"results  {workdir / 'results.json'}")
+
+
+def _print_seeds(results: dict[str, Any]) -> None:
+    spread, metric, judged = results["spread"], results["metric"], results["judged"]
+    for run in results["runs"]:
+        score = float(run["scores"][judged][metric])
+        words = [f"seed {run['seed']}", f"{judged} {metric} {score:.4f}"]
+        if run["failed"]:
+            words.append("given up" if run["gave_up_at_step"] else "failed")
+        if results["saved"] and run["seed"] == results["seed"]:
+            words.append("saved")
+        print(*words, sep="  ")
+    line = float(results["majority_line"][judged][metric])
+    print(
+        f"{spread['runs']} runs: mean {spread['mean']:.4f}, standard deviation "
+        f"{spread['std']:.4f}, {spread['min']:.4f} to {spread['max']:.4f}; "
+        f"{spread['failed']} failed (majority line {line:.4f})"
+    )
+    if results["saved"]:
+        why = "the best on the holdout"
+        if results["chosen_by"] != "holdout":
+            why = "chosen by the validation set: its score there is optimistic; "
+            why += "--holdout .1 chooses on other data"
+        print(f"the model is that of seed {results['seed']}, {why}")
