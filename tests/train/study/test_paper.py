@@ -12,7 +12,7 @@ import cwgnc_train.study
 from cwgnc_train.commands import run as run_command
 from cwgnc_train.config import ReproduceConfig, UserError
 from cwgnc_train.study import reproduce
-from cwgnc_train.study.paper import Scale, Speed, cut_to, describe, paper_runs
+from cwgnc_train.study.reproduce import Scale, Speed, cut_to, describe, paper_runs
 from tests.train.conftest import write_tiny_model
 from tests.train.study.conftest import of_kind, records
 
