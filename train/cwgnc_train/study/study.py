@@ -55,10 +55,8 @@ def prepare_study(
     Its runs are all that the config lists, if they are not given. The best model of a
     FinetuneConfig is saved.
 
-    Raises:
-      UserError: If a setting, the data or the weights are wrong, or the folder holds
-        runs with other settings.
-      OSError: If a file or a hub cannot be reached.
+    Raises a UserError if a setting, the data or the weights are wrong or the folder
+    holds runs with other settings, and an OSError if a file or a hub cannot be reached.
     """
     check_study(config)
     training, data, runs = config.training, config.data, runs or config.runs()

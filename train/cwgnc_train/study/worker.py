@@ -39,14 +39,10 @@ from cwgnc_train.study.study import Study
 def run_study(study: Study) -> dict[str, dict[str, Any]]:
     """Makes all runs of a study that are not finished yet, and records them.
 
-    Returns:
-      The records of all finished runs of its folder, by name.
-
-    Raises:
-      UserError: If the records or all checkpoints are damaged, another process is at
-        work on the study, or a device cannot hold even one run.
-      OSError: If the records or a checkpoint cannot be written.
-      Interrupted: If a signal came; what has been done is on the disk.
+    Returns the records of all finished runs of its folder, by name. Raises a UserError
+    if the records or all checkpoints are damaged, another process is at work on the
+    study, or a device cannot hold even one run; an OSError if something cannot be
+    written; Interrupted if a signal came: what has been done is on the disk.
     """
     primary = hosts.is_primary()
     hosts.check_same(f"{study.description} {study.layout.description} {study.runs}")
@@ -62,17 +58,15 @@ def run_study(study: Study) -> dict[str, dict[str, Any]]:
             )
         before = [run for run in study.runs if run.name in recorder.finished]
         todo = [run for run in study.runs if run.name not in recorder.finished]
-        progress = stack.enter_context(
-            Progress(
-                runs=len(study.runs),
-                done=len(before),
-                failed=_failed(recorder, before),
-                run_steps=sum(study.tasks[x.task].total_steps(x) for x in todo),
-                shown=primary,
-            )
+        progress = Progress(
+            runs=len(study.runs),
+            done=len(before),
+            failed=_failed(recorder, before),
+            run_steps=sum(study.tasks[x.task].total_steps(x) for x in todo),
+            shown=primary,
         )
-        interruption = stack.enter_context(Interruption())
-        _Worker(study, recorder, progress, interruption).work(todo)
+        with progress, Interruption() as interruption:
+            _Worker(study, recorder, progress, interruption).work(todo)
         return recorder.finished
 
 
@@ -144,15 +138,15 @@ class _Worker:
         """The layout for runs of one kind; what was chosen once is kept."""
         wanted = self.training.devices.runs_per_program
         of_task, devices = self.study.tasks[runs[0].task], self.study.layout
-        chosen = self.recorder.layout(of_task.program_name(runs[0]), wanted, devices)
-        if chosen is not None:
-            return chosen
-
-        def needed(layout):
-            return self.programs.bytes_needed(RunGroup(of_task, (runs[0],), layout))
-
-        layout, why = memory.fit_layout(wanted, len(runs), devices, needed)
-        self._choose(runs[0], layout, why)
+        layout = self.recorder.layout(of_task.program_name(runs[0]), wanted, devices)
+        if layout is None:
+            layout, why = memory.fit_layout(
+                wanted,
+                len(runs),
+                devices,
+                lambda x: self.programs.bytes_needed(RunGroup(of_task, (runs[0],), x)),
+            )
+            self._choose(runs[0], layout, why)
         return layout
 
     def _choose(self, run: RunSpec, layout: Layout, why: str) -> None:
