@@ -8,10 +8,7 @@ from typing import Any
 
 from cwgnc_train.config.errors import UserError, suggest
 from cwgnc_train.config.finetune import FinetuneConfig
-from cwgnc_train.config.recipe import (
-    CLIP_NUMBERS,
-    DataConfig,
-)
+from cwgnc_train.config.recipe import CLIP_NUMBERS, DataConfig
 from cwgnc_train.config.stability import StabilityConfig
 from cwgnc_train.config.tools import PredictConfig
 from cwgnc_train.config.training import HostsConfig, TrainingConfig
@@ -99,18 +96,17 @@ def check_study(config: FinetuneConfig | StabilityConfig) -> None:
 
 def check_hosts(hosts: HostsConfig) -> None:
     """Raises a UserError if the flags of several processes are incomplete or wrong."""
-    count, index = hosts.num_processes, hosts.process_id
-    if hosts.coordinator in (None, "auto"):
+    given, count, index = hosts.coordinator, hosts.num_processes, hosts.process_id
+    if given in (None, "auto"):
         if count is None and index is None:
             return
         raise UserError(
             "--num-processes and --process-id need --coordinator HOST:PORT beside them"
         )
-    host, _, port = hosts.coordinator.rpartition(":")
+    host, _, port = given.rpartition(":")
     if not (host and port.isdigit()):
         raise UserError(
-            f"--coordinator must be HOST:PORT, such as 10.0.0.1:1234, or auto; got "
-            f"{hosts.coordinator}"
+            f"--coordinator must be HOST:PORT, such as node:1234, or auto; got {given}"
         )
     if count is None or index is None:
         raise UserError(
@@ -184,15 +180,12 @@ def _check_data(tasks: Sequence[str], data: DataConfig) -> None:
 
 
 def _check_training(training: TrainingConfig, epochs: int | None) -> None:
-    if training.batch_size % training.accumulate:
-        raise UserError(
-            f"--accumulate must divide --batch-size {training.batch_size} into equal "
-            f"parts, got {training.accumulate}"
-        )
+    batch, parts = training.batch_size, training.accumulate
+    if batch % parts:
+        raise UserError(f"--accumulate must divide --batch-size {batch}, got {parts}")
     if training.checkpoints.keep_best and (training.evaluations or epochs) == 1:
         raise UserError(
-            "--keep-best chooses among evaluations before the end: give "
-            "--evaluations 2 or more"
+            "--keep-best needs scores before the end: give --evaluations 2 or more"
         )
     check_hosts(training.hosts)
     devices = training.devices

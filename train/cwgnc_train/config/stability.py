@@ -61,11 +61,8 @@ class OverridesConfig:
         clip = self.clip or optimizer.clip
         numbers = optimizer.clip_numbers if clip == optimizer.clip else {}
         # Methods without learned thresholds have no use for their numbers.
-        given["clip_numbers"] = numbers | {
-            name: value
-            for name, value in self.clip_numbers.items()
-            if name in CLIP_NUMBERS[clip]
-        }
+        own = {n: v for n, v in self.clip_numbers.items() if n in CLIP_NUMBERS[clip]}
+        given["clip_numbers"] = numbers | own
 
         def replaced(config):
             changes = {name: given[name] for name in given if hasattr(config, name)}
@@ -176,9 +173,8 @@ class ReproduceConfig:
     """A folder with config.json, model.safetensors and a tokenizer, or a hub id."""
     workdir: Path  # The study's folder; must be new or empty, except with --resume.
     budget_minutes: float | None = None
-    """Cut the protocol to about this many minutes on this machine, and say what was
-    cut: first seeds, down to three, then thresholds, down to three, then training
-    examples."""
+    """Cut the protocol to about this many minutes here, and say what was cut: seeds,
+    then thresholds, each down to three, then training examples."""
     tasks: tuple[str, ...] = ("rte", "mrpc", "cola")
     """Table 1 covers all of them; Table 2 uses cola and the figures rte, if they are
     among them, otherwise the last and the first."""

@@ -61,8 +61,7 @@ class ReportConfig(StudyFolderConfig):
     """Write the tables, tests and figures of a study from its records."""
 
     legacy_lines: bool = False
-    """Judge failed runs by the constants of the paper's code instead of the majority
-    classifier."""
+    """Judge failed runs by the paper's constants, not by the majority classifier."""
 
 
 @dataclasses.dataclass(frozen=True)

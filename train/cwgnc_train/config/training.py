@@ -45,8 +45,7 @@ class CheckpointsConfig:
     """Checkpoints, and going on from them."""
 
     resume: bool = False
-    """Go on with what --workdir holds, to the same bits as without interruption; start
-    if it holds nothing."""
+    """Go on with what --workdir holds, to the same bits; start if it holds nothing."""
     checkpoint_seconds: float | None = None
     """Time between checkpoints. Default: 60, or more if they take over 2 % of it."""
     keep: int | None = None
