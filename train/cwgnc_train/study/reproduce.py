@@ -230,13 +230,14 @@ def _speed(study: Study, task: str) -> Speed:
         states = step(group.start(), 0)
     # This program may have been kept on disk; those of the study need not have been.
     compilation = programs.seconds + sum(saved)
+    evaluation = programs.evaluation(group)
     jax.block_until_ready(states.params)
     start = programs.clock()
     for number in range(1, _TIMED_STEPS + 1):
         states = step(states, number)
     jax.block_until_ready(states.params)
     stepped = programs.clock()
-    evaluate(programs.evaluation(group), states.params, inputs)
+    evaluate(evaluation, states.params, inputs)
     # Those of the slowest process, so that all decide on the same scale.
     slowest = hosts.largest(
         (stepped - start) / _TIMED_STEPS, programs.clock() - stepped, compilation
