@@ -136,7 +136,7 @@ def make_study(folder: Path, workdir: Path) -> Intact:
         mock.patch.object(engine.Programs, "train_steps", stopping_train_steps),
         contextlib.suppress(KeyboardInterrupt),
     ):
-        study.run_study(study.prepare_finetune(intact.config))
+        study.run_study(study.prepare_study(intact.config))
     jax.config.update("jax_disable_most_optimizations", False)
     # A kill leaves records of later steps than its checkpoint's.
     finished, last = (run.name for run in intact.config.runs())
@@ -181,7 +181,7 @@ def resumed(intact: Intact) -> str:
     workdir = intact.config.workdir
     before = contents(workdir)
     try:
-        study.run_study(study.prepare_finetune(intact.config))
+        study.run_study(study.prepare_study(intact.config))
     except (config.UserError, OSError) as error:
         if not str(error).strip():
             return "WRONG: says nothing"
@@ -203,7 +203,7 @@ def resumed(intact: Intact) -> str:
 @contextlib.contextmanager
 def probed(intact: Intact) -> Iterator[None]:
     """Lets resumes stop before their next step, and reads data and weights once."""
-    inputs = next(iter(study.prepare_finetune(intact.config).tasks.values())).inputs
+    inputs = next(iter(study.prepare_study(intact.config).tasks.values())).inputs
     with (
         mock.patch.object(worker, "Training", Probe),
         mock.patch.object(study_module, "load_inputs", lambda *_: inputs),

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from cwgnc_train.config import DataConfig, FinetuneConfig, TrainingConfig, UserError
-from cwgnc_train.study import prepare_finetune
+from cwgnc_train.study import prepare_study
 from tests.faults.hostile_data import ROWS, TEXT_KINDS, Hostile, data_files, own, table
 from tests.faults.hostile_models import CANARY, INDEX, Models
 from tests.train.conftest import write_tiny_model
@@ -100,7 +100,7 @@ def read(place: Path, hostile: Hostile) -> None:
         data=data_config(place, hostile),
         training=TrainingConfig(cache=False),
     )
-    prepare_finetune(config)
+    prepare_study(config)
 
 
 def outcome(inputs: Inputs, hostile: Hostile) -> str:

@@ -27,3 +27,9 @@ def test_a_number_is_refused_however_deep_it_lies_and_auto_is_none():
     with pytest.raises(UserError, match="^--devices must be at least 1, got 0$"):
         check_numbers(training)
     check_numbers(config.TrainingConfig())
+
+
+def test_a_pair_of_texts_has_two_columns():
+    check_numbers(config.DataConfig(text_columns=("one", "two")))
+    with pytest.raises(UserError, match="^--text-columns must name one column, or two"):
+        check_numbers(config.DataConfig(text_columns=("one", "two", "three")))

@@ -4,7 +4,13 @@ from pathlib import Path
 
 import pytest
 
-from cwgnc_train.config import PRESETS, FinetuneConfig, OptimizerConfig, check_finetune
+from cwgnc_train.config import (
+    PRESETS,
+    FinetuneConfig,
+    OptimizerConfig,
+    UserError,
+    check_study,
+)
 
 
 @pytest.mark.parametrize(
@@ -15,12 +21,17 @@ def test_a_config_has_the_numbers_of_the_preset_it_names(
     preset, warmup_ratio, weight_decay, epochs
 ):
     config = FinetuneConfig(model="m", workdir=Path("w"), task="cola", preset=preset)
-    check_finetune(config)
+    check_study(config)
     assert config.optimizer.warmup_ratio == warmup_ratio
     assert config.optimizer.weight_decay == weight_decay
     assert config.epochs == epochs
     [run] = config.runs()
     assert (run.optimizer, run.epochs) == (config.optimizer, epochs)
+
+
+def test_an_unknown_preset_is_told_the_known_ones():
+    with pytest.raises(UserError, match="--preset: expected .*'paper', 'code'.* 'pap"):
+        FinetuneConfig(model="m", workdir=Path("w"), preset="papre")
 
 
 def test_numbers_that_are_given_stay():

@@ -12,7 +12,7 @@ from cwgnc_train.config import (
     DataConfig,
     StabilityConfig,
     UserError,
-    check_stability,
+    check_study,
     find_method,
 )
 from tests.train.configs import replaced
@@ -142,7 +142,7 @@ def test_numbers_of_a_clip_go_to_the_methods_that_have_them():
         seeds=1,
         clip_numbers={"decay": 0.5, "z_threshold": 3.0},
     )
-    check_stability(config)
+    check_study(config)
     numbers = {run.method: run.optimizer.clip_numbers for run in config.runs()}
     assert numbers == {
         "cwgnc": {},
@@ -150,12 +150,12 @@ def test_numbers_of_a_clip_go_to_the_methods_that_have_them():
         "zclip": CLIP_NUMBERS["zclip"] | {"decay": 0.5, "z_threshold": 3.0},
     }
     with pytest.raises(UserError, match="--clip-numbers deca.*did you mean 'decay'"):
-        check_stability(study(methods=("olmo",), clip_numbers={"deca": 0.5}))
+        check_study(study(methods=("olmo",), clip_numbers={"deca": 0.5}))
 
 
 def test_a_clip_can_be_replaced_with_its_numbers():
     config = study(methods=("olmo",), seeds=1, clip="adagc", clip_numbers={"ratio": 2})
-    check_stability(config)
+    check_study(config)
     [run] = config.runs()
     assert (run.optimizer.clip, run.optimizer.clip_numbers) == ("adagc", {"ratio": 2})
 
@@ -163,15 +163,15 @@ def test_a_clip_can_be_replaced_with_its_numbers():
 def test_own_data_make_one_task():
     own = DataConfig(train_file=Path("t"), text_columns=("text",), holdout=0.1)
     config = study(tasks=(), seeds=1, data=own)
-    check_stability(config)
+    check_study(config)
     [run] = config.runs()
     assert run.task == "own" and run.name.startswith("own/cwgnc/")
     without = dataclasses.replace(own, holdout=0.0)
     message = "give --validation-file FILE, or --holdout .1 to keep a tenth"
     with pytest.raises(UserError, match=message):
-        check_stability(study(tasks=(), data=without))
+        check_study(study(tasks=(), data=without))
     with pytest.raises(UserError, match="the task cola and --train-file contradict"):
-        check_stability(study(data=own))
+        check_study(study(data=own))
 
 
 @pytest.mark.parametrize(
@@ -208,11 +208,11 @@ def test_own_data_make_one_task():
 )
 def test_bad_settings_are_refused(changes, message):
     with pytest.raises(UserError, match=message):
-        check_stability(study(**changes))
+        check_study(study(**changes))
 
 
 def test_good_settings_pass():
-    check_stability(study(methods=tuple(METHODS), max_norms=(0.01, math.inf)))
+    check_study(study(methods=tuple(METHODS), max_norms=(0.01, math.inf)))
 
 
 def test_methods_of_zhang_and_lee_follow_their_papers():
@@ -246,4 +246,4 @@ def test_any_method_takes_the_clip_as_well():
 )
 def test_methods_that_exclude_each_other_are_refused(name):
     with pytest.raises(UserError, match="only .cwgnc can follow a method"):
-        check_stability(study(methods=(name,)))
+        check_study(study(methods=(name,)))

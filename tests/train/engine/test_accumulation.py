@@ -131,7 +131,5 @@ def test_finetune_in_parts_records_the_losses_of_whole_batches(
 def test_parts_that_do_not_divide_the_batch_are_refused(accumulate, tmp_path, capsys):
     flags = ["--model", "none", "--task", "rte", "--workdir", str(tmp_path / "run")]
     assert main(["finetune", *flags, "--accumulate", str(accumulate)]) == 2
-    message = (
-        f"--accumulate must divide --batch-size 16 .* equal parts, got {accumulate}"
-    )
+    message = f"--accumulate must divide --batch-size 16, got {accumulate}"
     assert re.search(message, capsys.readouterr().err)

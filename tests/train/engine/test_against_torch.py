@@ -16,7 +16,7 @@ from cwgnc_train.config import (
 )
 from cwgnc_train.engine import Programs, RunGroup
 from cwgnc_train.engine.layout import first_run
-from cwgnc_train.study import prepare_finetune
+from cwgnc_train.study import prepare_study
 
 STEPS, TOTAL = 20, 100
 
@@ -48,7 +48,7 @@ def compare(data, max_norm, weight_decay, model, tmp_path):
         optimizer=OptimizerConfig(max_norm=max_norm, weight_decay=weight_decay),
         **data,
     )
-    study = prepare_finetune(config)
+    study = prepare_study(config)
     [of_task], [spec] = study.tasks.values(), study.runs
     group = RunGroup(of_task, (spec,), study.layout)
     step_config, train = of_task.step_config(spec), of_task.inputs.train

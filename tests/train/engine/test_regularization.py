@@ -17,7 +17,7 @@ from cwgnc_train.config import (
     OptimizerConfig,
     RegularizationConfig,
     UserError,
-    check_finetune,
+    check_study,
 )
 from cwgnc_train.engine import Layout, make_mesh, start_runs
 from cwgnc_train.engine.optimizer import make_hparams
@@ -168,7 +168,7 @@ def test_bad_regularization_is_refused(regularization, message):
         regularization=RegularizationConfig(**regularization),
     )
     with pytest.raises(UserError, match=message):
-        check_finetune(config)
+        check_study(config)
 
 
 @pytest.mark.parametrize("layer_decay", [0.0, 1.5, float("nan")])
@@ -180,4 +180,4 @@ def test_bad_layer_decays_are_refused(layer_decay):
         optimizer=OptimizerConfig(layer_decay=layer_decay),
     )
     with pytest.raises(UserError, match=r"--layer-decay must lie in \(0, 1\]"):
-        check_finetune(config)
+        check_study(config)

@@ -14,7 +14,7 @@ from cwgnc_train.config import (
     TrainingConfig,
 )
 from cwgnc_train.engine import Training
-from cwgnc_train.study import prepare_stability, run_study
+from cwgnc_train.study import prepare_study, run_study
 from tests.train.configs import replaced
 from tests.train.conftest import sentences
 
@@ -63,7 +63,7 @@ def tiny_config(tiny_model, tiny_glue, workdir) -> StabilityConfig:
 def study(config, **changes):
     """Makes a study, or goes on with it; returns its records."""
     config = replaced(config, **{"resume": True} | changes)
-    run_study(prepare_stability(config))
+    run_study(prepare_study(config))
     return records(config.workdir)
 
 

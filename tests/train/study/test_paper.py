@@ -12,7 +12,7 @@ import cwgnc_train.study
 from cwgnc_train.commands import run as run_command
 from cwgnc_train.config import ReproduceConfig, UserError
 from cwgnc_train.study import reproduce
-from cwgnc_train.study.paper import Scale, Speed, cut_to, describe, paper_runs
+from cwgnc_train.study.reproduce import Scale, Speed, cut_to, describe, paper_runs
 from tests.train.conftest import write_tiny_model
 from tests.train.study.conftest import of_kind, records
 
@@ -129,9 +129,9 @@ def test_the_scale_is_kept_for_the_next_start(command, tmp_path, monkeypatch, ca
     assert command(*again, "--no-cache") == 130
     assert "cut from the paper's protocol: 3 runs a cell" in capsys.readouterr().out
     assert command("--budget-minutes", "50", "--resume") == 2
-    assert "--budget-minutes 100.0, not 50" in capsys.readouterr().err
+    assert "budget_minutes was 100.0 and is 50" in capsys.readouterr().err
     assert command(*again, "--seeds", "30") == 2
-    assert "--seeds 25, not 30" in capsys.readouterr().err
+    assert "seeds was 25 and is 30" in capsys.readouterr().err
 
 
 @pytest.mark.slow

@@ -16,7 +16,7 @@ from cwgnc_train.config import (
 )
 from cwgnc_train.data import batch_examples, find_task, score
 from cwgnc_train.engine import Layout, Recorder, RunGroup, make_mesh, programs
-from cwgnc_train.study import finetune, prepare_stability
+from cwgnc_train.study import finetune, prepare_study
 from tests.train.configs import replaced
 from tests.train.engine.test_writers import values
 from tests.train.study.conftest import (
@@ -145,7 +145,7 @@ def test_runs_together_equal_one_at_a_time(config):
 
 def test_the_data_seed_draws_the_order_and_the_dropout(config):
     config = replaced(config, data_seeds=2, max_norms=(0.05,), new_head=True)
-    prepared = prepare_stability(config)
+    prepared = prepare_study(config)
     run = prepared.runs[1]
     assert (run.seed, run.data_seed) == (1, 2)
     group = RunGroup(prepared.tasks["cola"], (run,), prepared.layout)

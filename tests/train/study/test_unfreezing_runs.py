@@ -6,7 +6,7 @@ import pytest
 from cwgnc_train.config import UserError
 from cwgnc_train.engine import RunGroup
 from cwgnc_train.engine.component_statistics import STATISTICS
-from cwgnc_train.study import prepare_stability
+from cwgnc_train.study import prepare_study
 from tests.train.configs import replaced
 from tests.train.conftest import write_tiny_model
 from tests.train.study.conftest import (
@@ -132,7 +132,7 @@ def test_weights_carry_over_or_start_again(made):
 
 
 def test_iterations_that_carry_over_have_noise_and_order_of_their_own(config):
-    prepared = prepare_stability(replaced(config, **UNFREEZING))
+    prepared = prepare_study(replaced(config, **UNFREEZING))
     of_task = prepared.tasks["cola"]
     runs = {run.method: run for run in prepared.runs if run.optimizer.max_norm > 1}
     gu, restart = runs["gu"], runs["gu_restart"]

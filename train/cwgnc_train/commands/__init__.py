@@ -32,7 +32,10 @@ def run(arguments: Sequence[str]) -> int:
     written; 130 or 143 after SIGINT or SIGTERM. A bug raises.
     """
     if not arguments or arguments[0] in ("-h", "--help"):
-        print(_usage())
+        print("usage: cwgnc COMMAND [--help]\n\ncommands:")
+        for name, what in COMMANDS.items():
+            print(f"  {name:{max(map(len, COMMANDS))}}  {what}")
+        print("\nshell completion: cwgnc COMMAND --tyro-print-completion bash")
         return 0 if arguments else 2
     name, *flags = arguments
     if name not in COMMANDS:
@@ -46,28 +49,14 @@ def run(arguments: Sequence[str]) -> int:
     from cwgnc_train.commands import entry_points
 
     try:
-        return getattr(entry_points, name)(flags) or 0
+        return entry_points.start(name, flags)
     except (UserError, OSError) as error:
         return _refuse(error)
     except KeyboardInterrupt as stop:
         # Of the engine, after a checkpoint, or of Python itself before the first step.
-        print(
-            f"{str(stop) or 'interrupted'}; the same command with --resume goes on",
-            file=sys.stderr,
-        )
+        why = str(stop) or "interrupted"
+        print(f"{why}; the same command with --resume goes on", file=sys.stderr)
         return getattr(stop, "status", 130)
-
-
-def _usage() -> str:
-    width = max(map(len, COMMANDS))
-    lines = [f"  {name:{width}}  {what}" for name, what in COMMANDS.items()]
-    return "\n".join(
-        [
-            "usage: cwgnc COMMAND [--help]\n\ncommands:",
-            *lines,
-            "\nshell completion: cwgnc COMMAND --tyro-print-completion bash",
-        ]
-    )
 
 
 def _refuse(error: object) -> int:

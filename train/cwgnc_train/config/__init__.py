@@ -2,12 +2,10 @@
 
 from cwgnc_train.config.cache_folder import cache_folder as cache_folder
 from cwgnc_train.config.cache_folder import make_private as make_private
-from cwgnc_train.config.checks import check_finetune as check_finetune
 from cwgnc_train.config.checks import check_hosts as check_hosts
 from cwgnc_train.config.checks import check_numbers as check_numbers
 from cwgnc_train.config.checks import check_predict as check_predict
-from cwgnc_train.config.checks import check_reproduce as check_reproduce
-from cwgnc_train.config.checks import check_stability as check_stability
+from cwgnc_train.config.checks import check_study as check_study
 from cwgnc_train.config.errors import UserError as UserError
 from cwgnc_train.config.errors import listed as listed
 from cwgnc_train.config.errors import shown as shown

@@ -1,23 +1,19 @@
 """Checks of what users ask for; each error names the flag and the fix."""
 
 import dataclasses
+import itertools
 import math
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from cwgnc_train.config.errors import UserError, suggest
-from cwgnc_train.config.finetune import PRESETS, FinetuneConfig
-from cwgnc_train.config.recipe import (
-    CLIP_NUMBERS,
-    DataConfig,
-    OptimizerConfig,
-    RegularizationConfig,
-)
-from cwgnc_train.config.stability import ReproduceConfig, StabilityConfig
+from cwgnc_train.config.finetune import FinetuneConfig
+from cwgnc_train.config.recipe import CLIP_NUMBERS, DataConfig
+from cwgnc_train.config.stability import StabilityConfig
 from cwgnc_train.config.tools import PredictConfig
 from cwgnc_train.config.training import HostsConfig, TrainingConfig
 
-# What a number must be, how to tell, and the fields that it holds for. NaN is refused
+# What a value must do, how to tell, and the fields that it holds for. NaN is refused
 # because no comparison with it is true.
 _BOUNDS: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
     (
@@ -43,6 +39,7 @@ _BOUNDS: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
     ),
     ("be a positive number", lambda x: 0 < x < math.inf, "budget_minutes"),
     ("be a positive number, or inf for no clip", lambda x: x > 0, "max_norm"),
+    ("name one column, or two for pairs", lambda x: len(x) <= 2, "text_columns"),
 )
 _BOUND_OF = {
     name: (words, holds) for words, holds, names in _BOUNDS for name in names.split()
@@ -50,134 +47,121 @@ _BOUND_OF = {
 
 
 def check_numbers(config: Any) -> None:
-    """Raises a UserError if a number in a config, or in a part of it, is out of bounds.
+    """Raises a UserError if a value in a config, or in a part of it, is out of bounds.
 
-    A setting that is None or a word, such as auto, has none.
+    A setting that is None or a word, such as auto, has no bounds.
     """
     for name, value in vars(config).items():
         if dataclasses.is_dataclass(value):
             check_numbers(value)
-        elif name in _BOUND_OF and isinstance(value, int | float):
+        elif name in _BOUND_OF and value is not None and not isinstance(value, str):
             words, holds = _BOUND_OF[name]
             if not holds(value):
                 raise UserError(f"{_flag(name)} must {words}, got {value}")
 
 
-def check_finetune(config: FinetuneConfig) -> None:
-    """Raises a UserError if a setting is wrong."""
-    if config.preset not in PRESETS:
-        raise UserError(
-            f"unknown preset {config.preset!r}; expected one of {' '.join(PRESETS)}"
-        )
-    check_numbers(config)
-    _check_data((config.task,) if config.task else (), config.data)
-    clip, numbers = config.optimizer.clip, config.optimizer.clip_numbers
-    _check_clip_numbers(numbers, CLIP_NUMBERS[clip], f"--clip {clip}")
-    _check_recipe(config.optimizer, config.regularization)
-    if not 0 <= config.seed < 2**63 - config.seeds:
-        raise UserError(f"--seed must lie in [0, 2**63), got {config.seed}")
-    _check_training(config.training, config.epochs)
-
-
-def check_stability(config: StabilityConfig) -> None:
+def check_study(config: FinetuneConfig | StabilityConfig) -> None:
     """Raises a UserError if a setting is wrong."""
     check_numbers(config)
-    for name, values in (
-        ("methods", config.methods),
-        ("max_norms", config.max_norms),
-        ("learning_rates", config.learning_rates),
-        ("seed_list", config.all_seeds()),
-        ("tasks", config.tasks),
-    ):
-        if not values and name != "tasks":
-            raise UserError(f"{_flag(name)} names nothing, so there is no run to make")
-        repeated = [value for i, value in enumerate(values) if value in values[:i]]
-        if repeated:
-            raise UserError(f"{_flag(name)} names {repeated[0]} twice; name each once")
+    if isinstance(config, FinetuneConfig):
+        if not 0 <= config.seed < 2**63 - config.seeds:
+            raise UserError(f"--seed must lie in [0, 2**63), got {config.seed}")
+        recipes = [(config.optimizer, config.regularization)]
+        clip_numbers = config.optimizer.clip_numbers
+    else:
+        _check_axes(config)
+        recipes = [pair for name in config.methods for pair in config.recipes(name)]
+        clip_numbers = config.overrides.clip_numbers
     _check_data(config.tasks, config.data)
-    known = set()
-    for name in config.methods:
-        for optimizer, regularization in config.recipes(name):
-            check_numbers(optimizer)
-            _check_recipe(optimizer, regularization)
-            known |= CLIP_NUMBERS[optimizer.clip].keys()
-    methods = f"--methods {' '.join(config.methods)}"
-    _check_clip_numbers(config.overrides.clip_numbers, sorted(known), methods)
+    for optimizer, regularization in recipes:
+        check_numbers(optimizer)
+        if optimizer.clip != "fixed" and optimizer.nonfinite == "zero_component":
+            raise UserError(
+                f"--nonfinite zero_component works with --clip fixed only, not with "
+                f"{optimizer.clip}; use skip_step, or another clip"
+            )
+        if regularization.mixout and regularization.dropout != 0:
+            raise UserError("--mixout replaces dropout and needs --dropout 0 beside it")
+    clips = {each.clip: CLIP_NUMBERS[each.clip] for each, _ in recipes}
+    known = dict.fromkeys(itertools.chain(*clips.values()))
+    for name in clip_numbers:
+        if name not in known:
+            raise UserError(
+                f"--clip-numbers {name}: --clip {' '.join(clips)} has no such number"
+                f"{suggest(name, known) or '.'} "
+                f"It has {' '.join(known) or 'none, but --max-norm'}"
+            )
     _check_training(config.training, config.epochs)
-
-
-def check_reproduce(config: ReproduceConfig) -> None:
-    """Raises a UserError if a setting is wrong that its study does not check."""
-    check_numbers(config)
-    if not config.tasks:
-        raise UserError("--tasks names nothing, so there is no run to make")
 
 
 def check_hosts(hosts: HostsConfig) -> None:
     """Raises a UserError if the flags of several processes are incomplete or wrong."""
-    by_hand = hosts.num_processes, hosts.process_id
-    if hosts.coordinator in (None, "auto"):
-        if by_hand != (None, None):
-            raise UserError(
-                "--num-processes and --process-id need --coordinator HOST:PORT beside "
-                "them"
-            )
-        return
-    host, colon, port = hosts.coordinator.rpartition(":")
-    if not (host and colon and port.isdigit()):
+    given, count, index = hosts.coordinator, hosts.num_processes, hosts.process_id
+    if given in (None, "auto"):
+        if count is None and index is None:
+            return
         raise UserError(
-            f"--coordinator must be HOST:PORT, such as 10.0.0.1:1234, or auto; got "
-            f"{hosts.coordinator}"
+            "--num-processes and --process-id need --coordinator HOST:PORT beside them"
         )
-    if hosts.num_processes is None or hosts.process_id is None:
+    host, _, port = given.rpartition(":")
+    if not (host and port.isdigit()):
+        raise UserError(
+            f"--coordinator must be HOST:PORT, such as node:1234, or auto; got {given}"
+        )
+    if count is None or index is None:
         raise UserError(
             "--coordinator HOST:PORT needs --num-processes and --process-id beside it"
         )
-    if not 0 <= hosts.process_id < hosts.num_processes:
+    if not 0 <= index < count:
         raise UserError(
-            f"--process-id must lie in [0, --num-processes {hosts.num_processes}), got "
-            f"{hosts.process_id}"
+            f"--process-id must lie in [0, --num-processes {count}), got {index}"
         )
 
 
 def check_predict(config: PredictConfig) -> None:
     """Raises a UserError if a setting is wrong."""
+    check_numbers(config)
     if config.task is not None and config.input_file is not None:
         raise UserError(
-            "--task and --input-file contradict each other: give --task (with "
-            "--data-dir), or --input-file with --text-columns"
+            "--task and --input-file contradict each other: give only one of them"
         )
     if config.input_file is None and (config.text_columns or config.label_column):
         raise UserError("--text-columns and --label-column need --input-file")
-    if len(config.text_columns) > 2:
-        raise UserError(
-            f"--text-columns takes one column, or two for pairs of texts; got "
-            f"{len(config.text_columns)}"
-        )
-    check_numbers(config)
     if config.output.exists():
         raise UserError(f"--output {config.output} exists already; name a new file")
 
 
+def _check_axes(config: StabilityConfig) -> None:
+    axes = {
+        "--methods": config.methods,
+        "--max-norms": config.max_norms,
+        "--learning-rates": config.learning_rates,
+        "--seed-list": config.all_seeds(),
+        "--tasks": config.tasks,
+    }
+    for flag, values in axes.items():
+        if not values and flag != "--tasks":
+            raise UserError(f"{flag} names nothing, so there is no run to make")
+        for value in values:
+            if values.count(value) > 1:
+                raise UserError(f"{flag} names {value} twice; name each once")
+
+
 def _check_data(tasks: Sequence[str], data: DataConfig) -> None:
+    own = ("train_file", "validation_file", "text_columns", "regression")
+    given = [_flag(name) for name in own if getattr(data, name)]
+    if tasks and given:
+        raise UserError(
+            f"the task {tasks[0]} and {given[0]} contradict each other: a task brings "
+            f"its own files and columns; drop the task to use your own data"
+        )
     if tasks:
-        own = ("train_file", "validation_file", "text_columns", "regression")
-        given = [_flag(name) for name in own if getattr(data, name)]
-        if given:
-            raise UserError(
-                f"the task {tasks[0]} and {given[0]} contradict each other: a task "
-                f"brings its own files and columns; drop the task to use your own data"
-            )
-    elif data.train_file is None:
+        return
+    if data.train_file is None or not data.text_columns:
         raise UserError(
             "no data: expected a GLUE task, or --train-file and --text-columns for "
             "your own data"
         )
-    else:
-        _check_own_data(data)
-
-
-def _check_own_data(data: DataConfig) -> None:
     if data.data_dir is not None:
         raise UserError(
             "--data-dir and --train-file contradict each other: --data-dir holds a "
@@ -188,11 +172,6 @@ def _check_own_data(data: DataConfig) -> None:
             "--train-file needs data to score the runs on: give --validation-file "
             "FILE, or --holdout .1 to keep a tenth of the training set for it"
         )
-    if len(data.text_columns) not in (1, 2):
-        raise UserError(
-            f"--text-columns takes one column, or two for pairs of texts; got "
-            f"{len(data.text_columns)}"
-        )
     if len({*data.text_columns, data.label_column}) <= len(data.text_columns):
         raise UserError(
             f"--text-columns {' '.join(data.text_columns)} and --label-column "
@@ -201,15 +180,12 @@ def _check_own_data(data: DataConfig) -> None:
 
 
 def _check_training(training: TrainingConfig, epochs: int | None) -> None:
-    if training.batch_size % training.accumulate:
-        raise UserError(
-            f"--accumulate must divide --batch-size {training.batch_size} into equal "
-            f"parts, got {training.accumulate}"
-        )
+    batch, parts = training.batch_size, training.accumulate
+    if batch % parts:
+        raise UserError(f"--accumulate must divide --batch-size {batch}, got {parts}")
     if training.checkpoints.keep_best and (training.evaluations or epochs) == 1:
         raise UserError(
-            "--keep-best chooses among evaluations before the end: give "
-            "--evaluations 2 or more"
+            "--keep-best needs scores before the end: give --evaluations 2 or more"
         )
     check_hosts(training.hosts)
     devices = training.devices
@@ -223,30 +199,6 @@ def _check_training(training: TrainingConfig, epochs: int | None) -> None:
             f"--strategy pmap trains one run at a time: drop --runs-per-program "
             f"{devices.runs_per_program}, or use --strategy jit"
         )
-
-
-def _check_clip_numbers(
-    given: Collection[str], known: Collection[str], holder: str
-) -> None:
-    for name in given:
-        if name not in known:
-            raise UserError(
-                f"--clip-numbers {name}: {holder} has no such number"
-                f"{suggest(name, known) or '.'} "
-                f"It has {' '.join(known) or 'none, but --max-norm'}"
-            )
-
-
-def _check_recipe(
-    optimizer: OptimizerConfig, regularization: RegularizationConfig
-) -> None:
-    if optimizer.clip != "fixed" and optimizer.nonfinite == "zero_component":
-        raise UserError(
-            f"--nonfinite zero_component works with --clip fixed only, not with "
-            f"{optimizer.clip}; use skip_step, or another clip"
-        )
-    if regularization.mixout and regularization.dropout != 0:
-        raise UserError("--mixout replaces dropout and needs --dropout 0 beside it")
 
 
 def _flag(name: str) -> str:

@@ -6,6 +6,7 @@ from typing import Literal
 
 import tyro
 
+from cwgnc_train.config.errors import UserError
 from cwgnc_train.config.recipe import (
     DataConfig,
     OptimizerConfig,
@@ -58,18 +59,22 @@ class FinetuneConfig:
         RegularizationConfig()
     )
     epochs: int | None = None  # Passes over the training set. Default: the preset's.
-    seed: int = 1
-    """Draws the classifier's initial weights, the dropout and the data order."""
+    seed: int = 1  # Draws the classifier's weights, the dropout and the data order.
     seeds: int = 1  # Train this many seeds, from --seed on, and keep the best model.
     training: tyro.conf.OmitArgPrefixes[TrainingConfig] = TrainingConfig()
 
     def __post_init__(self):
-        preset = PRESETS.get(self.preset)
-        # An unknown preset is the checks' to refuse.
-        if preset is not None:
-            object.__setattr__(self, "optimizer", preset.complete(self.optimizer))
-            if self.epochs is None:
-                object.__setattr__(self, "epochs", preset.epochs)
+        if self.preset not in PRESETS:
+            raise UserError(f"--preset: expected {[*PRESETS]}, got {self.preset!r}")
+        preset = PRESETS[self.preset]
+        object.__setattr__(self, "optimizer", preset.complete(self.optimizer))
+        if self.epochs is None:
+            object.__setattr__(self, "epochs", preset.epochs)
+
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        """The name of its task; none for own data."""
+        return (self.task,) if self.task else ()
 
     def runs(self) -> list[RunSpec]:
         """Lists one run per seed."""

@@ -56,6 +56,7 @@ _DEVLIN = OptimizerConfig(
     warmup_ratio=0.1,
     weight_decay=0.01,
 )
+_UNCLIPPED = dataclasses.replace(_DEVLIN, max_norm=math.inf)
 _CORRECTED = dataclasses.replace(_DEVLIN, bias_correction=True)
 # Zhang et al. (2021): a corrected Adam without weight decay.
 _ZHANG = dataclasses.replace(_CORRECTED, eps=1e-8, weight_decay=0.0)
@@ -75,11 +76,7 @@ METHODS: dict[str, Method] = {
     "bias_correction": Method(_CORRECTED, 3),
     "mosbach": Method(_CORRECTED, 20),
     # Lee et al. (2020): Mixout in place of dropout, and no clip.
-    "mixout": Method(
-        dataclasses.replace(_DEVLIN, max_norm=math.inf),
-        3,
-        RegularizationConfig(dropout=0.0, mixout=0.9),
-    ),
+    "mixout": Method(_UNCLIPPED, 3, RegularizationConfig(dropout=0.0, mixout=0.9)),
     # Zhang et al. (2021): pooler and top layers drawn anew, smaller learning rates for
     # lower layers, weight decay towards the pretrained weights.
     "reinit": Method(_ZHANG, 3, RegularizationConfig(reinit_layers=5)),

@@ -30,14 +30,12 @@ class DataConfig:
     """The texts and labels."""
 
     data_dir: Path | None = None
-    """A folder with the official GLUE TSV files; without it, tasks come from the
-    Hugging Face hub."""
+    """A folder with the official GLUE TSV files. Default: the Hugging Face hub."""
     train_file: Path | None = None
     """Your own training data instead of a GLUE task: .csv, .tsv, .json, .jsonl,
     .ndjson or .parquet."""
     validation_file: Path | None = None
-    """Your own validation data, with the columns of --train-file. Not needed with
-    --holdout."""
+    """Validation data for --train-file, with its columns. Optional with --holdout."""
     text_columns: tuple[str, ...] = ()
     """Own data: the column of the text, or the two columns of a pair."""
     label_column: str = "label"  # Own data: the column of the label.
@@ -46,21 +44,17 @@ class DataConfig:
     """Keep this share of the training set back and score runs on it as well, to choose
     among them; the same examples for every seed."""
     max_length: int = 128  # Truncate texts to this many tokens.
-    train_examples: int | None = None
-    """Train on this many examples only; the same ones for every seed."""
+    train_examples: int | None = None  # Examples to train on, the same for every seed.
 
 
 @dataclasses.dataclass(frozen=True)
 class OptimizerConfig:
     """The clip, Adam, the decay and the schedule."""
 
-    learning_rate: float = 2e-5
-    """The peak learning rate; it falls linearly to 0 at the last step."""
+    learning_rate: float = 2e-5  # The peak; it falls linearly to 0 at the end.
     warmup_ratio: float | None = None
-    """Share of all steps over which the learning rate rises from 0. Default: the
-    preset's."""
-    max_norm: float = 0.05
-    """Threshold for each component's gradient norm; inf turns the clip off."""
+    """Share of all steps in which the rate rises from 0. Default: the preset's."""
+    max_norm: float = 0.05  # Threshold of each component's gradient norm; inf for none.
     components: ComponentsName = "by_parameter"
     """What is clipped together: each parameter (the paper), each module, each kind of
     module across layers, each layer, or everything."""
@@ -68,8 +62,7 @@ class OptimizerConfig:
     """The threshold is --max-norm (fixed), or learned from each component's past norms
     as AdaGC, AGGC, OLMo's trainer, AutoClip or ZClip do."""
     clip_numbers: dict[str, float] = dataclasses.field(default_factory=dict)
-    """Numbers of a learned threshold to change from their defaults, such as
-    ratio 1.1 decay 0.9."""
+    """Numbers of a learned threshold to change, such as ratio 1.1 decay 0.9."""
     nonfinite: NonfiniteName = "propagate"
     """What to do with NaN and infinite gradients: propagate them, as torch does; skip
     the step (it still counts for the schedule, not for Adam); or zero the gradients of
@@ -78,11 +71,9 @@ class OptimizerConfig:
     b2: float = 0.999  # Decay of Adam's second moment.
     eps: float = 1e-8
     """Added to the root of Adam's second moment before bias correction."""
-    bias_correction: bool = True
-    """Adam's bias correction; off is the BERT Adam of Devlin et al."""
+    bias_correction: bool = True  # Adam's; off is the BERT Adam of Devlin et al.
     weight_decay: float | None = None
-    """Decoupled weight decay of everything but biases and LayerNorm. Default: the
-    preset's."""
+    """Decoupled; of all but biases and LayerNorm. Default: the preset's."""
     prior_decay: float = 0.0  # Decoupled weight decay towards the initial weights.
     layer_decay: float = 1.0
     """Each layer's learning rate as a share of the rate of the layer above."""
@@ -95,8 +86,7 @@ class RegularizationConfig:
     dropout: float | None = None  # Replaces the model's own dropout rates.
     mixout: float = 0.0
     """Probability that a kernel's input uses the initial weights; needs --dropout 0."""
-    reinit_layers: int = 0
-    """Re-initialise the pooler and this many top layers before training."""
+    reinit_layers: int = 0  # Re-initialise the pooler and this many top layers.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -118,10 +108,8 @@ class RunSpec:
     @property
     def cell(self) -> str:
         """The name shared by all runs that differ only in their seeds."""
-        return (
-            f"{self.task}/{self.method}/lr={self.optimizer.learning_rate}/"
-            f"max_norm={self.optimizer.max_norm}"
-        )
+        rate, max_norm = self.optimizer.learning_rate, self.optimizer.max_norm
+        return f"{self.task}/{self.method}/lr={rate}/max_norm={max_norm}"
 
     @property
     def name(self) -> str:

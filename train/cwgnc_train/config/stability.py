@@ -45,15 +45,13 @@ class OverridesConfig:
     """Added to the root of Adam's second moment before bias correction."""
     bias_correction: bool | None = None  # Adam's bias correction.
     weight_decay: float | None = None  # Decoupled weight decay.
-    prior_decay: float | None = None
-    """Decoupled weight decay towards the initial weights."""
+    prior_decay: float | None = None  # Weight decay towards the initial weights.
     layer_decay: float | None = None
     """Each layer's learning rate as a share of the rate of the layer above."""
     dropout: float | None = None  # Replaces the model's own dropout rates.
     mixout: float | None = None
     """Probability that a kernel's input uses the initial weights."""
-    reinit_layers: int | None = None
-    """Re-initialise the pooler and this many top layers."""
+    reinit_layers: int | None = None  # Re-initialise pooler and this many top layers.
 
     def apply(
         self, optimizer: OptimizerConfig, regularization: RegularizationConfig
@@ -63,11 +61,8 @@ class OverridesConfig:
         clip = self.clip or optimizer.clip
         numbers = optimizer.clip_numbers if clip == optimizer.clip else {}
         # Methods without learned thresholds have no use for their numbers.
-        given["clip_numbers"] = numbers | {
-            name: value
-            for name, value in self.clip_numbers.items()
-            if name in CLIP_NUMBERS[clip]
-        }
+        own = {n: v for n, v in self.clip_numbers.items() if n in CLIP_NUMBERS[clip]}
+        given["clip_numbers"] = numbers | own
 
         def replaced(config):
             changes = {name: given[name] for name in given if hasattr(config, name)}
@@ -97,16 +92,13 @@ class StabilityConfig:
     learning_rates: tuple[float, ...] = (2e-5,)  # Peak learning rates.
     seeds: int = 25  # Seeds 1 to this number.
     seed_list: tuple[str, ...] = ()
-    """The seeds themselves instead, or the word code for the thirty of the paper's
-    code."""
+    """Seeds to use instead, or the word code for the thirty of the paper's code."""
     data_seeds: int = 0
     """Vary data order and dropout on their own: each seed then draws the classifier
     only, and is combined with each data seed from 1 to this number."""
     data: tyro.conf.OmitArgPrefixes[DataConfig] = DataConfig()
-    epochs: int | None = None
-    """Passes over the training set, instead of each method's own number."""
-    epochs_per_iteration: int = 3
-    """Gradual unfreezing: passes over the training set in each iteration."""
+    epochs: int | None = None  # Passes over the training set. Default: each method's.
+    epochs_per_iteration: int = 3  # Gradual unfreezing: passes in each iteration.
     iterations: int | None = None
     """Gradual unfreezing: how many layers thaw; by default all. The embeddings thaw
     together with the last layer."""
@@ -159,21 +151,18 @@ class StabilityConfig:
             return list(range(1, self.seeds + 1))
         if self.seed_list == ("code",):
             return list(CODE_SEEDS)
-        seeds = []
         for word in self.seed_list:
             if not (word.isascii() and word.isdigit() and int(word) < 2**63):
                 raise UserError(
                     f"--seed-list takes whole numbers in [0, 2**63), or the word code; "
                     f"got {word!r}"
                 )
-            seeds.append(int(word))
-        return seeds
+        return [int(word) for word in self.seed_list]
 
     def _seed_pairs(self) -> list[tuple[int, int]]:
         if not self.data_seeds:
             return [(seed, seed) for seed in self.all_seeds()]
-        data_seeds = range(1, self.data_seeds + 1)
-        return [(seed, data) for seed in self.all_seeds() for data in data_seeds]
+        return list(itertools.product(self.all_seeds(), range(1, self.data_seeds + 1)))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -184,15 +173,13 @@ class ReproduceConfig:
     """A folder with config.json, model.safetensors and a tokenizer, or a hub id."""
     workdir: Path  # The study's folder; must be new or empty, except with --resume.
     budget_minutes: float | None = None
-    """Cut the protocol to about this many minutes on this machine, and say what was
-    cut: first seeds, down to three, then thresholds, down to three, then training
-    examples."""
+    """Cut the protocol to about this many minutes here, and say what was cut: seeds,
+    then thresholds, each down to three, then training examples."""
     tasks: tuple[str, ...] = ("rte", "mrpc", "cola")
     """Table 1 covers all of them; Table 2 uses cola and the figures rte, if they are
     among them, otherwise the last and the first."""
     learning_rate: float = 2e-5
-    """The peak learning rate of all runs: the paper's for BERT-large. A smaller model
-    wants a larger one."""
+    """Peak of all runs: the paper's for BERT-large. Small models want a larger one."""
     seeds: int = 25  # Runs per cell of the tables; the figures use five at most.
     data: tyro.conf.OmitArgPrefixes[DataConfig] = DataConfig()
     training: tyro.conf.OmitArgPrefixes[TrainingConfig] = TrainingConfig()

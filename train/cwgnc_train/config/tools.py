@@ -21,16 +21,12 @@ class PredictConfig:
     model was trained on, unless --input-file is given."""
     data_dir: Path | None = None
     """A folder with the official GLUE TSV files; without it, the hub is asked."""
-    split: str = "validation"
-    """The task's split: validation or test (mnli: validation_matched, ...)."""
+    split: str = "validation"  # Validation or test (mnli: validation_matched, ...).
     input_file: Path | None = None
-    """Your own texts instead of a task: .csv, .tsv, .json, .jsonl, .ndjson or
-    .parquet."""
+    """Your own texts instead: .csv, .tsv, .json, .jsonl, .ndjson or .parquet."""
     text_columns: tuple[str, ...] = ()
-    """Own texts: the column of the text, or the two columns of a pair. Default: those
-    the model was trained on."""
-    label_column: str | None = None
-    """Own texts: the column of the label, to score the predictions."""
+    """Own texts: the text's column, or the two of a pair. Default: as in training."""
+    label_column: str | None = None  # Own texts: the column of labels to score with.
     batch_size: int = 64  # Examples per batch.
     max_length: int | None = None
     """Truncate texts to this many tokens. Default: as in training, or 128."""
@@ -52,32 +48,33 @@ class ComponentsConfig:
 
 
 @dataclasses.dataclass(frozen=True)
-class ReportConfig:
-    """Write the tables, tests and figures of a study from its records."""
+class StudyFolderConfig:
+    """A study to read, and where to write what is made of it."""
 
     workdir: tyro.conf.Positional[Path]  # The study's folder.
     output: Path | None = None
-    """Where to write. Default: the folder report in the study's own."""
+    """Where to write. Default: the folder report, racing or unfreezing in it."""
+
+
+@dataclasses.dataclass(frozen=True)
+class ReportConfig(StudyFolderConfig):
+    """Write the tables, tests and figures of a study from its records."""
+
     legacy_lines: bool = False
-    """Judge failed runs by the constants of the paper's code instead of the majority
-    classifier."""
+    """Judge failed runs by the paper's constants, not by the majority classifier."""
 
 
 @dataclasses.dataclass(frozen=True)
-class RacingConfig:
-    """Draw how the components of failed and successful runs converge."""
+class RacingConfig(StudyFolderConfig):
+    """Draw how the components of failed and successful runs converge.
 
-    workdir: tyro.conf.Positional[Path]
-    """The folder of a study that ran with --statistics-every."""
-    output: Path | None = None
-    """Where to write. Default: the folder racing in the study's own."""
+    The study must have run with --statistics-every.
+    """
 
 
 @dataclasses.dataclass(frozen=True)
-class UnfreezeConfig:
-    """Draw what gradual unfreezing does, beside plain fine-tuning."""
+class UnfreezeConfig(StudyFolderConfig):
+    """Draw what gradual unfreezing does, beside plain fine-tuning.
 
-    workdir: tyro.conf.Positional[Path]
-    """The folder of a study that ran with --statistics-every."""
-    output: Path | None = None
-    """Where to write. Default: the folder unfreezing in the study's own."""
+    The study must have run with --statistics-every.
+    """

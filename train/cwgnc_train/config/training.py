@@ -24,11 +24,9 @@ class DevicesConfig:
     """Share batches by jax.jit over a mesh, or by jax.pmap (one run at a time); the
     step is the same."""
     shard_params: bool = False
-    """Split parameters and moments over the devices that share a batch, for models too
-    large for one device."""
+    """Split parameters and moments of a large model over the devices of a batch."""
     runs_per_program: Literal["auto"] | int = "auto"
-    """How many runs train together in one program; auto chooses by the device and its
-    memory."""
+    """Runs that train together in a program; auto chooses by the device's memory."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,10 +36,8 @@ class HostsConfig:
     coordinator: str | None = None
     """HOST:PORT of process 0, where several processes train together; auto takes
     everything from SLURM, Open MPI, Kubernetes or a TPU pod."""
-    num_processes: int | None = None
-    """Number of processes, beside --coordinator HOST:PORT."""
-    process_id: int | None = None
-    """Index of this process, from 0, beside --coordinator HOST:PORT."""
+    num_processes: int | None = None  # Their number, beside --coordinator HOST:PORT.
+    process_id: int | None = None  # This process's index from 0, beside --coordinator.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,26 +45,21 @@ class CheckpointsConfig:
     """Checkpoints, and going on from them."""
 
     resume: bool = False
-    """Go on with what --workdir holds, to the same bits as without interruption; start
-    if it holds nothing."""
+    """Go on with what --workdir holds, to the same bits; start if it holds nothing."""
     checkpoint_seconds: float | None = None
-    """Time between checkpoints. Default: as often as takes 2 % of the time, and at
-    least a minute apart."""
+    """Time between checkpoints. Default: 60, or more if they take over 2 % of it."""
     keep: int | None = None
     """Keep the last N checkpoints, also when all is done. Default: one, until then."""
-    keep_best: bool = False
-    """Also keep the checkpoint of the evaluation with the best score."""
+    keep_best: bool = False  # Also keep the checkpoint with the best score.
 
 
 @dataclasses.dataclass(frozen=True)
 class TrainingConfig:
     """Batches, precision, evaluation and records."""
 
-    batch_size: int = 16
-    """Examples per step; the smaller last batch of an epoch is kept."""
+    batch_size: int = 16  # Examples per step; an epoch's smaller last batch is kept.
     accumulate: int = 1
-    """Split each batch into this many parts, one after the other, in the memory of
-    one; the step is that of the whole batch."""
+    """Take batches in this many parts, in the memory of one; the step is the same."""
     eval_batch_size: int = 64  # Examples per evaluation batch.
     padding: PaddingName = "packed"
     """How examples fill the rows of a batch: several per row (packed), or one per row,
@@ -76,14 +67,11 @@ class TrainingConfig:
     dtype: DtypeName = "float32"
     """Dtype of the computation; parameters are always float32."""
     remat: bool = False
-    """Recompute each layer in the backward pass to save memory on GPUs and TPUs; on a
-    CPU XLA undoes it."""
-    new_head: bool = False
-    """Initialise the classifier anew even if the checkpoint has one."""
+    """Recompute layers in the backward pass to save memory; on a CPU XLA undoes it."""
+    new_head: bool = False  # Initialise the classifier anew even if there is one.
     revision: str | None = None  # Revision of a hub model: a branch, tag or commit.
     evaluations: int | None = None
-    """Evaluations of a run, evenly spaced, the last at its end. Default: one an
-    epoch."""
+    """Evaluations, evenly spaced, the last at a run's end. Default: one an epoch."""
     record_every: int = 10  # Steps averaged in one line of losses and clip rates.
     norms_every: int = 20
     """Steps between records of every component's gradient norm; 0 for none."""
@@ -91,8 +79,7 @@ class TrainingConfig:
     """Steps between measurements of every component (norms, distance from the initial
     weights and more); 0 for none."""
     give_up_after: int = 10
-    """Give a run up after this many steps in a row that --nonfinite skip_step
-    skipped."""
+    """Give a run up when --nonfinite skip_step skipped this many steps in a row."""
     writers: tuple[WriterName, ...] = ()
     """Also write records to tensorboard (a folder of that name in --workdir) or wandb
     (as its environment variables say)."""

@@ -7,31 +7,22 @@ import numpy as np
 from cwgnc_train.config import FinetuneConfig
 from cwgnc_train.engine import hosts
 from cwgnc_train.records import write_json
-from cwgnc_train.study.study import prepare_finetune
+from cwgnc_train.study.study import prepare_study
 from cwgnc_train.study.worker import run_study
-
-# Of each run, besides what is said of the chosen one.
-_OF_EACH = ("seed", "scores", "failed", "gave_up_at_step")
 
 
 def finetune(config: FinetuneConfig) -> dict[str, Any]:
     """Fine-tunes one or several seeds and writes the run folder.
 
-    Returns:
-      What ``results.json`` holds: the results of the run whose model was saved, the
-      spread over all seeds, and which set the model was chosen by.
-
-    Raises:
-      UserError: If a setting, the data or the weights are wrong.
-      OSError: If a file cannot be read or written, or a hub cannot be reached.
-      Interrupted: If a signal came; the same command with --resume goes on.
+    Returns what ``results.json`` holds: the results of the run whose model was saved,
+    the spread over all seeds, and which set the model was chosen by. Raises what
+    ``prepare_study`` and ``run_study`` raise.
     """
     with hosts.together("start"):
-        study = prepare_finetune(config)
-    new = next(iter(study.tasks.values())).inputs.checkpoint.new_parameters
+        study = prepare_study(config)
     # Those of earlier commands with other seeds are among them, as for the model.
     lines = sorted(run_study(study).values(), key=lambda line: line["seed"])
-    results = _results(lines) | {"new_parameters": list(new)}
+    results = _results(lines)
     if hosts.is_primary():
         write_json(config.workdir / "results.json", results)
     return results
@@ -45,6 +36,7 @@ def _results(lines: list[dict[str, Any]]) -> dict[str, Any]:
     # Several may have been the best so far.
     saved = [line for line in lines if line["model_saved"]]
     chosen = max(saved or lines, key=lambda x: float(x["scores"][chosen_by][metric]))
+    of_each = ("seed", "scores", "failed", "gave_up_at_step")
     hidden = {"kind", "model_saved", "seed", "data_seed", "own_seconds"}
     return {name: value for name, value in chosen.items() if name not in hidden} | {
         "seed": chosen["seed"],
@@ -62,5 +54,5 @@ def _results(lines: list[dict[str, Any]]) -> dict[str, Any]:
             "max": max(scores),
             "failed": sum(line["failed"] for line in lines),
         },
-        "runs": [{name: line[name] for name in _OF_EACH} for line in lines],
+        "runs": [{name: line[name] for name in of_each} for line in lines],
     }

@@ -12,8 +12,7 @@ from cwgnc_train.config import (
     StabilityConfig,
     TrainingConfig,
     UserError,
-    check_finetune,
-    check_stability,
+    check_study,
 )
 from cwgnc_train.data import find_task
 from cwgnc_train.engine import (
@@ -40,52 +39,34 @@ class Study:
 
     workdir: Path
     runs: list[RunSpec]
-    tasks: dict[str, TaskRuns]
-    """By name."""
+    tasks: dict[str, TaskRuns]  # By name.
     training: TrainingConfig
-    layout: Layout
-    """The way over the devices, with one run."""
+    layout: Layout  # The way over the devices, with one run.
     description: dict[str, Any]
     """What ``study.json`` holds: the settings, and the data and model they are for."""
-    saves_best: bool = False
-    """Whether the model of the best run is saved."""
+    saves_best: bool  # Whether the model of the best run is saved.
 
 
-def prepare_finetune(config: FinetuneConfig) -> Study:
-    """Reads and checks what ``finetune`` needs; writes nothing but cached tokens.
+def prepare_study(
+    config: FinetuneConfig | StabilityConfig, runs: list[RunSpec] | None = None
+) -> Study:
+    """Reads and checks what a study needs; writes nothing but cached tokens.
+
+    Its runs are all that the config lists, if they are not given. The best model of a
+    FinetuneConfig is saved.
 
     Raises a UserError if a setting, the data or the weights are wrong or the folder
     holds runs with other settings, and an OSError if a file or a hub cannot be reached.
     """
-    check_finetune(config)
-    return _prepare(config, [config.task], config.runs(), saves_best=True)
-
-
-def prepare_stability(
-    config: StabilityConfig, runs: list[RunSpec] | None = None
-) -> Study:
-    """Reads and checks what a stability study needs, as :func:`prepare_finetune`.
-
-    Its runs are all combinations of what the config lists, if they are not given.
-    """
-    check_stability(config)
-    return _prepare(config, config.tasks or [None], runs or config.runs())
-
-
-def _prepare(
-    config: FinetuneConfig | StabilityConfig,
-    tasks: Sequence[str | None],
-    runs: list[RunSpec],
-    saves_best: bool = False,
-) -> Study:
-    training, data = config.training, config.data
-    for task in filter(None, tasks):
+    check_study(config)
+    training, data, runs = config.training, config.data, runs or config.runs()
+    for task in config.tasks:
         find_task(task)
     for run in runs:
         check_clip(run.optimizer)
     check_writers(training.writers)
     settings, known = flattened(config), read_description(config.workdir)
-    if known is None:
+    if not known:
         check_workdir(config.workdir, training.checkpoints.resume)
     elif not training.checkpoints.resume:
         raise UserError(
@@ -101,15 +82,15 @@ def _prepare(
         shard_params=devices.shard_params,
         strategy=devices.strategy,
     )
-    commits = (known or {}).get("commits", {})
-    weights = functools.cache(
-        functools.partial(
-            load_weights,
-            config.model,
-            new_head=training.new_head,
-            revision=commits.get("model") or training.revision,
+    commits = known.get("commits", {})
+    revision = commits.get("model") or training.revision
+
+    @functools.cache
+    def weights(num_labels: int) -> Any:
+        return load_weights(
+            config.model, num_labels, new_head=training.new_head, revision=revision
         )
-    )
+
     of_tasks = {
         task or "own": TaskRuns(
             inputs=load_inputs(task, data, weights, training.cache),
@@ -117,20 +98,21 @@ def _prepare(
             max_length=data.max_length,
             data_devices=layout.data_devices,
         )
-        for task in tasks
+        for task in config.tasks or [None]
     }
+    inputs = {name: of_task.inputs for name, of_task in of_tasks.items()}
     digests = {
-        "data": {name: of.inputs.data_digest for name, of in of_tasks.items()},
-        "weights": {name: of.inputs.weights_digest for name, of in of_tasks.items()},
+        "data": {name: of_task.data_digest for name, of_task in inputs.items()},
+        "weights": {name: of_task.weights_digest for name, of_task in inputs.items()},
     }
-    if known is not None:
-        for what, now in digests.items():
-            before = {name: known[what].get(name, now[name]) for name in now}
-            check_same(config.workdir, f"{what} of task", before, now)
-            digests[what] = known[what] | now
-    _check_layers(config.model, runs, of_tasks)
-    commits = commits | {name: of.inputs.data_commit for name, of in of_tasks.items()}
-    commits["model"] = next(iter(of_tasks.values())).inputs.checkpoint.commit
+    for what, now in digests.items():
+        # Each may have tasks that the other has not.
+        before = known.get(what, {})
+        check_same(config.workdir, f"{what} of task", now | before, before | now)
+        digests[what] = before | now
+    _check_layers(config.model, runs, min(x.layers for x in inputs.values()))
+    commits = commits | {name: of_task.data_commit for name, of_task in inputs.items()}
+    commits["model"] = next(iter(inputs.values())).checkpoint.commit
     return Study(
         workdir=config.workdir,
         runs=runs,
@@ -138,23 +120,20 @@ def _prepare(
         training=training,
         layout=layout,
         description=settings | digests | {"commits": commits},
-        saves_best=saves_best,
+        saves_best=isinstance(config, FinetuneConfig),
     )
 
 
-def _check_layers(
-    model: str, runs: Sequence[RunSpec], of_tasks: dict[str, TaskRuns]
-) -> None:
-    layers = min(of_task.inputs.layers for of_task in of_tasks.values())
+def _check_layers(model: str, runs: Sequence[RunSpec], layers: int) -> None:
     for run in runs:
-        drawn = run.regularization.reinit_layers
+        drawn, thawed = run.regularization.reinit_layers, run.iterations or 0
         if drawn > layers:
             raise UserError(
                 f"{run.method} re-initialises {drawn} layers (--reinit-layers), but "
                 f"{model} has {layers}"
             )
-        if (run.iterations or 0) > layers:
+        if thawed > layers:
             raise UserError(
-                f"--iterations {run.iterations}: an iteration thaws one layer, and "
-                f"{model} has {layers}; give at most that many"
+                f"--iterations {thawed}: an iteration thaws one layer, and {model} has "
+                f"{layers}; give at most that many"
             )

@@ -39,14 +39,10 @@ from cwgnc_train.study.study import Study
 def run_study(study: Study) -> dict[str, dict[str, Any]]:
     """Makes all runs of a study that are not finished yet, and records them.
 
-    Returns:
-      The records of all finished runs of its folder, by name.
-
-    Raises:
-      UserError: If the records or all checkpoints are damaged, another process is at
-        work on the study, or a device cannot hold even one run.
-      OSError: If the records or a checkpoint cannot be written.
-      Interrupted: If a signal came; what has been done is on the disk.
+    Returns the records of all finished runs of its folder, by name. Raises a UserError
+    if the records or all checkpoints are damaged, another process is at work on the
+    study, or a device cannot hold even one run; an OSError if something cannot be
+    written; Interrupted if a signal came: what has been done is on the disk.
     """
     primary = hosts.is_primary()
     hosts.check_same(f"{study.description} {study.layout.description} {study.runs}")
@@ -62,17 +58,15 @@ def run_study(study: Study) -> dict[str, dict[str, Any]]:
             )
         before = [run for run in study.runs if run.name in recorder.finished]
         todo = [run for run in study.runs if run.name not in recorder.finished]
-        progress = stack.enter_context(
-            Progress(
-                runs=len(study.runs),
-                done=len(before),
-                failed=_failed(recorder, before),
-                run_steps=sum(study.tasks[x.task].total_steps(x) for x in todo),
-                shown=primary,
-            )
+        progress = Progress(
+            runs=len(study.runs),
+            done=len(before),
+            failed=_failed(recorder, before),
+            run_steps=sum(study.tasks[x.task].total_steps(x) for x in todo),
+            shown=primary,
         )
-        interruption = stack.enter_context(Interruption())
-        _Worker(study, recorder, progress, interruption).work(todo)
+        with progress, Interruption() as interruption:
+            _Worker(study, recorder, progress, interruption).work(todo)
         return recorder.finished
 
 
@@ -106,58 +100,53 @@ class _Worker:
     def _resume(self, runs: list[RunSpec]) -> list[RunSpec]:
         """Finishes what an earlier process had under way; returns the other runs."""
         waiting = {run.name: run for run in runs}
-        folders = sorted(self.folder.iterdir()) if self.folder.is_dir() else []
-        for folder in folders:
+        for folder in sorted(self.folder.glob("*")):
             if folder.suffix == ".gone":
                 shutil.rmtree(folder, ignore_errors=True)
-                continue
-            if folder.name.replace(",", "/") in self.recorder.finished:
+            elif folder.name.replace(",", "/") in self.recorder.finished:
                 # The process died after the results and before this.
                 self._forget(folder)
-                continue
-            found = find_checkpoint(
-                folder,
-                self.progress.say,
-                lambda notes: self.recorder.problem(notes["marks"]),
-            )
-            hosts.check_same(str(found and found[0]))
-            if found is None:
-                continue
-            path, notes = found
-            started = [waiting[name] for name in notes["runs"] if name in waiting]
-            if self._go_on(started, path, notes):
-                for run in started:
-                    del waiting[run.name]
+            else:
+                for name in self._go_on(folder, waiting):
+                    del waiting[name]
         return list(waiting.values())
 
-    def _go_on(self, runs: list[RunSpec], path: Path, notes: dict[str, Any]) -> bool:
-        layout, together = self.study.layout, notes["layout"]["runs"]
-        if len(runs) < len(notes["runs"]) or together % layout.run_devices:
-            self.progress.say(f"{path} is of other runs or devices: not used")
-            return False
+    def _go_on(self, folder: Path, waiting: dict[str, RunSpec]) -> list[str]:
+        """Finishes the runs of a folder of checkpoints; returns their names."""
+        say, layout = self.progress.say, self.study.layout
+        found = find_checkpoint(
+            folder, say, lambda notes: self.recorder.problem(notes["marks"])
+        )
+        hosts.check_same(str(found and found[0]))
+        if found is None:
+            return []
+        path, notes = found
+        names, together = notes["runs"], notes["layout"]["runs"]
+        if not waiting.keys() >= set(names) or together % layout.run_devices:
+            say(f"{path} is of other runs or devices: not used")
+            return []
         elsewhere = other_fingerprint(notes["fingerprint"], fingerprint(layout))
         if elsewhere is not None:
-            self.progress.say(elsewhere)
-        layout = dataclasses.replace(
-            layout, runs=together, group=notes["layout"]["group"]
-        )
+            say(elsewhere)
         start = Start(**notes["start"], checkpoint=path)
-        self.progress.say(f"going on with {len(runs)} runs at step {start.step}")
-        return self._carry_out(runs, layout, start)
+        say(f"going on with {len(names)} runs at step {start.step}")
+        runs = [waiting[name] for name in names]
+        layout = dataclasses.replace(layout, **notes["layout"])
+        return names if self._carry_out(runs, layout, start) else []
 
     def _layout(self, runs: Sequence[RunSpec]) -> Layout:
         """The layout for runs of one kind; what was chosen once is kept."""
         wanted = self.training.devices.runs_per_program
         of_task, devices = self.study.tasks[runs[0].task], self.study.layout
-        chosen = self.recorder.layout(of_task.program_name(runs[0]), wanted, devices)
-        if chosen is not None:
-            return chosen
-
-        def needed(layout):
-            return self.programs.bytes_needed(RunGroup(of_task, (runs[0],), layout))
-
-        layout, why = memory.fit_layout(wanted, len(runs), devices, needed)
-        self._choose(runs[0], layout, why)
+        layout = self.recorder.layout(of_task.program_name(runs[0]), wanted, devices)
+        if layout is None:
+            layout, why = memory.fit_layout(
+                wanted,
+                len(runs),
+                devices,
+                lambda x: self.programs.bytes_needed(RunGroup(of_task, (runs[0],), x)),
+            )
+            self._choose(runs[0], layout, why)
         return layout
 
     def _choose(self, run: RunSpec, layout: Layout, why: str) -> None:
@@ -225,8 +214,8 @@ class _Worker:
         for run in runs:
             if why := recorder.gave_up(run):
                 self.progress.say(f"{run.name}: {why}")
-        for line in self._finished_cells(runs):
-            self.progress.say(line)
+        for cell in dict.fromkeys(run.cell for run in runs):
+            self._describe_cell(cell)
 
     def _save_best(self, group: RunGroup, trained: Trained) -> str | None:
         """Saves the model of the best of these runs, if it is the best so far."""
@@ -258,23 +247,18 @@ class _Worker:
         if config.keep is None and not config.keep_best and hosts.is_primary():
             remove_checkpoints(folder)
 
-    def _finished_cells(self, runs: Sequence[RunSpec]) -> list[str]:
-        """A line on each cell of these runs whose runs are all finished."""
-        texts = []
-        for cell in dict.fromkeys(run.cell for run in runs):
-            of_cell = [run.name for run in self.study.runs if run.cell == cell]
-            finished = self.recorder.finished
-            lines = [finished[name] for name in of_cell if name in finished]
-            if len(of_cell) == 1 or len(lines) < len(of_cell):
-                continue
-            metric = lines[0]["metric"]
-            scores = [100 * float(x["scores"][x["judged"]][metric]) for x in lines]
-            failed = sum(line["failed"] for line in lines)
-            texts.append(
-                f"{cell}: {len(lines)} runs, {metric} x 100 mean "
-                f"{np.mean(scores):.1f} std {np.std(scores):.1f}, {failed} failed"
-            )
-        return texts
+    def _describe_cell(self, cell: str) -> None:
+        """Prints a line on a cell of several runs if all of them are finished."""
+        names = [run.name for run in self.study.runs if run.cell == cell]
+        lines = [x for x in map(self.recorder.finished.get, names) if x is not None]
+        if len(names) == 1 or len(lines) < len(names):
+            return
+        metric = lines[0]["metric"]
+        scores = [100 * float(x["scores"][x["judged"]][metric]) for x in lines]
+        self.progress.say(
+            f"{cell}: {len(lines)} runs, {metric} x 100 mean {np.mean(scores):.1f} "
+            f"std {np.std(scores):.1f}, {sum(x['failed'] for x in lines)} failed"
+        )
 
 
 def _failed(recorder: Recorder, runs: Sequence[RunSpec]) -> int:
