@@ -87,7 +87,7 @@ def test_all_batches_of_all_sets_share_a_shape_with_little_padding(multiple):
     batches = EvaluationBatches(sets, 16, layout)
     rows, length = batches.shape
     assert length == 32 and rows % multiple == 0
-    taken = [batches.indices(number) for number in range(len(batches))]
+    taken = list(batches.placed())
     assert len(taken) == 5 + 3
     assert len({len(batch.examples) for batch in taken}) == 1
     assert len(taken[0].examples) % multiple == 0

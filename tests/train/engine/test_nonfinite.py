@@ -16,7 +16,7 @@ from cwgnc_jax import models
 from cwgnc_train.commands import run as main
 from cwgnc_train.config import OptimizerConfig, RegularizationConfig
 from cwgnc_train.engine.course import NonfiniteSteps
-from cwgnc_train.engine.optimizer import linear_schedule, make_hparams
+from cwgnc_train.engine.optimizer import make_hparams, scheduled_rate
 from cwgnc_train.engine.step import init_run, train_step
 from tests.train.conftest import (
     MODEL,
@@ -98,7 +98,7 @@ def test_a_skipped_step_counts_for_the_schedule_and_not_for_adam():
         size = optax.tree.norm(applied) / optax.tree.norm(updates)
         assert size == pytest.approx(rates[-1], rel=1e-3)
     assert rates == pytest.approx([1, 0, 0, 0, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1])
-    assert linear_schedule(hparams)(run.step) == 0
+    assert scheduled_rate(hparams, run.step) == 0
     assert optax.tree.get(run.opt_state, "count") == 7
 
 

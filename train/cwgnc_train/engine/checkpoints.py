@@ -5,7 +5,7 @@ import importlib.metadata
 import os
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -28,15 +28,9 @@ class Checkpoints:
     """Writes checkpoints of runs while training goes on.
 
     Orbax writes the state, in the background and atomically; a manifest of all its
-    files then marks a checkpoint as whole. Use as a context manager.
-
-    Args:
-      folder: Holds the checkpoints. Those of later steps, and those that are not whole,
-        are removed from it.
-      config: When to write and what to keep. Without a time of its own, checkpoints are
-        as often as takes 2 % of the time, and at least a minute apart.
-      step: The step that the runs are at.
-      clock: Tells the time in seconds.
+    files then marks a checkpoint as whole. The runs are at ``step``: checkpoints of
+    later steps, and those that are not whole, are removed from ``folder``. ``clock``
+    tells the time in seconds. Use as a context manager.
     """
 
     def __init__(
@@ -79,27 +73,23 @@ class Checkpoints:
         """Begins to write a checkpoint, when the one before is written.
 
         The runs may be changed as soon as this returns. Hparams and initial parameters
-        are not written: they follow from the config. ``notes`` are JSON, and what
-        :func:`find_checkpoint` is to return with it.
-
-        An OSError says that this checkpoint or the one before cannot be written; those
-        before are intact.
+        are not written: they follow from the config. ``notes``, which are JSON, come
+        back from :func:`find_checkpoint`. An OSError says that this checkpoint or the
+        one before cannot be written; those before are intact.
         """
         self.wait()
         begun = time.monotonic()
-        try:
+        with self._failures(step):
             self.prune()
             if self._checkpointer is None:
                 self._checkpointer = self._open()
             response = self._checkpointer.save_async(
                 step,
-                _saved_arrays(states),
+                _saved(states)[0],
                 force=True,
                 metrics=None if score is None else {"score": score, "step": step},
                 custom_metadata=plain(notes),
             )
-        except Exception as error:
-            raise self._failed(step, error) from error
         self._writing = self._thread.submit(self._finish, response, step, begun)
         self._since = self._clock()
 
@@ -115,15 +105,14 @@ class Checkpoints:
         if self._checkpointer is None:
             return
         policies = _orbax().training.preservation_policies
-        keep: list[Any] = [policies.LatestN(self._config.keep or 1)]
-        if self._config.keep_best:
-            best = policies.BestN(
-                # The first of those with equal scores.
-                get_metric_fn=lambda metrics: (metrics["score"], -metrics["step"]),
-                n=1,
-                keep_checkpoints_without_metrics=False,
-            )
-            keep.append(best)
+        latest = policies.LatestN(self._config.keep or 1)
+        best = policies.BestN(
+            # The first of those with equal scores.
+            get_metric_fn=lambda metrics: (metrics["score"], -metrics["step"]),
+            n=1,
+            keep_checkpoints_without_metrics=False,
+        )
+        keep = [latest, best] if self._config.keep_best else [latest]
         written = self._checkpointer.checkpoints
         policy = policies.AnyPreservationPolicy(keep)
         kept = policy.should_preserve(written, context=None)
@@ -144,23 +133,25 @@ class Checkpoints:
         )
 
     def _finish(self, response: Any, step: int, begun: float) -> None:
-        try:
+        with self._failures(step):
             response.result()
             if hosts.is_primary():
                 write_manifest(self._folder / str(step))
-        except Exception as error:
-            raise self._failed(step, error) from error
         if self._config.checkpoint_seconds is None:
             self._apart = max(_SECONDS, (time.monotonic() - begun) / _SHARE)
 
-    def _failed(self, step: int, error: Exception) -> OSError:
-        whole = [path for path in _steps(self._folder) if _is_finished(path)]
-        last = f"the last one is {whole[0]}" if whole else "there is none before it"
-        return OSError(
-            f"cannot write the checkpoint of step {step}: {str(error)[:200]}; {last}. "
-            f"Check that {self._folder} can be written and the disk is not full, and "
-            f"go on from there with --resume"
-        )
+    @contextlib.contextmanager
+    def _failures(self, step: int) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:
+            whole = [path for path in _steps(self._folder) if _is_finished(path)]
+            last = f"the last one is {whole[0]}" if whole else "there is none before it"
+            raise OSError(
+                f"cannot write the checkpoint of step {step}: {str(error)[:200]}; "
+                f"{last}. Check that {self._folder} can be written and the disk is not "
+                f"full, and go on from there with --resume"
+            ) from error
 
 
 def remove_checkpoints(folder: Path) -> None:
@@ -180,11 +171,9 @@ def find_checkpoint(
     """Finds the newest whole checkpoint of a folder; changes nothing.
 
     ``say`` is told of each that is damaged or was not finished; ``problem`` says from
-    the notes of one what is wrong with the records that belong to it.
-
-    Returns:
-      Its path and its notes; None if no checkpoint was finished. A UserError is raised
-      if there are finished ones but no whole one.
+    the notes of one what is wrong with the records that belong to it. Returns its path
+    and its notes; None if no checkpoint was finished. Finished ones of which none is
+    whole are a UserError.
     """
     damaged = []
     for path in _steps(folder):
@@ -194,10 +183,9 @@ def find_checkpoint(
         notes, wrong = {}, verify_manifest(path)
         if wrong is None:
             notes = _orbax().metadata(str(path.absolute())).custom_metadata
+            wrong = problem(notes)
             if notes["step"] != int(path.name):
                 wrong = f"it is the one of step {notes['step']}"
-            else:
-                wrong = problem(notes)
         if wrong is None:
             for line in damaged:
                 say(f"{line}: not used")
@@ -212,41 +200,37 @@ def find_checkpoint(
 
 
 def restore(path: Path, states: RunState) -> RunState:
-    """Reads a checkpoint.
+    """Reads a checkpoint of runs, which ``states`` are before their first step.
 
-    ``states`` are the same runs before their first step; they say what is expected and
-    where it belongs. Arrays of other names, shapes or dtypes are a UserError.
+    They say what is expected and where it belongs. Arrays of other names, shapes or
+    dtypes are a UserError.
     """
-    expected = _saved_arrays(states)
-    stored = _orbax().metadata(str(path.absolute())).metadata
-    have = {name: (tuple(x.shape), str(x.dtype)) for name, x in stored.items()}
-    want = {name: (x.shape, str(x.dtype)) for name, x in expected.items()}
+    expected, structure = _saved(states)
+    want = _kinds(expected)
+    have = _kinds(_orbax().metadata(str(path.absolute())).metadata)
     # Orbax itself would cast.
-    wrong = [name for name in {**want, **have} if want.get(name) != have.get(name)]
+    wrong = [
+        f"{name}: expected {want.get(name, 'none')}, got {have.get(name, 'none')}"
+        for name in {**want, **have}
+        if want.get(name) != have.get(name)
+    ]
     if wrong:
-        lines = [
-            f"{name}: expected {_array(want.get(name))}, got {_array(have.get(name))}"
-            for name in wrong[:5]
-        ]
         more = f"; and {len(wrong) - 5} more" if len(wrong) > 5 else ""
         raise UserError(
-            f"{path} is not a checkpoint of these runs: {'; '.join(lines)}{more}. "
+            f"{path} is not a checkpoint of these runs: {'; '.join(wrong[:5])}{more}. "
             f"Give the model and the settings it was written with"
         )
     loaded = _orbax().load(str(path.absolute()), expected)
     params, opt_state, step, key = jax.tree.unflatten(
-        jax.tree.structure(_saved(states)), [loaded[name] for name in expected]
+        structure, [loaded[name] for name in expected]
     )
     key = jax.random.wrap_key_data(key, impl=jax.random.key_impl(states.key))
     return states._replace(params=params, opt_state=opt_state, step=step, key=key)
 
 
 def fingerprint(layout: Layout) -> dict[str, Any]:
-    """Describes what of a process the bits of a run depend on.
-
-    On a CPU that includes the cores the process may use: sums are split over them.
-    """
-    # Not all systems bind processes to cores.
+    """Describes what of a process the bits of a run depend on."""
+    # A CPU splits sums over the cores of the process; not all systems bind it to some.
     bound = getattr(os, "sched_getaffinity", None)
     cores = os.cpu_count() if bound is None else len(bound(0))
     return {
@@ -291,17 +275,16 @@ def _is_finished(path: Path) -> bool:
     return (path / "manifest.json").is_file()
 
 
-def _array(kind: tuple[tuple[int, ...], str] | None) -> str:
-    return "none" if kind is None else f"{kind[1]}{list(kind[0])}"
+def _kinds(arrays: dict[str, Any]) -> dict[str, str]:
+    return {name: f"{x.dtype}{list(x.shape)}" for name, x in arrays.items()}
 
 
-def _saved(states: RunState) -> tuple[Any, ...]:
+def _saved(states: RunState) -> tuple[dict[str, jax.Array], Any]:
+    """The arrays of a checkpoint by name, and the structure that they are leaves of."""
     # Typed keys as numbers, which every version of Orbax reads.
     key = jax.random.key_data(states.key)
-    return states.params, states.opt_state, states.step, key
-
-
-def _saved_arrays(states: RunState) -> dict[str, jax.Array]:
-    paths, leaves, _ = flatten_with_paths(_saved(states))
+    paths, leaves, structure = flatten_with_paths(
+        (states.params, states.opt_state, states.step, key)
+    )
     names = [path.replace("/", ".") for path in paths]
-    return dict(zip(names, leaves, strict=True))
+    return dict(zip(names, leaves, strict=True)), structure

@@ -1,8 +1,5 @@
 """Measurements of every component, to see the race between them."""
 
-from collections.abc import Callable
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
@@ -20,10 +17,7 @@ STATISTICS = (
 def component_statistics(
     params: PyTree, init_params: PyTree, grads: PyTree, clipped: PyTree, updates: PyTree
 ) -> Float[Array, "statistics components"]:
-    """Measures each parameter, the paper's component, after a step.
-
-    ``params`` are those after the update; ``grads`` and ``clipped`` the gradients
-    before and after the clip.
+    """Measures each parameter, the paper's component, after the update of a step.
 
     Returns:
       Rows in the order of ``STATISTICS``, columns in that of
@@ -31,46 +25,34 @@ def component_statistics(
       parameters; cosine of the angle with them (NaN for a vector of zeros); gradient
       norm before and after the clip; what the clip scaled it by (1 for a gradient of
       zeros); norms of parameter and update; smallest, largest and mean element of
-      gradient and parameter.
+      gradient (before the clip) and parameter.
     """
-    norms = {
-        name: _stacked(component_norms(tree))
-        for name, tree in {
-            "params": params,
-            "init_params": init_params,
-            "difference": jax.tree.map(jnp.subtract, params, init_params),
-            "grads": grads,
-            "clipped": clipped,
-            "updates": updates,
-        }.items()
-    }
-    moved, kept, was = norms["difference"], norms["params"], norms["init_params"]
+    difference = jax.tree.map(jnp.subtract, params, init_params)
+    trees = params, init_params, difference, grads, clipped, updates
+    norms = [_stacked(component_norms(tree)) for tree in trees]
+    kept, was, moved, grad_norm, clipped_norm, update_norm = norms
     sizes = jnp.array(list(component_sizes(params).values()), jnp.float32)
     # Exact for small angles, where 1 - cos would be lost in the rounding of cos.
     turned = (moved**2 - (kept - was) ** 2) / (2 * kept * was)
-    scaled = norms["clipped"] / norms["grads"]
+    scaled = clipped_norm / grad_norm
     rows = {
         "rmsd": moved / jnp.sqrt(sizes),
         "cosine": jnp.where(kept * was == 0, jnp.nan, 1 - turned),
-        "grad_norm": norms["grads"],
-        "clipped_norm": norms["clipped"],
-        "coefficient": jnp.where(norms["grads"] == 0, 1.0, scaled),
+        "grad_norm": grad_norm,
+        "clipped_norm": clipped_norm,
+        "coefficient": jnp.where(grad_norm == 0, 1.0, scaled),
         "param_norm": kept,
-        "update_norm": norms["updates"],
+        "update_norm": update_norm,
     }
     for tree_name, tree in (("grad", grads), ("param", params)):
+        paths, leaves, _ = flatten_with_paths(tree)
+        by_path = dict(zip(paths, leaves, strict=True))
         for name, function in (("min", jnp.min), ("max", jnp.max), ("mean", jnp.mean)):
-            rows[f"{tree_name}_{name}"] = _stacked(_by_component(tree, function))
+            rows[f"{tree_name}_{name}"] = _stacked(
+                {path: function(by_path[path]) for path in component_sizes(tree)}
+            )
     # One array an interval goes to the host, not one a component and statistic.
     return jnp.stack([rows[name] for name in STATISTICS])
-
-
-def _by_component(
-    tree: Any, function: Callable[[jax.Array], jax.Array]
-) -> dict[str, jax.Array]:
-    paths, leaves, _ = flatten_with_paths(tree)
-    by_path = dict(zip(paths, leaves, strict=True))
-    return {name: function(by_path[name]) for name in component_sizes(tree)}
 
 
 def _stacked(values: dict[str, jax.Array]) -> jax.Array:

@@ -20,24 +20,27 @@ class NonfiniteSteps:
     first_components: list[str] = dataclasses.field(default_factory=list)
     """The components whose gradient was not finite in the first step."""
     in_a_row: int = 0
-    row_step: int | None = None
-    """The first step of the last row of such steps."""
+    row_step: int | None = None  # The first step of the last row of such steps.
     row_components: list[str] = dataclasses.field(default_factory=list)
 
     def see(
         self, step: int, names: Sequence[str], norms: Float[Array, " components"]
     ) -> list[str]:
-        """Takes the norms of a step; returns the components that are not finite."""
+        """Takes the norms of a step.
+
+        Returns the components that are not finite, if a row of such steps begins.
+        """
         components = [names[i] for i in np.flatnonzero(~np.isfinite(norms)).tolist()]
         if not components:
             self.in_a_row = 0
-            return components
-        if not self.in_a_row:
-            self.row_step, self.row_components = step, components
-        if not self.steps:
-            self.first_step, self.first_components = step, components
+            return []
         self.in_a_row += 1
         self.steps += 1
+        if self.steps == 1:
+            self.first_step, self.first_components = step, components
+        if self.in_a_row > 1:
+            return []
+        self.row_step, self.row_components = step, components
         return components
 
     def why_given_up(self) -> str:
@@ -86,23 +89,18 @@ class Course:
     def take(
         self, number: int, names: Sequence[str], metrics: Metrics, policy: str
     ) -> list[str]:
-        """Takes the metrics of a step, counted from 1, whose norms are of ``names``.
-
-        Returns:
-          The components with non-finite gradients, if a row of such steps begins.
-        """
+        """Takes the metrics of a step, counted from 1; returns as ``see`` does."""
         for name in CURVES:
             self.curves[name].append(float(getattr(metrics, name)))
         lost = policy == "propagate" and not np.isfinite(metrics.loss)
         if self.diverged_at is None and lost:
             self.diverged_at = number
-        components = self.nonfinite.see(number, names, metrics.norms)
-        return components if self.nonfinite.row_step == number else []
+        return self.nonfinite.see(number, names, metrics.norms)
 
     def means(self) -> dict[str, float] | None:
         """Returns the means since the last call; None if there were no steps."""
-        curves = self.curves
-        if not curves["loss"]:
+        if not self.curves["loss"]:
             return None
+        means = {name: float(np.mean(x)) for name, x in self.curves.items()}
         self.curves = {name: [] for name in CURVES}
-        return {name: float(np.mean(values)) for name, values in curves.items()}
+        return means

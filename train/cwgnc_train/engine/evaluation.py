@@ -1,7 +1,7 @@
 """Scores of runs on whole sets of examples."""
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -25,25 +25,20 @@ from cwgnc_train.engine.layout import Layout, place
 class Evaluation:
     """How one run does on one set."""
 
-    scores: dict[str, float]
-    """The task's metrics by name."""
-    collapsed: bool
-    """Whether the run predicts the same whatever the text."""
+    scores: dict[str, float]  # The task's metrics by name.
+    collapsed: bool  # Whether the run predicts the same whatever the text.
     logits: Float[np.ndarray, "examples labels"]
 
 
 class EvaluationBatches:
-    """All examples of some sets in batches of one shape, so that one program serves.
-
-    The arrays of the sets, which come by name, have one length.
-    """
+    """All examples of some sets, of one length, in batches of one shape."""
 
     def __init__(
         self, sets: Mapping[str, TokenArrays], batch_size: int, layout: Layout
     ):
         self._sets, self._layout = dict(sets), layout
+        # The tokens of all sets, one set after the other.
         self.table = layout.place_table(token_table(*sets.values()))
-        """The tokens of all sets, one set after the other."""
         self.shape, self._batches = evaluation_batches(
             [arrays.lengths for arrays in sets.values()],
             row_length=max(arrays.input_ids.shape[1] for arrays in sets.values()),
@@ -51,12 +46,9 @@ class EvaluationBatches:
             multiple=layout.data_devices,
         )
 
-    def __len__(self) -> int:
-        return len(self._batches)
-
-    def indices(self, number: int) -> BatchIndices:
-        """Puts the indices of a batch on every device."""
-        return place(self._batches[number], self._layout.whole())
+    def placed(self) -> Iterator[BatchIndices]:
+        """Yields the indices of each batch, put on every device."""
+        return (place(batch, self._layout.whole()) for batch in self._batches)
 
     def logits(
         self,
@@ -70,9 +62,9 @@ class EvaluationBatches:
         each batch and may raise to end the evaluation.
         """
         parts = []
-        for number in range(len(self)):
+        for indices in self.placed():
             check()
-            parts.append(program(params, self.table, self.indices(number)))
+            parts.append(program(params, self.table, indices))
         # Padding slots are left out, and examples put into the order of their sets.
         counted = np.concatenate([batch.weights > 0 for batch in self._batches])
         examples = np.concatenate([batch.examples for batch in self._batches])
@@ -86,17 +78,20 @@ class EvaluationBatches:
 def evaluate(
     program: Callable[..., dict[str, Any]], params: Any, inputs: Inputs, *check: Any
 ) -> list[dict[str, Evaluation]]:
-    """Scores runs on every set but the training set.
+    """Scores runs on every set but the training set, by the name of the set.
 
     ``program`` takes ``params`` and ``check`` as :meth:`EvaluationBatches.logits` does.
-    Returns for each run its evaluation by the name of the set.
     """
+
+    def evaluation(name: str, logits: np.ndarray) -> Evaluation:
+        labels: Any = inputs.scored[name].labels
+        predictions = predictions_of(inputs.task, logits)
+        scores = score(inputs.task, predictions, labels)
+        return Evaluation(scores, collapsed(predictions), logits)
+
     by_set = program(params, *check)
     return [
-        {
-            name: _evaluation(inputs.task, logits, inputs.scored[name].labels)
-            for name, logits in zip(by_set, of_run, strict=True)
-        }
+        {name: evaluation(name, x) for name, x in zip(by_set, of_run, strict=True)}
         for of_run in zip(*by_set.values(), strict=True)
     ]
 
@@ -106,12 +101,3 @@ def predictions_of(
 ) -> np.ndarray:
     """Returns the classes of the largest logits, or the numbers themselves."""
     return logits[..., 0] if task.regression else logits.argmax(-1)
-
-
-def _evaluation(task: Task, logits: np.ndarray, labels: Any) -> Evaluation:
-    predictions = predictions_of(task, logits)
-    return Evaluation(
-        scores=score(task, predictions, labels),
-        collapsed=collapsed(predictions),
-        logits=logits,
-    )

@@ -11,13 +11,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from cwgnc_jax import models
 from cwgnc_train.config import RunSpec, TrainingConfig
-from cwgnc_train.data import (
-    BatchIndices,
-    Packing,
-    Shape,
-    make_packing,
-    steps_per_epoch,
-)
+from cwgnc_train.data import BatchIndices, Packing, Shape, make_packing, steps_per_epoch
 from cwgnc_train.engine.inputs import Inputs
 from cwgnc_train.engine.layout import Layout, place
 from cwgnc_train.engine.optimizer import Hparams, make_hparams
@@ -31,8 +25,7 @@ class TaskRuns:
     inputs: Inputs
     training: TrainingConfig
     max_length: int
-    data_devices: int = 1
-    """How many share a batch."""
+    data_devices: int = 1  # How many share a batch.
 
     @functools.cached_property
     def packing(self) -> Packing:
@@ -56,17 +49,17 @@ class TaskRuns:
 
     def iteration_steps(self, run: RunSpec) -> int:
         """Returns the length of each iteration of a run."""
-        examples = len(self.inputs.train)
-        return run.epochs * steps_per_epoch(examples, self.training.batch_size)
+        batch_size = self.training.batch_size
+        return run.epochs * steps_per_epoch(len(self.inputs.train), batch_size)
 
     def total_steps(self, run: RunSpec) -> int:
         """Returns the length of a run."""
         return self.iterations(run) * self.iteration_steps(run)
 
     def scored_at(self, run: RunSpec) -> set[int]:
-        """Returns the numbers of steps after which a run is evaluated.
+        """Returns the evenly spaced numbers of steps after which a run is evaluated.
 
-        They are evenly spaced, and the end of each iteration is among them.
+        The end of each iteration is among them.
         """
         total, iterations = self.total_steps(run), self.iterations(run)
         usual = run.epochs if run.unfreezing is None else iterations
@@ -77,9 +70,9 @@ class TaskRuns:
         """Says whether the components are measured in a step, counted from 0."""
         if not run.statistics_every:
             return False
-        in_iteration = step % self.iteration_steps(run)
-        last = in_iteration == self.iteration_steps(run) - 1
-        return last or in_iteration % run.statistics_every == 0
+        steps = self.iteration_steps(run)
+        in_iteration = step % steps
+        return in_iteration == steps - 1 or in_iteration % run.statistics_every == 0
 
     def step_config(self, run: RunSpec, iteration: int | None = None) -> StepConfig:
         """Returns what is fixed when a run's step is compiled.
@@ -135,10 +128,7 @@ class TaskRuns:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class RunGroup:
-    """Runs of one kind in one program.
-
-    Copies of the last run fill the program's layout; nothing is recorded of them.
-    """
+    """Runs of one kind in one program; nothing is recorded of copies that fill it."""
 
     of_task: TaskRuns
     runs: tuple[RunSpec, ...]
@@ -151,7 +141,7 @@ class RunGroup:
 
     @property
     def filled(self) -> list[RunSpec]:
-        """The runs, as many as the layout has."""
+        """The runs, and copies of the last one until they fill the layout."""
         return [*self.runs, *[self.runs[-1]] * (self.layout.runs - len(self.runs))]
 
     @property
@@ -166,18 +156,18 @@ class RunGroup:
 
     def start(self, iteration: int = 0) -> RunState:
         """Starts the runs of an iteration from the checkpoint."""
-        carried = self.first.unfreezing == "carry"
+        hparams = [
+            make_hparams(run.optimizer, run.regularization, self.iteration_steps)
+            for run in self.filled
+        ]
         return start_runs(
             self.of_task.step_config(self.first, iteration),
             self.of_task.inputs.checkpoint,
             [(run.seed, run.data_seed) for run in self.filled],
-            [
-                make_hparams(run.optimizer, run.regularization, self.iteration_steps)
-                for run in self.filled
-            ],
+            hparams,
             self.layout,
             self.first.regularization.reinit_layers,
-            part=iteration if carried else 0,
+            part=iteration if self.first.unfreezing == "carry" else 0,
         )
 
     def abstract_state(self, iteration: int = 0) -> RunState:
@@ -217,44 +207,38 @@ def start_runs(
 ) -> RunState:
     """Starts runs from one checkpoint, stacked along a leading axis.
 
-    ``seeds`` are for each run that of its new parameters and that of its dropout. So
-    many top layers are re-initialised, with the pooler. ``part`` counts the parts of a
-    run that have dropout of their own.
+    ``seeds`` are for each run that of its new parameters and that of its dropout.
+    ``reinit_layers`` top layers are drawn anew, with the pooler. ``part`` counts the
+    parts of a run that have dropout of their own.
     """
     drawn = models.top_parameters(config.model, reinit_layers)
     new = {*checkpoint.new_parameters, *drawn}
-    trees = [
-        models.redraw(
-            config.model, checkpoint.params, new, _two_keys(jax.random.key(seed))[0]
-        )
-        for seed, _ in seeds
-    ]
     # The checkpoint's own weights are the same for all; they are copied last.
     _, same = models.split_params(checkpoint.params, new.__contains__)
-    parts = [models.split_params(tree, new.__contains__)[0] for tree in trees]
-    keys = [_two_keys(jax.random.key(seed))[1] for _, seed in seeds]
-    if part:
-        keys = [jax.random.fold_in(key, part) for key in keys]
-    each = list(zip(parts, keys, hparams, strict=True))
-    if layout.mesh.size > 1:
+    each = []
+    for (seed, data_seed), numbers in zip(seeds, hparams, strict=True):
+        key, _ = _two_keys(jax.random.key(seed))
+        tree = models.redraw(config.model, checkpoint.params, new, key)
+        own, _ = models.split_params(tree, new.__contains__)
+        _, key = _two_keys(jax.random.key(data_seed))
+        each.append((own, jax.random.fold_in(key, part) if part else key, numbers))
+    if layout.mesh.size == 1:
+        # Bound to its device, as a restored checkpoint is: otherwise JAX compiles the
+        # steps of a resumed run anew.
+        return jax.device_put(_start(config, layout, same, each), layout.over_runs())
 
-        def placed(leaf):
-            # As it will lie, without the axis of runs that it does not have yet.
-            spec = PartitionSpec(*layout.of_state((1, *leaf.shape)).spec[1:])
-            return place(np.asarray(leaf), NamedSharding(layout.mesh, spec))
+    def placed(leaf):
+        # As it will lie, without the axis of runs that it does not have yet.
+        spec = PartitionSpec(*layout.of_state((1, *leaf.shape)).spec[1:])
+        return place(np.asarray(leaf), NamedSharding(layout.mesh, spec))
 
-        same = jax.tree.map(placed, same)
-        return _start(config, layout, same, each)
-    # Bound to its device, as a restored checkpoint is: otherwise JAX compiles the steps
-    # of a resumed run anew.
-    return jax.device_put(_start(config, layout, same, each), layout.over_runs())
+    return _start(config, layout, jax.tree.map(placed, same), each)
 
 
 # One small program: each is read from the disk before the first step.
 @jax.jit
 def _two_keys(key):
-    first, second = jax.random.split(key)
-    return first, second
+    return tuple(jax.random.split(key))
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))

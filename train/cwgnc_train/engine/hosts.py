@@ -96,9 +96,8 @@ def on_host(tree: Any, index: int) -> Any:
 class Agreement:
     """Lets all processes act on what one of them has seen, at the same step.
 
-    Numbers that any process saw at one call are returned by the next call, in all of
-    them, so that no process waits for the steps it has just dispatched. A process that
-    is alone gets its own numbers back at once.
+    What a call returns was seen at the call before, so that no process waits for the
+    steps it has just dispatched; a process that is alone gets its own numbers at once.
     """
 
     def __init__(self):

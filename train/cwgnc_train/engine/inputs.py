@@ -35,8 +35,7 @@ class Inputs:
     """By name: "train", and the sets that runs are scored on, which have one length."""
     tokenizer: CachedTokenizer
     checkpoint: models.Checkpoint
-    data_commit: str | None = None
-    """The hub commit of the examples; None for files."""
+    data_commit: str | None = None  # The hub commit of the examples; None for files.
 
     @property
     def train(self) -> TokenArrays:

@@ -23,10 +23,8 @@ class Interrupted(KeyboardInterrupt):
 class Interruption:
     """Turns the first SIGINT or SIGTERM into a request to stop; the next one kills.
 
-    Use as a context manager. Outside the main thread, where Python handles no signals,
-    it does nothing.
-
-    ``signum`` is the signal that came, 0 if none did.
+    ``signum`` is the signal that came, 0 if none did. Outside the main thread, where
+    Python handles no signals, it does nothing. Use as a context manager.
     """
 
     def __init__(self):

@@ -21,10 +21,10 @@ _LEAST_SPLIT_ELEMENTS = 4096
 class Layout:
     """How the runs of one program lie on the devices.
 
-    Every array of a run's state has a leading axis over runs, which is split over the
-    mesh axis ``run``. On each device its runs go through the step in groups of
-    ``group``: those of a group together (``jax.vmap``), the groups one after the other
-    (``jax.lax.map``). The mesh axis ``data`` splits the rows of a batch.
+    The mesh axis ``run`` splits the leading axis, over runs, of every array of their
+    state; the mesh axis ``data`` splits the rows of a batch. The runs of a device take
+    the step ``group`` at a time (``jax.vmap``), one group after another
+    (``jax.lax.map``).
     """
 
     mesh: Mesh
@@ -36,7 +36,7 @@ class Layout:
 
     @property
     def run_devices(self) -> int:
-        """How many devices share the runs among them."""
+        """How many devices share the runs."""
         return self.mesh.shape["run"]
 
     @property
@@ -64,10 +64,10 @@ class Layout:
         return NamedSharding(self.mesh, PartitionSpec("run"))
 
     def of_state(self, shape: Sequence[int]) -> NamedSharding:
-        """The sharding of an array of a run's state, the axis over runs leading.
+        """The sharding of an array of a run's state, whose leading axis counts runs.
 
-        With ``shard_params`` the largest axis of a large array that the devices divide
-        is split as well.
+        With ``shard_params`` the largest axis that the devices divide is split as well,
+        if the array is large.
         """
         axes: list[str | None] = ["run"] + [None] * (len(shape) - 1)
         if self._splits_params and math.prod(shape[1:]) >= _LEAST_SPLIT_ELEMENTS:
@@ -79,12 +79,12 @@ class Layout:
 
     def abstract(self, state: Any) -> Any:
         """The shapes of runs, from arrays or shapes, with where they lie."""
-        return jax.tree.map(
-            lambda leaf: jax.ShapeDtypeStruct(
-                leaf.shape, leaf.dtype, sharding=self.of_state(leaf.shape)
-            ),
-            state,
-        )
+
+        def shape(leaf):
+            sharding = self.of_state(leaf.shape)
+            return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+
+        return jax.tree.map(shape, state)
 
     def constrain(self, state: Any) -> Any:
         """Keeps runs where they lie, inside ``jax.jit``."""
@@ -99,28 +99,25 @@ class Layout:
             return batch
         # A leading axis of parts, taken one after the other, stays whole.
         parts = batch["weights"].ndim - 1
-        spec = PartitionSpec(*[None] * parts, "data")
-        return jax.lax.with_sharding_constraint(batch, self._inside(spec))
+        return self._constrained(batch, PartitionSpec(*[None] * parts, "data"))
 
     @property
     def _splits_params(self) -> bool:
         return self.shard_params and self.data_devices > 1
 
     def gather(self, params: Any) -> Any:
-        """Gives every device the whole parameters of one run, to compute gradients.
-
-        Otherwise the compiler would split matrix products along the axes of their
-        kernels, and exchange activations.
-        """
+        """Gives every device the whole parameters of one run, to compute gradients."""
         if not self._splits_params:
             return params
-        return jax.lax.with_sharding_constraint(params, self._inside(PartitionSpec()))
+        # Otherwise the compiler would split matrix products along the axes of their
+        # kernels, and exchange activations.
+        return self._constrained(params, PartitionSpec())
 
-    def _inside(self, spec: PartitionSpec) -> NamedSharding:
-        """The sharding of an array of one run, inside a program."""
+    def _constrained(self, of_run: Any, spec: PartitionSpec) -> Any:
         # Inside shard_map the mesh is the one of that place.
         inside = jax.sharding.get_abstract_mesh()
-        return NamedSharding(self.mesh if inside.empty else inside, spec)
+        sharding = NamedSharding(self.mesh if inside.empty else inside, spec)
+        return jax.lax.with_sharding_constraint(of_run, sharding)
 
     def place_table(self, table: TokenTable) -> TokenTable:
         """Puts a table of tokens on every device."""
@@ -132,10 +129,8 @@ class Layout:
         They get leading axes over runs and steps.
         """
         stacked = _stack([_stack(of_steps) for of_steps in of_runs])
-        if self.strategy == "pmap":
-            # It takes them from the host.
-            return stacked
-        return place(stacked, self.over_runs())
+        # pmap takes them from the host.
+        return stacked if self.strategy == "pmap" else place(stacked, self.over_runs())
 
 
 def choose_mesh(config: DevicesConfig, runs: int, examples: int) -> Mesh:
@@ -145,19 +140,17 @@ def choose_mesh(config: DevicesConfig, runs: int, examples: int) -> Mesh:
     over share the batches, whose ``examples`` are the most that they can share. Devices
     that are not there, or cannot be split as asked for, are a UserError.
     """
-    devices = jax.devices()
-    if config.devices is not None:
+    devices, wanted = jax.devices(), config.devices
+    if wanted is not None:
         if not hosts.alone():
             raise UserError(
-                f"--devices {config.devices}: several processes use all of their "
-                f"devices; drop --devices"
+                f"--devices {wanted}: several processes use all of theirs; drop it"
             )
-        if config.devices > len(devices):
+        if wanted > len(devices):
             raise UserError(
-                f"--devices {config.devices}: there are {len(devices)}; give at most "
-                f"that many"
+                f"--devices {wanted}: there are {len(devices)}; give at most that many"
             )
-        devices = devices[: config.devices]
+        devices = devices[:wanted]
     elif runs == 1 and config.data_devices is None and hosts.alone():
         # The devices of a CPU share its cores.
         devices = devices[: 1 if devices[0].platform == "cpu" else examples]
@@ -166,16 +159,15 @@ def choose_mesh(config: DevicesConfig, runs: int, examples: int) -> Mesh:
         data_devices = len(devices)
         if not hosts.alone():
             raise UserError(
-                "--strategy pmap is for the devices of one process: use --strategy jit "
-                "with several"
+                "--strategy pmap is for one process; several need --strategy jit"
             )
     if data_devices is None:
         shares = [n for n in range(1, len(devices) + 1) if len(devices) % n == 0]
         data_devices = len(devices) // max(n for n in shares if n <= runs)
     if len(devices) % data_devices:
         raise UserError(
-            f"--data-devices must divide the {len(devices)} devices in use, got "
-            f"{data_devices}"
+            f"--data-devices must divide the {len(devices)} devices in use, "
+            f"got {data_devices}"
         )
     return make_mesh(devices, data_devices)
 
@@ -197,9 +189,7 @@ def place(tree: Any, sharding: NamedSharding) -> Any:
 
     def own_shards(leaf):
         leaf = np.asarray(leaf)
-        return jax.make_array_from_callback(
-            leaf.shape, sharding, lambda index: leaf[index]
-        )
+        return jax.make_array_from_callback(leaf.shape, sharding, leaf.__getitem__)
 
     return jax.tree.map(own_shards, tree)
 
@@ -207,22 +197,22 @@ def place(tree: Any, sharding: NamedSharding) -> Any:
 def over_runs(function, layout: Layout, values: tuple, shared: tuple = (), alone=None):
     """Calls ``function(*values of one run, *shared)`` for every run of ``values``.
 
-    Where a device has a single run, ``alone(*values, *shared)`` does the same, if
-    given.
+    On a device with a single run, ``alone(*values, *shared)`` does it, if given.
     """
 
     def on_one_device(values, shared):
         count = len(jax.tree.leaves(values)[0])
         if count == 1 and alone is not None:
             return alone(*values, *shared)
+
+        def of_run(values):
+            return function(*values, *shared)
+
         if count == 1:
-            out = function(*first_run(values), *shared)
-            return jax.tree.map(lambda leaf: leaf[None], out)
+            return jax.tree.map(lambda leaf: leaf[None], of_run(first_run(values)))
         if count <= layout.group:
-            return jax.vmap(lambda values: function(*values, *shared))(values)
-        return jax.lax.map(
-            lambda values: function(*values, *shared), values, batch_size=layout.group
-        )
+            return jax.vmap(of_run)(values)
+        return jax.lax.map(of_run, values, batch_size=layout.group)
 
     if layout.run_devices == 1:
         return on_one_device(values, shared)

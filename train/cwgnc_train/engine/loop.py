@@ -15,8 +15,8 @@ from cwgnc_train.engine.progress import Progress
 from cwgnc_train.engine.recorder import Recorder, Results
 from cwgnc_train.engine.step import Metrics, RunState
 
-# Metrics are fetched so many steps at a time, and never those of the steps that were
-# just dispatched, so that the device does not wait for the host.
+# Metrics are fetched so many steps at a time, and never those of the steps just
+# dispatched, so that the device does not wait for the host.
 _CHUNK = 10
 
 
@@ -121,7 +121,7 @@ class Training:
                 yield step, iteration, states, reported
 
     def _ends(self, step: int, last: int) -> list[int]:
-        """The numbers of steps done at which to look up, to the end of an iteration."""
+        """The numbers of steps at which to look up, to the end of an iteration."""
         every = self.group.of_task.training.record_every
         # Counted anew in each iteration, which is a fine-tuning of its own.
         first = last - self.group.iteration_steps
@@ -130,18 +130,13 @@ class Training:
 
     def _program(self, iteration: int, step: int, end: int):
         group, first = self.group, iteration * self.group.iteration_steps
-        steps, alike = (
-            range(first + taken.start, first + taken.stop)
-            for taken in steps_of_program(
-                group.layout.platform, step - first, end - first
-            )
-        )
+        taken = steps_of_program(group.layout.platform, step - first, end - first)
+        steps, alike = (range(first + x.start, first + x.stop) for x in taken)
         measured = [group.of_task.is_measured(group.first, number) for number in steps]
         if any(measured):
             steps = range(step, step + 1)
-        shape = group.batch_shape(alike)
         program, batches = self.programs.train_steps(
-            group, iteration, steps, shape, measured[0]
+            group, iteration, steps, group.batch_shape(alike), measured[0]
         )
         return program, batches, steps.stop
 
@@ -189,8 +184,8 @@ class Training:
         return results
 
     def _save_if_due(self, end: int, states: RunState, score: float | None) -> None:
-        due = hosts.is_primary() and self.checkpoints.due()
-        signum, due = self._agreed(self.interruption.signum, int(due))
+        due = int(hosts.is_primary() and self.checkpoints.due())
+        signum, due = self._agreed(self.interruption.signum, due)
         config = self.group.of_task.training.checkpoints
         best = config.keep_best and score is not None
         unfinished = end < self.group.total_steps

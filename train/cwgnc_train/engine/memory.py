@@ -24,9 +24,9 @@ def fit_layout(
 ) -> tuple[Layout, str]:
     """Decides how many of ``count`` runs share a program, how they lie in it, and why.
 
-    A CPU gains little from more than one run at a time, so each of its devices takes
-    one unless more are asked for. Other devices take up to eight together, as many as
-    fit: ``needed`` tells the bytes that the program of a layout takes on a device.
+    Unless so many are ``wanted``, each device of a CPU takes one run and other devices
+    take up to eight together, as many as fit: ``needed`` tells the bytes that the
+    program of a layout takes on a device.
     """
     devices = layout.run_devices
 
@@ -45,18 +45,16 @@ def fit_layout(
     [missing] = hosts.largest(-bytes_free(list(layout.mesh.local_devices)))
     free = -missing
     if layout.platform == "cpu":
-        why = "a CPU gains little from more"
-        return of(devices), why + _need(needed(of(devices)), free)
-    # Programs of about equal size: 25 runs go as 7, 7, 7 and 4, not as 8, 8, 8 and 1.
-    programs = -(-count // (_MOST_IN_A_GROUP * devices))
-    runs = _multiple(-(-count // programs), devices)
-    while True:
-        bytes_ = needed(of(runs))
-        if bytes_ <= _USABLE * free or runs == devices:
-            break
-        runs = fewer(runs, devices, _USABLE * free / bytes_)
-    why = f"{count} runs to make, at most {_MOST_IN_A_GROUP} together on a device"
-    return of(runs), why + _need(bytes_, free)
+        runs, why = devices, "a CPU gains little from more"
+    else:
+        # Programs of about equal size: 25 runs go as 7, 7, 7 and 4, not 8, 8, 8 and 1.
+        programs = -(-count // (_MOST_IN_A_GROUP * devices))
+        runs = _multiple(-(-count // programs), devices)
+        why = f"{count} runs to make, at most {_MOST_IN_A_GROUP} together on a device"
+    while (taken := needed(of(runs))) > _USABLE * free and runs > devices:
+        runs = fewer(runs, devices, _USABLE * free / taken)
+    why += f"; the program takes {taken / 2**30:.2f} GiB of {free / 2**30:.1f} GiB free"
+    return of(runs), why
 
 
 def fewer(runs: int, devices: int, share: float = 0.5) -> int:
@@ -85,11 +83,6 @@ def bytes_free(
         return min(s["bytes_limit"] - s["bytes_in_use"] for s in statistics)
     # Devices of a CPU share its memory.
     return psutil.virtual_memory().available // len(devices)
-
-
-def _need(needed: int, free: float) -> str:
-    gib = 2**30
-    return f"; the program takes {needed / gib:.2f} GiB of {free / gib:.1f} GiB free"
 
 
 def _multiple(runs: int, devices: int) -> int:

@@ -22,8 +22,7 @@ class TrainedWith:
     Models from elsewhere have no ``training.json``; its fields are None then.
     """
 
-    label_names: tuple[str, ...] | None
-    """None if the model predicts a number."""
+    label_names: tuple[str, ...] | None  # None if the model predicts a number.
     task: str | None = None
     text_columns: tuple[str, ...] | None = None
     max_length: int | None = None
@@ -88,8 +87,7 @@ def read_trained_with(folder: Path) -> TrainedWith:
         expected = {
             "task": isinstance(known["task"], str),
             "text_columns": isinstance(columns, list)
-            and len(columns) in (1, 2)
-            and all(isinstance(name, str) for name in columns),
+            and [type(name) for name in columns] in ([str], [str, str]),
             "max_length": type(length) is int and length >= 3,
             "dtype": known["dtype"] in ("float32", "bfloat16"),
         }
@@ -99,6 +97,5 @@ def read_trained_with(folder: Path) -> TrainedWith:
         known = {name: known[name] for name in expected}
         return dataclasses.replace(found, **known | {"text_columns": tuple(columns)})
     except (KeyError, TypeError, ValueError, RecursionError) as error:
-        raise UserError(
-            f"{path} is damaged: {error!r}; restore or remove it"
-        ) from error
+        message = f"{path} is damaged: {error!r}; restore or remove it"
+        raise UserError(message) from error

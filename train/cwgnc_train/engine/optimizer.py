@@ -36,10 +36,10 @@ LEARNED_CLIPS: dict[str, Callable[..., optax.GradientTransformation]] = {
 
 
 class Hparams(NamedTuple):
-    """The numbers of a run: arrays, so that runs with different ones share a program.
+    """The numbers of a run: scalar arrays, so that runs that differ share a program.
 
-    Each is a scalar; ``dropout_rate`` may be None for the model's own rates. ``clip``
-    holds the numbers of a learned threshold by name; None for a fixed one.
+    ``dropout_rate`` is None for the model's own rates. ``clip`` holds the numbers of a
+    learned threshold by name; None for a fixed one.
     """
 
     learning_rate: ArrayLike
@@ -86,21 +86,17 @@ def check_clip(optimizer: OptimizerConfig) -> None:
             raise UserError(f"--clip-numbers: {error}") from None
 
 
-def linear_schedule(hparams: Hparams) -> Callable[[ArrayLike], Array]:
-    """Returns a schedule that rises from 0 and falls to 0 at the last step.
+def scheduled_rate(hparams: Hparams, step: ArrayLike) -> Array:
+    """Returns the learning rate of a step: it rises from 0 and falls to 0 at the last.
 
     The rate of step t, counted from 0, is lr·t/w for t < w and lr·(T - t)/(T - w) from
     then on, for w steps of warm-up and T steps in all.
     """
-
-    def schedule(step):
-        warmup, total = map(jnp.asarray, (hparams.warmup_steps, hparams.total_steps))
-        rising = step / jnp.maximum(warmup, 1)
-        falling = (total - step) / jnp.maximum(total - warmup, 1)
-        share = jnp.where(step < warmup, rising, jnp.maximum(falling, 0.0))
-        return jnp.multiply(hparams.learning_rate, share)
-
-    return schedule
+    warmup, total = map(jnp.asarray, (hparams.warmup_steps, hparams.total_steps))
+    rising = step / jnp.maximum(warmup, 1)
+    falling = (total - step) / jnp.maximum(total - warmup, 1)
+    share = jnp.where(step < warmup, rising, jnp.maximum(falling, 0.0))
+    return jnp.multiply(hparams.learning_rate, share)
 
 
 def _clip_numbers(optimizer: OptimizerConfig) -> list[tuple[str, float]]:

@@ -23,14 +23,22 @@ def pmap_train_steps(
     many parts as there are devices, or a multiple of them.
     """
     devices = list(layout.mesh.devices.flat)
-    on_devices = jax.pmap(
-        functools.partial(_steps, config, shape, measured),
+
+    @functools.partial(
+        jax.pmap,
         axis_name=_AXIS,
         in_axes=(None, None, 0),
         out_axes=None,
         devices=devices,
         donate_argnums=0,
     )
+    def on_devices(state, table, indices):
+        def step(state, indices):
+            batch = packed_batch(table, indices, shape)
+            return train_step_alone(config, state, batch, measured, axis_name=_AXIS)
+
+        state, metrics = jax.lax.scan(step, state, indices)
+        return state, jax.tree.map(lambda leaf: leaf.swapaxes(0, 1), metrics)
 
     def steps(state: RunState, table: TokenTable, indices: BatchIndices):
         def by_device(leaf):
@@ -45,19 +53,3 @@ def pmap_train_steps(
         return jax.device_put(state, layout.whole()), metrics
 
     return steps
-
-
-def _steps(
-    config: StepConfig,
-    shape: Shape,
-    measured: bool,
-    state: RunState,
-    table: TokenTable,
-    indices: BatchIndices,
-):
-    def step(state, indices):
-        batch = packed_batch(table, indices, shape)
-        return train_step_alone(config, state, batch, measured, axis_name=_AXIS)
-
-    state, metrics = jax.lax.scan(step, state, indices)
-    return state, jax.tree.map(lambda leaf: leaf.swapaxes(0, 1), metrics)

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import jax
 import numpy as np
+import scipy.special
 
 from cwgnc_jax import models
 from cwgnc_train.config import PredictConfig, UserError
@@ -65,20 +66,22 @@ def predict(config: PredictConfig) -> tuple[Scores, Scores]:
 
 def _completed(config: PredictConfig, trained: TrainedWith) -> PredictConfig:
     """Follows the model's training where nothing else was asked for."""
-    own = config.input_file is not None
-    if config.task is None and not own:
-        if trained.task in (None, "own"):
+    task, columns = config.task, config.text_columns
+    if config.input_file is not None:
+        columns = columns or trained.text_columns
+        if not columns:
+            raise UserError("--input-file needs --text-columns beside it")
+    elif task is None:
+        task = trained.task
+        if task in (None, "own"):
             raise UserError(
                 "expected texts: give --input-file with --text-columns, or --task "
                 "(with --data-dir)"
             )
-        config = dataclasses.replace(config, task=trained.task)
-    if own and not config.text_columns:
-        if not trained.text_columns:
-            raise UserError("--input-file needs --text-columns beside it")
-        config = dataclasses.replace(config, text_columns=trained.text_columns)
     return dataclasses.replace(
         config,
+        task=task,
+        text_columns=columns,
         max_length=config.max_length or trained.max_length or _MAX_LENGTH,
         dtype=config.dtype or trained.dtype or "float32",
     )
@@ -103,8 +106,7 @@ def _logits(
     checkpoint = load_weights(folder, task.num_labels)
     if checkpoint.new_parameters:
         raise UserError(
-            f"{config.model} has no trained classifier; fine-tune it first with "
-            f"cwgnc finetune"
+            f"{config.model} has no trained classifier; train one by cwgnc finetune"
         )
     model = checkpoint.config
     check_length(config.max_length, model.max_length)
@@ -127,9 +129,7 @@ def _write(output: Path, task: Task, logits: np.ndarray) -> None:
         rows += [f"{index}\t{value:.4f}" for index, value in enumerate(logits[:, 0])]
     else:
         rows = ["index\tprediction\tprobability"]
-        shifted = np.exp(logits - logits.max(-1, keepdims=True))
-        probabilities = shifted / shifted.sum(-1, keepdims=True)
-        for index, row in enumerate(probabilities):
+        for index, row in enumerate(scipy.special.softmax(logits, axis=-1)):
             best = int(row.argmax())
             rows.append(f"{index}\t{task.label_names[best]}\t{row[best]:.4f}")
     output.parent.mkdir(parents=True, exist_ok=True)

@@ -3,7 +3,6 @@
 import contextlib
 import os
 from collections.abc import Iterator
-from pathlib import Path
 
 import jax
 
@@ -18,9 +17,9 @@ _LEAST_SECONDS = 0.05
 def keep_programs() -> None:
     """Lets JAX keep compiled programs on disk, and load them the next time.
 
-    The least recently used are removed at 1 GiB. If JAX was given a folder already, by
-    JAX_COMPILATION_CACHE_DIR for instance, it keeps that one and its settings; where
-    nothing can be written there is no cache.
+    The least recently used are removed at 1 GiB. A folder that JAX was given already,
+    by JAX_COMPILATION_CACHE_DIR for instance, stays as it is; where nothing can be
+    written there is no cache.
     """
     folder = cache_folder("programs")
     given = jax.config.values["jax_compilation_cache_dir"]
@@ -28,7 +27,11 @@ def keep_programs() -> None:
         return
     try:
         make_private(folder)
-        _remove_torn(folder)
+        # JAX notes a program's time of use after the program itself. One whose writing
+        # was cut off has none: every process would warn of it, and none replace it.
+        for path in folder.glob("*-cache"):
+            if not path.with_name(path.name.removesuffix("-cache") + "-atime").exists():
+                path.unlink(missing_ok=True)
     except OSError:
         return
     if os.access(folder, os.W_OK):
@@ -51,14 +54,3 @@ def seconds_saved() -> Iterator[list[float]]:
         yield saved
     finally:
         jax.monitoring.unregister_event_duration_listener(note)
-
-
-def _remove_torn(folder: Path) -> None:
-    """Removes programs whose writing was cut off.
-
-    JAX notes a program's time of use after it has written it. One without would be met
-    with a warning in every process and never be replaced.
-    """
-    for path in folder.glob("*-cache"):
-        if not path.with_name(path.name.removesuffix("-cache") + "-atime").exists():
-            path.unlink(missing_ok=True)

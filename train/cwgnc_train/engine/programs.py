@@ -24,15 +24,12 @@ _STEPS_AT_ONCE = 10
 
 
 def steps_of_program(platform: str, step: int, end: int) -> tuple[range, range]:
-    """Decides which steps one program takes, beginning with a certain one.
+    """Decides which steps one program takes, beginning with ``step``.
 
-    A GPU or TPU does not wait for the host between the ten steps of one program. On a
-    CPU calling a program costs nothing beside a step, so each step has batches of a
-    shape of its own.
-
-    The steps that ``end`` leaves are taken ten or one at a time, so that there are no
-    programs of other numbers. Also returns the steps whose batches share a shape with
-    them; they do not depend on ``end``.
+    A GPU or TPU does not wait for the host between the ten steps of one program; those
+    that ``end`` leaves over are taken one at a time. On a CPU calling a program costs
+    nothing beside a step, so each step has batches of a shape of its own. Also returns
+    the steps whose batches share a shape with them; they do not depend on ``end``.
     """
     most = 1 if platform == "cpu" else _STEPS_AT_ONCE
     begin = step // most * most
@@ -46,10 +43,9 @@ def compile_train_steps(
 ) -> Callable[..., Any]:
     """Jits ``train_step`` over the runs of a layout and several steps.
 
-    ``shape`` is rows and length of the batches. Returns a function from the runs, the
-    training set (``Layout.place_table``) and the batches of the steps
-    (``Layout.place_indices``) to the runs after these steps, whose buffers it reuses,
-    and their metrics with axes over runs and steps.
+    Returns a function from the runs, the training set (``Layout.place_table``) and the
+    batches of this shape (``Layout.place_indices``) to the runs after these steps,
+    whose buffers it reuses, and their metrics with axes over runs and steps.
     """
 
     def scanned(take_step, state, indices, table):
@@ -80,8 +76,7 @@ def compile_eval_step(
     """Jits ``compute_logits`` over the runs of a layout.
 
     Returns a function from the parameters of all runs, a table of tokens and the
-    indices of one batch of this shape, the same for all runs, to logits
-    ``[runs, examples, labels]``.
+    indices of a batch that they share to logits ``[runs, examples, labels]``.
     """
 
     def one_run(params, batch):
@@ -110,8 +105,7 @@ class Programs:
     def __init__(self, say: Callable[[str], None]):
         self._say = say
         self._made: dict[Any, Any] = {}
-        self.seconds = 0.0
-        """What compiling has taken so far."""
+        self.seconds = 0.0  # What compiling has taken so far.
 
     def clock(self) -> float:
         """Tells the time in seconds, without those of the compiler."""
@@ -143,22 +137,17 @@ class Programs:
         indices = layout.place_indices(group.batch_indices(steps, shape))
         own_dropout = run.regularization.dropout is None
         key = (run.task, config, own_dropout, layout, len(steps), shape, measured)
-        if layout.strategy == "pmap":
-            program = self._kept(
-                key, lambda: pmap_train_steps(config, layout, shape, measured)
-            )
-        else:
-            program = self._kept(
-                key,
-                lambda: self._compile(
-                    compile_train_steps(config, layout, shape, measured),
-                    (group.abstract_state(iteration), table, indices),
-                    f"{layout.runs} x {_times(shape)}"
-                    + f", {len(steps)} steps" * (len(steps) > 1)
-                    + ", measured" * measured,
-                ),
-            )
-        return program, (table, indices)
+
+        def make():
+            if layout.strategy == "pmap":
+                return pmap_train_steps(config, layout, shape, measured)
+            what = f"{layout.runs} x {shape[0]} x {shape[1]} tokens"
+            what += f", {len(steps)} steps" * (len(steps) > 1) + ", measured" * measured
+            program = compile_train_steps(config, layout, shape, measured)
+            state = group.abstract_state(iteration)
+            return self._compile(program, (state, table, indices), what)
+
+        return self._kept(key, make), (table, indices)
 
     def bytes_needed(self, group: RunGroup) -> int:
         """Returns what the largest usual program of runs takes on each device."""
@@ -176,13 +165,13 @@ class Programs:
                 of_task.inputs.scored, of_task.training.eval_batch_size, layout
             ),
         )
-        config = of_task.step_config(group.first)
+        config, (rows, length) = of_task.step_config(group.first), batches.shape
         program = self._kept(
             ("eval", group.first.task, config.dtype, layout),
             lambda: self._compile(
                 compile_eval_step(config, layout, batches.shape),
-                (group.abstract_state().params, batches.table, batches.indices(0)),
-                f"evaluation of {layout.runs} x {_times(batches.shape)}",
+                (group.abstract_state().params, batches.table, next(batches.placed())),
+                f"evaluation of {layout.runs} x {rows} x {length} tokens",
             ),
         )
         return functools.partial(batches.logits, program)
@@ -199,8 +188,3 @@ class Programs:
         if key not in self._made:
             self._made[key] = make()
         return self._made[key]
-
-
-def _times(shape: Shape) -> str:
-    rows, length = shape
-    return f"{rows} x {length} tokens"

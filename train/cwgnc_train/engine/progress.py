@@ -9,9 +9,9 @@ import rich.progress
 class Progress:
     """A bar on a terminal, plain lines elsewhere.
 
-    Use as a context manager. ``running`` is the number of runs under way and ``loss``
-    the last loss known of the first of them. Of all ``runs``, ``done`` were finished
-    before and ``run_steps`` are still to take, over all of them.
+    Of all ``runs``, ``done`` were finished before; ``run_steps`` are still to take,
+    over all of them. ``running`` is the number of runs under way and ``loss`` the last
+    loss known of the first of them. Use as a context manager.
     """
 
     def __init__(
@@ -22,24 +22,21 @@ class Progress:
         self._steps, self._taken, self._shown = run_steps, 0, shown
         self._start = self._printed = time.monotonic()
         self._console = rich.console.Console(stderr=True, highlight=False)
-        self._bar = None
-        if shown and self._console.is_terminal:
-            self._bar = rich.progress.Progress(
-                rich.progress.BarColumn(),
-                rich.progress.TextColumn("{task.fields[status]}"),
-                rich.progress.TimeRemainingColumn(),
-                console=self._console,
-            )
-            self._task = self._bar.add_task("", total=run_steps, status="compiling")
+        self._bar = rich.progress.Progress(
+            rich.progress.BarColumn(),
+            rich.progress.TextColumn("{task.fields[status]}"),
+            rich.progress.TimeRemainingColumn(),
+            console=self._console,
+            disable=not (shown and self._console.is_terminal),
+        )
+        self._task = self._bar.add_task("", total=run_steps, status="compiling")
 
     def __enter__(self):
-        if self._bar:
-            self._bar.start()
+        self._bar.start()
         return self
 
     def __exit__(self, *exception):
-        if self._bar:
-            self._bar.stop()
+        self._bar.stop()
 
     def took(self, run_steps: int, step: int, total: int) -> None:
         """Counts steps over all runs; the current ones are at ``step`` of ``total``."""
@@ -54,9 +51,8 @@ class Progress:
                 f"{self.running} running, {self._failed} failed  "
                 f"{rate:.2f} run-steps/s"
             )
-        if self._bar:
-            self._bar.update(self._task, completed=self._taken, status=status)
-        elif now - self._printed >= 10 or step == total:
+        self._bar.update(self._task, completed=self._taken, status=status)
+        if self._bar.disable and (now - self._printed >= 10 or step == total):
             self._printed = now
             left = (self._steps - self._taken) / rate / 60
             self.say(f"{status}  {left:.1f} min left")

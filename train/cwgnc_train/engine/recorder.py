@@ -35,8 +35,8 @@ Results = list[dict[str, Evaluation]]
 class Recorder:
     """Writes the records of runs, and gives their numbers to the writers.
 
-    Every process records, and one has its records ``written``. Damaged records are a
-    UserError, and so is another process that writes them. Use as a context manager.
+    Every process records, and one has its records ``written``. Damaged records, and
+    another process that writes them, are a UserError. Use as a context manager.
     """
 
     def __init__(self, workdir: Path, training: TrainingConfig, written: bool = True):
@@ -51,16 +51,10 @@ class Recorder:
             }
             self._close_files = files.pop_all()
         self._records, self._components, self._predictions = self._files.values()
-        self.finished = {x["run"]: x for x in self._lines("run")}
-        self._layouts = self._lines("layout")
-        self._named = {
-            (line.get("task"), line.get("by"))
-            for line in self._components.lines
-            if line.get("kind") == "names"
-        }
-
-    def _lines(self, kind: str) -> list[dict[str, Any]]:
-        return [line for line in self._records.lines if line.get("kind") == kind]
+        self.finished = {x["run"]: x for x in _of_kind(self._records, "run")}
+        self._layouts = _of_kind(self._records, "layout")
+        names = _of_kind(self._components, "names")
+        self._named = {(line.get("task"), line.get("by")) for line in names}
 
     def __enter__(self):
         return self
@@ -73,11 +67,9 @@ class Recorder:
     def layout(self, program: str, wanted: Any, layout: Layout) -> Layout | None:
         """Returns the layout last chosen for a program, on devices of this layout."""
         key = program, wanted, layout.description
-        for line in reversed(self._layouts):
-            if (line["program"], line["wanted"], line["devices"]) == key:
-                return dataclasses.replace(
-                    layout, runs=line["runs"], group=line["group"]
-                )
+        for x in reversed(self._layouts):
+            if (x["program"], x["wanted"], x["devices"]) == key:
+                return dataclasses.replace(layout, runs=x["runs"], group=x["group"])
         return None
 
     def add_layout(self, program: str, wanted: Any, layout: Layout, why: str) -> None:
@@ -110,9 +102,7 @@ class Recorder:
 
     def state(self) -> dict[str, Any]:
         """Returns what :meth:`begin` needs to go on from here; JSON."""
-        return {
-            name: dataclasses.asdict(course) for name, course in self._courses.items()
-        }
+        return {name: dataclasses.asdict(x) for name, x in self._courses.items()}
 
     def marks(self) -> dict[str, Any]:
         """Describes the files so far, which have then reached the disk."""
@@ -126,10 +116,9 @@ class Recorder:
     def metrics(
         self, group: RunGroup, iteration: int, end: int, reported: list[Metrics]
     ) -> float:
-        """Takes the metrics of the steps of an iteration up to ``end``.
+        """Takes the metrics, with axes over runs and steps, of the steps up to ``end``.
 
-        Those of each program have axes over runs and steps. Returns the last loss of
-        the first run.
+        Returns the last loss of the first run.
         """
         config = group.of_task.step_config(group.first, iteration)
         names = self._component_names(group.of_task, config)
@@ -142,12 +131,12 @@ class Recorder:
                 for row, run in enumerate(group.runs):
                     # Statistics are None in most steps: a tree of the others only.
                     of_run = jax.tree.map(lambda x, r=row, c=column: x[r, c], metrics)
-                    self._step(group, run, number, names, of_run)
+                    self._step(group.of_task, run, number, names, of_run)
         return float(fetched[-1].loss[0, -1])
 
     def _step(
         self,
-        group: RunGroup,
+        of_task: TaskRuns,
         run: RunSpec,
         number: int,
         names: list[str],
@@ -165,20 +154,17 @@ class Recorder:
             course.gave_up_at = number
         every = self._training.norms_every
         if every and (number == 1 or number % every == 0):
-            everything = self._add_names(group.of_task, run, run.optimizer.components)
-            by_name = {
-                field: dict(zip(names, _digits(getattr(metrics, field)), strict=True))
-                for field in ("norms", "coefficients")
-            }
-            # None for components that are frozen.
-            columns = {
-                field: [values.get(name) for name in everything]
-                for field, values in by_name.items()
-            }
+            everything = self._add_names(of_task, run, run.optimizer.components)
+            by_name, columns = {}, {}
+            for field in ("norms", "coefficients"):
+                values = _digits(getattr(metrics, field))
+                by_name[field] = dict(zip(names, values, strict=True))
+                # None for components that are frozen.
+                columns[field] = [by_name[field].get(name) for name in everything]
             self._components.append({"kind": "norms", **key} | columns)
             self._write(run, {"step": number} | by_name)
         if metrics.statistics is not None:
-            self._add_names(group.of_task, run, "by_parameter")
+            self._add_names(of_task, run, "by_parameter")
             rows = zip(STATISTICS, map(_digits, metrics.statistics), strict=True)
             self._components.append({"kind": "components", **key} | dict(rows))
 
@@ -238,7 +224,7 @@ class Recorder:
         """Records the predictions and results of runs after their last step.
 
         Of the ``seconds`` of their program ``own_seconds`` went into evaluations and
-        checkpoints. ``saved`` names the run whose model was saved, if one of these.
+        checkpoints. ``saved`` names the run of these whose model was saved.
         """
         for run, split, found in _by_split(group, results):
             key = {"kind": "predictions", "run": run.name, "step": end, "split": split}
@@ -304,12 +290,9 @@ class Recorder:
         if not (self._written and self._training.writers):
             return
         if run.name not in self._writers:
+            config = plain(dataclasses.asdict(run))
             self._writers[run.name] = open_writers(
-                self._training.writers,
-                self._workdir,
-                run.name,
-                config=plain(dataclasses.asdict(run)),
-                first_step=record["step"],
+                self._training.writers, self._workdir, run.name, config, record["step"]
             )
         for writer in self._writers[run.name]:
             writer.append(record)
@@ -318,6 +301,10 @@ class Recorder:
         with contextlib.ExitStack() as closing:
             for writer in self._writers.pop(name, []):
                 closing.callback(writer.close)
+
+
+def _of_kind(file: RecordFile, kind: str) -> list[dict[str, Any]]:
+    return [line for line in file.lines if line.get("kind") == kind]
 
 
 def _by_split(

@@ -17,8 +17,10 @@ from cwgnc_train.engine.optimizer import (
     COMPONENT_FNS,
     LEARNED_CLIPS,
     Hparams,
-    linear_schedule,
+    scheduled_rate,
 )
+
+Params = PyTree[Float[Array, "..."]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,8 +38,7 @@ class StepConfig:
     layer_decay: bool = False
     trained_layers: int | None = None
     """How many top layers train, with the heads; None for everything."""
-    statistics: bool = False
-    """Whether some steps measure the components."""
+    statistics: bool = False  # Whether some steps measure the components.
     remat: bool = False
     """Whether the backward pass recomputes the inside of each layer."""
     nonfinite: str = "propagate"
@@ -58,31 +59,27 @@ class RunState(NamedTuple):
     ``init_params`` are the parameters it started from, if its config needs them.
     """
 
-    params: PyTree[Float[Array, "..."]]
+    params: Params
     opt_state: PyTree
     key: Key[Array, ""]
     step: Int[Array, ""]
     hparams: Hparams
-    init_params: PyTree[Float[Array, "..."]] | None = None
+    init_params: Params | None = None
 
 
 class Metrics(NamedTuple):
     """What a step reports."""
 
-    loss: Float[Array, ""]
-    """Mean over the examples of the batch, before the update."""
+    loss: Float[Array, ""]  # Mean over the examples of the batch, before the update.
     learning_rate: Float[Array, ""]
     """The learning rate of this update; 0 if the update was skipped."""
-    grad_norm: Float[Array, ""]
-    """Norm of all gradients together, before the clip."""
-    clip_rate_components: Float[Array, ""]
-    """Share of the components that were clipped."""
+    grad_norm: Float[Array, ""]  # Norm of all gradients together, before the clip.
+    clip_rate_components: Float[Array, ""]  # Share of the components that were clipped.
     clip_rate_elements: Float[Array, ""]
     """The same, each component weighted by its size."""
     norms: Float[Array, " components"]
     """Each component's gradient norm before the clip."""
-    coefficients: Float[Array, " components"]
-    """What the clip scaled each component by."""
+    coefficients: Float[Array, " components"]  # What the clip scaled each component by.
     statistics: Float[Array, "statistics parameters"] | None = None
     """See ``component_statistics``; None in a step that does not measure."""
 
@@ -92,24 +89,15 @@ CURVES = Metrics._fields[:5]
 
 
 def init_run(
-    config: StepConfig,
-    params: PyTree[Float[Array, "..."]],
-    key: Key[Array, ""],
-    hparams: Hparams,
+    config: StepConfig, params: Params, key: Key[Array, ""], hparams: Hparams
 ) -> RunState:
     """Makes a run before its first step."""
     needed = config.mixout or config.prior_decay or config.statistics
     init_params = params if needed else None
     trained, _ = models.split_params(params, config.trains)
-    tx = _optimizer(config, hparams, jnp.zeros((), jnp.int32), init_params)
-    return RunState(
-        params=params,
-        opt_state=tx.init(trained),
-        key=key,
-        step=jnp.zeros((), jnp.int32),
-        hparams=hparams,
-        init_params=init_params,
-    )
+    step = jnp.zeros((), jnp.int32)
+    tx = _optimizer(config, hparams, scheduled_rate(hparams, step), init_params)
+    return RunState(params, tx.init(trained), key, step, hparams, init_params)
 
 
 def train_step(
@@ -121,22 +109,19 @@ def train_step(
 ) -> tuple[RunState, Metrics]:
     """Makes one update: forward, backward, clip, Adam, decay, learning rate.
 
-    Only what trains is differentiated: there is no backward pass below the lowest layer
-    that trains, and frozen parameters are passed on as they are.
-
-    A step that ``skip_step`` skips leaves parameters and optimizer state as they were,
-    Adam's count among them. It is still a step of the schedule and of the data order,
-    so that the learning rate reaches its end.
+    Only what trains is differentiated, so that there is no backward pass below its
+    lowest layer. A step that ``skip_step`` skips leaves parameters and optimizer state
+    as they were, Adam's count among them; it is still a step of the schedule and of the
+    data order, so that the learning rate reaches its end.
 
     Args:
       config: What is fixed at compilation.
       state: The run so far.
-      batch: See ``data.packed_batch``; examples of weight 0 do not count. Arrays may
-        have a leading axis of parts, which are then taken one after the other in the
-        memory of one. The gradient is that of the mean over all examples.
+      batch: See ``data.packed_batch``; examples of weight 0 do not count. Parts, along
+        a leading axis, are taken one after the other in the memory of one; the gradient
+        is that of the mean over all examples.
       measured: Whether to measure the components, with a config that has statistics.
-        Fixed at compilation: a branch inside the step would cost every step copies of
-        the parameters.
+        Fixed at compilation: a branch would cost every step copies of the parameters.
       layout: Where parameters lie, if they may be split over devices.
     """
     loss, grads = loss_and_grads(config, state, batch, layout)
@@ -151,17 +136,13 @@ def train_step_alone(
     layout: Layout | None = None,
     axis_name: str | None = None,
 ) -> tuple[RunState, Metrics]:
-    """Makes one update of a single run whose state has an axis over runs.
-
-    The update keeps that axis. Where it is taken off before and put back behind, XLA's
-    CPU backend does not see that the update can write over what it reads, and copies it
-    first: a fifth of MiniLM's step of 4 x 48 tokens.
-    """
+    """Makes one update of a single run whose state has an axis over runs."""
+    # The update keeps the axis: around one without, XLA copies on CPUs what the update
+    # could write over, a fifth of MiniLM's step of 4 x 48 tokens.
     found = loss_and_grads(config, first_run(states), batch, layout, axis_name)
     found = jax.tree.map(lambda leaf: leaf[None], found)
-    return jax.vmap(functools.partial(update, config, measured=measured))(
-        states, *found
-    )
+    update_of_run = functools.partial(update, config, measured=measured)
+    return jax.vmap(update_of_run)(states, *found)
 
 
 def loss_and_grads(
@@ -170,11 +151,11 @@ def loss_and_grads(
     batch: dict[str, Array],
     layout: Layout | None = None,
     axis_name: str | None = None,
-) -> tuple[Float[Array, ""], PyTree[Float[Array, "..."]]]:
+) -> tuple[Float[Array, ""], Params]:
     """Computes the mean loss of a batch and its gradients by what trains.
 
-    Under ``jax.pmap``, over ``axis_name``, the batch is this device's share; loss and
-    gradients are summed over all devices.
+    Under ``jax.pmap``, over ``axis_name``, the batch is this device's share and the sum
+    is over all devices.
     """
     hparams = state.hparams
     key = jax.random.fold_in(state.key, state.step)
@@ -226,16 +207,17 @@ def update(
     config: StepConfig,
     state: RunState,
     loss: Float[Array, ""],
-    grads: PyTree[Float[Array, "..."]],
+    grads: Params,
     measured: bool = False,
 ) -> tuple[RunState, Metrics]:
     """Applies gradients; see :func:`train_step`."""
     trained, frozen = models.split_params(state.params, config.trains)
-    tx = _optimizer(config, state.hparams, state.step, state.init_params)
+    # By the run's steps, not the optimizer's: a skipped step is one of the schedule.
+    learning_rate = scheduled_rate(state.hparams, state.step)
+    tx = _optimizer(config, state.hparams, learning_rate, state.init_params)
     updates, opt_state = tx.update(grads, state.opt_state, trained)
     report = cwgnc_jax.clip_report(opt_state, trained, COMPONENT_FNS[config.components])
     norms = jnp.stack(list(report.norm.values()))
-    learning_rate = linear_schedule(state.hparams)(state.step)
     # To Optax they are any tree.
     stepped = cast(dict[str, Any], optax.apply_updates(trained, updates))
     if config.nonfinite == "skip_step":
@@ -249,8 +231,7 @@ def update(
     params = models.merge_params(stepped, frozen)
     statistics = None
     if measured:
-        clip = _clip(config, state.hparams)
-        clipped, _ = clip.update(grads, state.opt_state[0])
+        clipped, _ = _clip(config, state.hparams).update(grads, state.opt_state[0])
         zeros = jax.tree.map(jnp.zeros_like, frozen)
         changes = [
             models.merge_params(cast(dict[str, Any], x), zeros)
@@ -272,10 +253,7 @@ def update(
 
 
 def compute_logits(
-    config: StepConfig,
-    params: PyTree[Float[Array, "..."]],
-    batch: dict[str, Array],
-    **dropout,
+    config: StepConfig, params: Params, batch: dict[str, Array], **dropout
 ) -> Float[Array, "examples labels"]:
     """Computes the logits of a batch; by default without dropout."""
     return models.apply(
@@ -300,33 +278,25 @@ def example_losses(
 
 
 def _optimizer(
-    config: StepConfig, hparams: Hparams, step: Int[Array, ""], init_params: PyTree
+    config: StepConfig, hparams: Hparams, learning_rate: Array, init_params: PyTree
 ) -> optax.GradientTransformation:
-    """Chains the clip, Adam, the decays and the learning rate of one step.
-
-    Without prior and layer decay, and with a fixed threshold, this is
-    ``cwgnc_jax.cwgnc_adamw``. The schedule counts the run's steps, not the optimizer's,
-    so that a skipped step is a step of the schedule.
-    """
+    """Chains the parts of one step; by default they are ``cwgnc_jax.cwgnc_adamw``."""
     parts = [
         _clip(config, hparams),
         cwgnc_jax.scale_by_adam(
             config.b1, config.b2, hparams.eps, bias_correction=hparams.bias_correction
         ),
-        # Optax types the rate as a float; a traced scalar works as well.
+        # Optax types rates as floats; traced scalars work as well.
         optax.add_decayed_weights(hparams.weight_decay, cwgnc_jax.decay_mask),  # type: ignore
     ]
     if config.prior_decay:
         prior, _ = models.split_params(init_params, config.trains)
         parts.append(cwgnc_jax.add_decayed_weights_towards(prior, hparams.prior_decay))
     if config.layer_decay:
+        layers = config.model.num_hidden_layers
         parts.append(
-            cwgnc_jax.scale_by_layer_decay(
-                hparams.layer_decay, num_layers=config.model.num_hidden_layers
-            )
+            cwgnc_jax.scale_by_layer_decay(hparams.layer_decay, num_layers=layers)
         )
-    learning_rate = linear_schedule(hparams)(step)
-    # The same.
     return optax.chain(*parts, optax.scale_by_learning_rate(learning_rate))  # type: ignore
 
 

@@ -1,7 +1,4 @@
-"""Where records go besides JSON lines: TensorBoard, Weights & Biases.
-
-Their packages are extras that need not be installed.
-"""
+"""Where records go besides JSON lines: TensorBoard, Weights & Biases."""
 
 import importlib.util
 import os
@@ -11,7 +8,7 @@ from typing import Any
 
 from cwgnc_train.config import UserError
 
-# The extras that install them have the names of the writers.
+# Extras that need not be installed and have the names of the writers.
 _PACKAGES = {"tensorboard": "tensorboardX", "wandb": "wandb"}
 
 
