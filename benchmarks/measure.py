@@ -78,7 +78,7 @@ def machine() -> dict[str, Any]:
         "processor": _processor(),
         "cores": len(os.sched_getaffinity(0)),
         "load_average": os.getloadavg()[0],
-        "commit": _commit(),
+        "commit": commit(),
         "versions": versions,
     }
 
@@ -127,7 +127,7 @@ def _processor() -> str:
     return names[0].strip() if names else platform.processor()
 
 
-def _commit() -> str:
+def commit() -> str:
     """Says -dirty for changes of anything but the results that benchmarks write."""
 
     def git(*command: str) -> str:

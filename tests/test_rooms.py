@@ -93,6 +93,7 @@ ROOMS = {
     "data": {"config", "records"},
     "engine": {"config", "records", "data"},
     "study": {"config", "records", "data", "engine"},
+    "plan": {"config", "data", "engine"},
     "analysis": {"config", "records"},
     "commands": {"config", "engine", "study", "analysis"},
 }

@@ -31,6 +31,7 @@ from cwgnc_train.engine.predict import predict as predict
 from cwgnc_train.engine.program_cache import keep_programs as keep_programs
 from cwgnc_train.engine.program_cache import seconds_saved as seconds_saved
 from cwgnc_train.engine.programs import Programs as Programs
+from cwgnc_train.engine.programs import compile_eval_step as compile_eval_step
 from cwgnc_train.engine.programs import compile_train_steps as compile_train_steps
 from cwgnc_train.engine.programs import steps_of_program as steps_of_program
 from cwgnc_train.engine.progress import Progress as Progress
