@@ -102,6 +102,13 @@ def test_empty_trees_pass(make):
     assert jax.tree.structure(state) == jax.tree.structure(make().init({}))
 
 
+@EVERY
+def test_updates_of_other_components_than_those_of_init_are_refused(tx):
+    state = tx.init({"a": {"w": jnp.ones(2)}, "b": {"w": jnp.ones(2)}})
+    with pytest.raises(ValueError, match="have 1 components, but the clip was init"):
+        tx.update({"a": {"w": jnp.ones(2)}}, state)
+
+
 @pytest.mark.parametrize(
     ("make", "error", "match"),
     [
@@ -126,6 +133,7 @@ def test_empty_trees_pass(make):
             "warmup_steps must be at",
         ),
         (lambda: olmo_clip(1.0, warmup_factor=0), ValueError, "warmup_factor must be"),
+        (lambda: autoclip(eps=-1.0), ValueError, "eps must be 0 or a positive num"),
         (lambda: autoclip(101), ValueError, r"percentile must lie in \[0, 100"),
         (lambda: autoclip(history_length=0), ValueError, "history_length must be at l"),
         (lambda: autoclip(history_length=jnp.int32(9)), TypeError, "static_args"),

@@ -80,6 +80,16 @@ def test_by_default_the_64th_norm_is_the_first_that_is_judged():
         assert state.skipped == skipped
 
 
+def test_the_third_norm_is_judged_by_the_deviation_of_two():
+    # Their mean is 2, their deviation the root of 2.
+    tx = spike_skip(optax.sgd(1.0), sigmas=1.0, window=4)
+    for norm, skipped in ((3.3, 0), (3.5, 1)):
+        state = tx.init({"w": jnp.zeros(1)})
+        for each in (1.0, 3.0, norm):
+            _, state = tx.update({"w": jnp.array([each])}, state)
+        assert state.skipped == skipped
+
+
 def test_a_new_level_of_norms_is_soon_no_outlier():
     tx = spike_skip(optax.identity(), window=16)
     sizes = jnp.concatenate([1 + 0.1 * jnp.arange(16) % 2, jnp.full(20, 100.0)])

@@ -29,6 +29,7 @@ _EVERY = ("tests/test_defaults.py", "tests/composition/test_numbers.py")
 TESTS = {
     "cwgnc_jax._clipping": (
         *("tests/test_clipping.py", "tests/test_thresholds.py", *_EVERY),
+        *("tests/test_nonfinite.py", "tests/test_compiled_clip.py"),
     ),
     "cwgnc_jax._norms": (
         *("tests/test_clipping.py", "tests/test_stacked_axes.py"),

@@ -5,7 +5,6 @@ from pathlib import Path
 
 import jax
 import numpy as np
-import scipy.special
 
 from cwgnc_jax import models
 from cwgnc_train.config import PredictConfig, UserError
@@ -128,8 +127,11 @@ def _write(output: Path, task: Task, logits: np.ndarray) -> None:
         rows = ["index\tprediction"]
         rows += [f"{index}\t{value:.4f}" for index, value in enumerate(logits[:, 0])]
     else:
+        # It takes a while to import, as long as nothing else has.
+        from scipy.special import softmax
+
         rows = ["index\tprediction\tprobability"]
-        for index, row in enumerate(scipy.special.softmax(logits, axis=-1)):
+        for index, row in enumerate(softmax(logits, axis=-1)):
             best = int(row.argmax())
             rows.append(f"{index}\t{task.label_names[best]}\t{row[best]:.4f}")
     output.parent.mkdir(parents=True, exist_ok=True)
