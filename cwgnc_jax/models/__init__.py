@@ -21,7 +21,12 @@ from cwgnc_jax.models.parameters import (
     top_parameters,
 )
 from cwgnc_jax.models.roberta import RobertaConfig, XLMRobertaConfig
-from cwgnc_jax.models.weights import Checkpoint, load_pretrained, save_pretrained
+from cwgnc_jax.models.weights import (
+    Checkpoint,
+    load_config,
+    load_pretrained,
+    save_pretrained,
+)
 
 __all__ = (
     "BertConfig",
@@ -36,6 +41,7 @@ __all__ = (
     "XLMRobertaConfig",
     "apply",
     "init_params",
+    "load_config",
     "load_pretrained",
     "merge_params",
     "redraw",

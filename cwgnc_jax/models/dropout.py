@@ -1,5 +1,6 @@
 """Dropout with explicit keys and rates that may be traced."""
 
+import functools
 import math
 from typing import Any, NamedTuple
 
@@ -7,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 from jax.typing import ArrayLike
-from jaxtyping import Float, PRNGKeyArray
+from jaxtyping import Float, PRNGKeyArray, UInt16
 
 
 class Rates(NamedTuple):
@@ -22,6 +23,7 @@ class Noise(NamedTuple):
     """The random key and the rates for the dropout of one forward pass."""
 
     key: PRNGKeyArray | None
+    """A key, a vector of the keys of some places, or None for no dropout."""
     rates: Any
     """:class:`Rates`, or the NamedTuple that a type of model has instead."""
 
@@ -29,7 +31,22 @@ class Noise(NamedTuple):
         """Derives the noise of one place in the model; without a key there is none."""
         if self.key is None:
             return self
+        if self.key.ndim:
+            return self._replace(key=self.key[site])
         return self._replace(key=jax.random.fold_in(self.key, site))
+
+    def of_layers(self, first: int, layers: int, sites: int) -> list["Noise"]:
+        """Derives the noise of so many sites in each of several places, one a layer.
+
+        The keys are those of ``at(first + layer).at(site)``. Derived all at once they
+        are one kernel on an accelerator, and one for each otherwise.
+        """
+        if self.key is None:
+            return [self] * layers
+        fold_in = jax.vmap(jax.random.fold_in, (None, 0))
+        of_layers = fold_in(self.key, jnp.arange(first, first + layers))
+        keys = jax.vmap(fold_in, (0, None))(of_layers, jnp.arange(sites))
+        return [self._replace(key=keys[layer]) for layer in range(layers)]
 
 
 def dropout(
@@ -41,9 +58,10 @@ def dropout(
 
     Each element of ``x`` has its own mask; examples and heads share nothing. Two
     elements use the two halves of one random 32-bit word, which halves the cost of
-    dropout on a CPU. Therefore ``p`` is ``rate`` rounded to the nearest multiple of
-    2**-16, an error of at most 7.6e-6. The scale uses the rounded ``p``, so that the
-    expectation of ``y`` is exactly ``x``. Rate 0 returns ``x`` exactly.
+    dropout. Therefore ``p`` is ``rate`` rounded to the nearest multiple of 2**-16, an
+    error of at most 7.6e-6. The scale uses the rounded ``p``, so that the expectation
+    of ``y`` is exactly ``x``. Rate 0 returns ``x`` exactly. Which elements share a word
+    depends on the platform: a key gives other masks on a GPU or TPU than on a CPU.
 
     Args:
       key: A key for this place and step; None for no dropout.
@@ -71,14 +89,35 @@ def dropout(
     # At most 2**16 - 1, so that a rate just below 1 does not drop everything.
     threshold = jnp.minimum(jnp.round(jnp.float32(rate) * 2**16), 2**16 - 1)
     keep = 1 - threshold / 2**16
-    mask = _random_uint16(key, x.shape) >= threshold.astype(jnp.uint16)
+    # jax.random.bits(dtype=uint16) would draw a whole word for each integer.
+    halves = jax.lax.platform_dependent(
+        key,
+        cpu=functools.partial(neighbours_share_words, shape=x.shape),
+        default=functools.partial(rows_share_words, shape=x.shape),
+    )
+    mask = halves >= threshold.astype(jnp.uint16)
     return jnp.where(mask, x * (1 / keep).astype(x.dtype), jnp.zeros((), x.dtype))
 
 
-def _random_uint16(key: PRNGKeyArray, shape: tuple[int, ...]) -> Array:
-    """Draws uniform 16-bit integers, two from each 32-bit word."""
-    # jax.random.bits(dtype=uint16) would draw a whole word for each integer.
+def neighbours_share_words(
+    key: PRNGKeyArray, shape: tuple[int, ...]
+) -> UInt16[Array, "*shape"]:
+    """Draws 16 random bits an element; two along the last axis share a word."""
     *rest, last = shape
-    words = jax.random.bits(key, (*rest, math.ceil(last / 2)), jnp.uint32)
+    half = math.ceil(last / 2)
+    words = jax.random.bits(key, (*rest, half), jnp.uint32)
     halves = jax.lax.bitcast_convert_type(words, jnp.uint16)
-    return halves.reshape(*rest, -1)[..., :last]
+    return halves.reshape(*rest, 2 * half)[..., :last]
+
+
+def rows_share_words(
+    key: PRNGKeyArray, shape: tuple[int, ...]
+) -> UInt16[Array, "*shape"]:
+    """Draws 16 random bits an element; two along the first axis share a word.
+
+    The halves of neighbours would be an axis of 2, which a TPU moves, or pads to 128.
+    """
+    first, *rest = shape
+    words = jax.random.bits(key, (math.ceil(first / 2), *rest), jnp.uint32)
+    halves = jnp.concatenate([words & 0xFFFF, words >> 16])
+    return halves[:first].astype(jnp.uint16)

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 from jax.typing import DTypeLike
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 
 # The cost of a product with one-hot vectors grows with the number of rows.
 _FEW_ROWS = 512
@@ -43,7 +43,7 @@ def lookup(
       Array([[0., 0.],
              [2., 2.]], dtype=float32)
     """
-    return _rows(table, ids).astype(dtype)
+    return _rows(table, ids, jnp.dtype(dtype))
 
 
 def sinusoids(rows: int, features: int) -> Float[Array, "rows features"]:
@@ -71,31 +71,33 @@ def sinusoids(rows: int, features: int) -> Float[Array, "rows features"]:
     return jnp.asarray(table, jnp.float32)
 
 
-@jax.custom_vjp
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
 def _rows(
-    table: Float[Array, "rows features"], ids: Int[Array, "*shape"]
+    table: Float[Array, "rows features"], ids: Int[Array, "*shape"], dtype: np.dtype
 ) -> Float[Array, "*shape features"]:
-    return jnp.take(table, ids, axis=0, mode="clip")
+    return jnp.take(table, ids, axis=0, mode="clip").astype(dtype)
 
 
 def _forward(
-    table: Float[Array, "rows features"], ids: Int[Array, "*shape"]
+    table: Float[Array, "rows features"], ids: Int[Array, "*shape"], dtype: np.dtype
 ) -> tuple[Float[Array, "*shape features"], _Residuals]:
     # Only the table's shape and dtype are used, so XLA does not keep the table.
-    return _rows(table, ids), (ids.reshape(-1), table)
+    return _rows(table, ids, dtype), (ids.reshape(-1), table)
 
 
 def _backward(
-    residuals: _Residuals, cotangent: Float[Array, "*shape features"]
+    dtype: np.dtype, residuals: _Residuals, cotangent: Float[Array, "*shape features"]
 ) -> tuple[Float[Array, "rows features"], None]:
     ids, table = residuals
-    grads = cotangent.reshape(len(ids), -1).astype(table.dtype)
+    grads = cotangent.reshape(len(ids), -1)
     elsewhere = by_one_hot if len(table) <= _FEW_ROWS else by_sums_of_equals
+    # The products sum numbers of the cotangent's dtype in that of the table.
+    way = {"rows": len(table), "dtype": table.dtype}
     summed = jax.lax.platform_dependent(
         ids,
         grads,
-        cpu=functools.partial(by_scatter, rows=len(table)),
-        default=functools.partial(elsewhere, rows=len(table)),
+        cpu=functools.partial(by_scatter, **way),
+        default=functools.partial(elsewhere, **way),
     )
     return summed, None
 
@@ -104,28 +106,50 @@ _rows.defvjp(_forward, _backward)
 
 
 def by_scatter(
-    ids: Int[Array, " tokens"], grads: Float[Array, "tokens features"], rows: int
+    ids: Int[Array, " tokens"],
+    grads: Float[Array, "tokens features"],
+    rows: int,
+    dtype: DTypeLike,
 ) -> Float[Array, "rows features"]:
     """Adds each gradient to its row, one after the other."""
-    return jnp.zeros((rows, grads.shape[1]), grads.dtype).at[ids].add(grads)
+    zeros = jnp.zeros((rows, grads.shape[1]), dtype)
+    return zeros.at[ids].add(grads.astype(dtype))
 
 
 def by_one_hot(
-    ids: Int[Array, " tokens"], grads: Float[Array, "tokens features"], rows: int
+    ids: Int[Array, " tokens"],
+    grads: Float[Array, "tokens features"],
+    rows: int,
+    dtype: DTypeLike,
 ) -> Float[Array, "rows features"]:
     """Sums the gradients of each row by a product with one-hot vectors."""
-    one_hot = jax.nn.one_hot(ids, rows, dtype=grads.dtype, axis=0)
-    return jnp.dot(one_hot, grads, precision=jax.lax.Precision.HIGHEST)
+    return _summed(jnp.arange(rows)[:, None] == ids[None], grads, dtype)
 
 
 def by_sums_of_equals(
-    ids: Int[Array, " tokens"], grads: Float[Array, "tokens features"], rows: int
+    ids: Int[Array, " tokens"],
+    grads: Float[Array, "tokens features"],
+    rows: int,
+    dtype: DTypeLike,
 ) -> Float[Array, "rows features"]:
     """Sums the gradients of equal ids, then writes each sum to its row.
 
     A row is written once for each of its ids. These copies are equal, since they have
     the same summands in the same order, so it does not matter which is written last.
     """
-    equal = (ids[:, None] == ids[None, :]).astype(grads.dtype)
-    sums = jnp.dot(equal, grads, precision=jax.lax.Precision.HIGHEST)
-    return jnp.zeros((rows, grads.shape[1]), grads.dtype).at[ids].set(sums)
+    sums = _summed(ids[:, None] == ids[None, :], grads, dtype)
+    return jnp.zeros((rows, grads.shape[1]), dtype).at[ids].set(sums)
+
+
+def _summed(
+    chosen: Bool[Array, "sums tokens"],
+    grads: Float[Array, "tokens features"],
+    dtype: DTypeLike,
+) -> Float[Array, "sums features"]:
+    """Sums chosen gradients in a wider dtype, exactly but for rounding of the sums."""
+    return jnp.dot(
+        chosen.astype(grads.dtype),
+        grads,
+        precision=jax.lax.Precision.HIGHEST,
+        preferred_element_type=dtype,
+    )

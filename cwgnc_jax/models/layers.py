@@ -24,6 +24,8 @@ from cwgnc_jax.models.embedding import lookup
 
 Wanted = Int[Array, " wanted"]
 """The tokens whose output is wanted."""
+_SITES = 3
+"""Of dropout in a layer: attention, its output, the layer's output."""
 
 
 class Embeddings(nnx.Module):
@@ -211,13 +213,14 @@ def run_scoped_layers(
       scopes: What the attention of each layer needs to know about the batch.
       x: The input of the first layer.
       wanted: The tokens whose output of the last layer is wanted, or None for all.
-      noise: Layer i uses the noise of place 2 + i.
+      noise: Layer i uses the noise of three sites of place 2 + i.
       remat: Whether the backward pass recomputes the inside of each layer.
 
     Returns:
       The input of each layer, and the output of the last layer for the wanted tokens.
     """
     shape = x.shape
+    noises = noise.of_layers(2, len(layers), _SITES)
     hidden_states: list[Float[Array, "rows length hidden"]] = []
     # Rows and length are one axis outside the attention: with two the products of the
     # backward pass are a tenth slower.
@@ -232,7 +235,7 @@ def run_scoped_layers(
                 _call_layer,
                 *nnx.split(layer),
                 scope=scope,
-                noise=noise.at(2 + index),
+                noise=noises[index],
                 tokens=wanted if last else None,
             ),
         )

@@ -67,6 +67,37 @@ class Checkpoint:
         return name if hub else None
 
 
+def load_config(
+    model: str | Path, *, num_labels: int, revision: str | None = None
+) -> EncoderConfig:
+    """Reads the config of a sequence classifier; its weights need not be there.
+
+    Args:
+      model: A local directory with config.json, or the id of a model on the Hugging
+        Face hub.
+      num_labels: Width of the classifier.
+      revision: A branch, tag or commit on the hub.
+
+    Returns:
+      The config.
+
+    Raises:
+      CheckpointError: If the file cannot be found or read, or the type of model is not
+        supported.
+
+    Examples:
+      >>> import json, pathlib, tempfile
+      >>> from cwgnc_jax import models
+      >>> with tempfile.TemporaryDirectory() as directory:
+      ...     file = pathlib.Path(directory, "config.json")
+      ...     _ = file.write_text(json.dumps({"model_type": "bert"}))
+      ...     models.load_config(directory, num_labels=3).num_hidden_layers
+      12
+    """
+    directory = resolve(model, revision)
+    return _read_config(directory, read_json(directory / CONFIG), num_labels)
+
+
 def load_pretrained(
     model: str | Path,
     *,
@@ -114,10 +145,7 @@ def load_pretrained(
     """
     directory = resolve(model, revision)
     source_config = read_json(directory / CONFIG)
-    try:
-        config = read_config(source_config, num_labels)
-    except ValueError as error:
-        raise CheckpointError(f"{directory / CONFIG}: {error}") from error
+    config = _read_config(directory, source_config, num_labels)
     encoder = encoder_of(config)
     tensors, unusable = _read_tensors(weight_files(directory), encoder, new_head)
     if config.num_hidden_layers > len(tensors):
@@ -161,6 +189,15 @@ def load_pretrained(
         new_parameters=new,
         source_config=source_config,
     )
+
+
+def _read_config(
+    directory: Path, source_config: dict[str, Any], num_labels: int
+) -> EncoderConfig:
+    try:
+        return read_config(source_config, num_labels)
+    except ValueError as error:
+        raise CheckpointError(f"{directory / CONFIG}: {error}") from error
 
 
 def save_pretrained(

@@ -3,7 +3,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from cwgnc_jax.models.dropout import dropout
+from cwgnc_jax.models.dropout import (
+    Noise,
+    dropout,
+    neighbours_share_words,
+    rows_share_words,
+)
+
+WAYS = pytest.mark.parametrize("way", [neighbours_share_words, rows_share_words])
 
 
 @pytest.mark.parametrize("rate", [0.1, 0.5, 0.9])
@@ -30,15 +37,46 @@ def test_every_example_and_head_has_its_own_mask():
     assert np.abs(correlations).max() < 5 / 32
 
 
-def test_neighbours_that_share_a_random_word_are_independent():
-    mask = np.asarray(dropout(jax.random.key(0), jnp.ones((500, 1000)), 0.3) != 0)
-    pairs = np.corrcoef(mask[:, 0::2].ravel(), mask[:, 1::2].ravel())
-    assert abs(pairs[0, 1]) < 5 / 500
+@WAYS
+def test_all_bits_of_all_elements_are_fair_and_independent(way):
+    bits = np.asarray(way(jax.random.key(0), shape=(500, 1000)))
+    assert bits.dtype == np.uint16
+    # Of uniform integers, mean and deviation; and each bit is as often 0 as 1.
+    assert abs(bits.mean() / (2**16 - 1) - 0.5) < 5 / np.sqrt(12 * bits.size)
+    ones = [((bits >> bit) & 1).mean() for bit in range(16)]
+    np.testing.assert_allclose(ones, 0.5, atol=5 * 0.5 / np.sqrt(bits.size))
+    # Whichever two share a word.
+    mask = bits >= 20_000
+    for one, other in (
+        (mask[:, 0::2], mask[:, 1::2]),
+        (mask[:250], mask[250:]),
+    ):
+        assert abs(np.corrcoef(one.ravel(), other.ravel())[0, 1]) < 5 / 500
 
 
-@pytest.mark.parametrize("shape", [(7,), (2, 3, 5), (1,), (4, 0)])
-def test_any_shape_will_do(shape):
+@WAYS
+@pytest.mark.parametrize("shape", [(7,), (2, 3, 5), (1,), (4, 0), (0, 3)])
+def test_any_shape_will_do(way, shape):
+    assert way(jax.random.key(0), shape=shape).shape == shape
     assert dropout(jax.random.key(0), jnp.ones(shape), 0.5).shape == shape
+
+
+def test_only_a_cpu_splits_words_along_an_axis_of_their_own():
+    trace = jax.jit(dropout).trace(jax.random.key(0), jnp.ones((8, 6)), 0.5)
+    for platform, splits in (("cpu", 1), ("cuda", 0), ("tpu", 0)):
+        text = trace.lower(lowering_platforms=(platform,)).as_text()
+        assert text.count("bitcast_convert") == splits, platform
+
+
+def test_keys_of_layers_derived_at_once_are_those_derived_one_by_one():
+    noise = Noise(jax.random.key(3), None)
+    for layer, own in enumerate(noise.of_layers(2, 4, 3)):
+        for site in range(3):
+            one = noise.at(2 + layer).at(site).key
+            np.testing.assert_array_equal(
+                jax.random.key_data(own.at(site).key), jax.random.key_data(one)
+            )
+    assert Noise(None, None).of_layers(2, 4, 3) == [Noise(None, None)] * 4
 
 
 def test_a_rate_near_one_drops_nearly_everything_but_not_all():

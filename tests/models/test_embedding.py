@@ -11,15 +11,17 @@ from cwgnc_jax.models.embedding import (
 )
 
 
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 @pytest.mark.parametrize("rows", [2, 40, 600])
 @pytest.mark.parametrize("way", [by_scatter, by_one_hot, by_sums_of_equals])
-def test_all_ways_to_sum_the_gradients_of_rows_agree(way, rows):
+def test_all_ways_sum_the_gradients_of_rows_in_float32(way, rows, dtype):
     rng = np.random.default_rng(0)
     ids = rng.integers(0, rows, 70)
-    grads = rng.standard_normal((70, 5)).astype(np.float32)
+    grads = jnp.asarray(rng.standard_normal((70, 5)), dtype)
     expected = np.zeros((rows, 5))
-    np.add.at(expected, ids, grads.astype(np.float64))
-    actual = jax.jit(way, static_argnums=2)(ids, grads, rows)
+    np.add.at(expected, ids, np.asarray(grads, np.float64))
+    actual = jax.jit(way, static_argnums=(2, 3))(ids, grads, rows, jnp.float32)
+    assert actual.dtype == jnp.float32
     np.testing.assert_allclose(actual, expected, rtol=1e-5, atol=1e-5)
 
 

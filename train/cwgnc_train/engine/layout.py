@@ -133,14 +133,17 @@ class Layout:
         return stacked if self.strategy == "pmap" else place(stacked, self.over_runs())
 
 
-def choose_mesh(config: DevicesConfig, runs: int, examples: int) -> Mesh:
+def choose_mesh(
+    config: DevicesConfig, runs: int, examples: int, devices: Any = None
+) -> Mesh:
     """Arranges devices along the axes ``run`` and ``data``.
 
     By default as many devices as can share the runs evenly do, and all that this leaves
     over share the batches, whose ``examples`` are the most that they can share. Devices
-    that are not there, or cannot be split as asked for, are a UserError.
+    that are not there, or cannot be split as asked for, are a UserError. ``devices``
+    are those of this machine unless others are given.
     """
-    devices, wanted = jax.devices(), config.devices
+    devices, wanted = devices or jax.devices(), config.devices
     if wanted is not None:
         if not hosts.alone():
             raise UserError(

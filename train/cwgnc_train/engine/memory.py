@@ -21,12 +21,14 @@ def fit_layout(
     count: int,
     layout: Layout,
     needed: Callable[[Layout], int],
+    free: int | None = None,
 ) -> tuple[Layout, str]:
     """Decides how many of ``count`` runs share a program, how they lie in it, and why.
 
     Unless so many are ``wanted``, each device of a CPU takes one run and other devices
     take up to eight together, as many as fit: ``needed`` tells the bytes that the
-    program of a layout takes on a device.
+    program of a layout takes on a device, ``free`` those that a device has, if not
+    what its devices say.
     """
     devices = layout.run_devices
 
@@ -41,9 +43,10 @@ def fit_layout(
         return of(runs), f"as asked for, in groups of {together}"
     if count == 1 and devices == 1:
         return of(1), "a single run"
-    # The same in all processes, so that they choose the same layout.
-    [missing] = hosts.largest(-bytes_free(list(layout.mesh.local_devices)))
-    free = -missing
+    if free is None:
+        # The same in all processes, so that they choose the same layout.
+        [missing] = hosts.largest(-bytes_free(list(layout.mesh.local_devices)))
+        free = -missing
     if layout.platform == "cpu":
         runs, why = devices, "a CPU gains little from more"
     else:
