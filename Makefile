@@ -9,6 +9,9 @@
 # make benchmarks   all benchmarks and their pages, on real tasks: GLUE=DIR with one
 #                   folder of TSV files for each
 # make benchmarks-gpu the same on a GPU, with VENV=.venv-gpu for an environment of its own
+# make compiled     what the compilers of GPUs and TPUs make of the step, without a device
+# make gpu-bundle   all that the check on a GPU needs where there is no network
+# make gpu-check    the check on a GPU, from that folder: eight minutes
 PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
@@ -29,7 +32,8 @@ OR_SAY = >$(VENV)/pip.log 2>&1 || { \
   echo "pip cannot install what $@ needs: $$(tail -n 1 $(VENV)/pip.log)"; \
   echo "check the network or pip's index, and give the same command again"; exit 1; }
 
-.PHONY: quickstart test slow coverage mutants lint docs benchmarks benchmarks-gpu
+.PHONY: quickstart test slow coverage mutants lint docs benchmarks benchmarks-gpu \
+  compiled gpu-bundle gpu-check
 quickstart: $(VENV)/train.stamp
 	$(BIN)/python -m examples.fetch_minilm quickstart/minilm
 	$(BIN)/python -m examples.acceptability quickstart/data
@@ -107,6 +111,46 @@ benchmarks-gpu: $(VENV)/test.stamp $(KERAS)/stamp $(FLAX)/stamp
 	  --json $(GPU_RESULTS)/memory.json
 	$(BIN)/python -m benchmarks.many_runs --runs 8 25 --json $(GPU_RESULTS)/many_runs.json
 	$(BIN)/python -m benchmarks.summary --results $(GPU_RESULTS)
+
+# Both compilers, beside the CPU's: some 6 GB. They need no GPU and no TPU.
+COMPILERS = $(VENV)/compilers
+compiled: $(COMPILERS)/stamp
+	$(COMPILERS)/bin/python -m benchmarks.compiled --json $(RESULTS)/compiled.json
+
+$(COMPILERS)/stamp: $(VENV)/pip.stamp pyproject.toml
+	$(PYTHON) -m venv $(COMPILERS)
+	$(COMPILERS)/bin/python -m pip install -q -e '.[train]' \
+	  'jax[cuda13,tpu]==$(JAX:jax==%=%)'
+	touch $@
+
+# The machine of the check has Python 3.12, jax, flax, optax, transformers and torch.
+BUNDLE = gpu-bundle
+define HALVE
+import sys
+from safetensors.numpy import load_file, save_file
+arrays = load_file(sys.argv[1])
+halves = {k: x.astype('f2') if x.dtype == 'f4' else x for k, x in arrays.items()}
+save_file(halves, sys.argv[1], {'format': 'pt'})
+endef
+export HALVE
+GPU_PYTHON ?= python3
+gpu-bundle: $(VENV)/train.stamp
+	rm -rf $(BUNDLE)
+	$(BIN)/python -m pip download -q --dest $(BUNDLE)/wheels --no-deps \
+	  --only-binary :all: --python-version 3.12 --platform manylinux2014_x86_64 \
+	  tyro docstring_parser typeguard jaxtyping wadler_lindig psutil rich \
+	  markdown-it-py mdurl pygments safetensors
+	$(BIN)/python -m examples.fetch_minilm $(BUNDLE)/minilm
+	$(BIN)/python -c "$$HALVE" $(BUNDLE)/minilm/model.safetensors
+
+gpu-check:
+	@test -d $(BUNDLE)/wheels || { \
+	  echo "no folder $(BUNDLE): make gpu-bundle where there is a network"; exit 1; }
+	$(GPU_PYTHON) -m venv --system-site-packages $(BUNDLE)/venv
+	$(BUNDLE)/venv/bin/python -m pip install -q --no-index --no-deps \
+	  $(BUNDLE)/wheels/*.whl
+	PYTHONPATH=train $(BUNDLE)/venv/bin/python -m benchmarks.gpu_check \
+	  --model $(BUNDLE)/minilm --json $(RESULTS)/gpu_check.json
 
 docs: $(VENV)/test.stamp
 	@$(PIP) --group docs $(OR_SAY)

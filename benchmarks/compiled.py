@@ -42,6 +42,7 @@ from cwgnc_train.plan import (
     lower_evaluation,
     lower_train_steps,
     read_program,
+    without_devices,
 )
 
 MODELS = SIZES | {"modernbert": models.ModernBertConfig()}
@@ -267,8 +268,7 @@ def main() -> None:
     parser.add_argument("--row", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.row:
-        # The compilers of accelerators, on the host's processor.
-        jax.config.update("jax_platforms", "cpu")
+        without_devices()
         print(json.dumps(measure(Row(**json.loads(args.row)))))
         return
     rows = all_rows(args.on, args.models)

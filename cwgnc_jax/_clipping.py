@@ -278,7 +278,12 @@ def clip_components(
                     "call tx.update(grads, opt_state, params)."
                 )
             trees.append(assign(params, component_fn, stacked_axes))
-            check_rows(len(trees[1].names), assigned.names)
+            if len(trees[1].names) != len(assigned.names):
+                raise ValueError(
+                    f"The updates have {len(assigned.names)} components, and the "
+                    f"parameters {len(trees[1].names)}: call tx.update(grads, "
+                    f"opt_state, params) with the parameters of these gradients."
+                )
         squares, *param_squares = squared_norms(trees, axis_name)
         measured = Measured(
             assigned.names,

@@ -41,6 +41,14 @@ def test_a_norm_that_teaches_nothing_leaves_a_gap_in_the_history():
             np.testing.assert_allclose(updates["w"][0], expected, rtol=1e-6)
 
 
+def test_a_history_of_one_step_clips_nothing():
+    tx = autoclip(50.0, history_length=1, eps=0)
+    state = tx.init({"w": jnp.zeros(1)})
+    for norm in (1.0, 5.0):
+        updates, state = tx.update({"w": jnp.array([norm])}, state)
+        assert updates["w"] == norm
+
+
 def zclip_by_hand(norms, z_threshold, decay, warmup_steps):
     """The norms that are left without a cap ``[steps, components]``, and moments."""
     kept = norms.copy()

@@ -95,7 +95,7 @@ ROOMS = {
     "study": {"config", "records", "data", "engine"},
     "plan": {"config", "data", "engine"},
     "analysis": {"config", "records"},
-    "commands": {"config", "engine", "study", "analysis"},
+    "commands": {"config", "engine", "study", "analysis", "plan"},
 }
 APPLICATION = "train/cwgnc_train"
 

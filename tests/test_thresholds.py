@@ -154,6 +154,14 @@ def test_adaptive_clipping_by_unit_or_by_tensor_is_that_of_optax(stacked_axes, a
     assert 0 < clipped.sum() < 4 or axis
 
 
+def test_relative_threshold_refuses_parameters_of_other_components():
+    tx = component_clip_by_global_norm(relative_to_params(1.0))
+    with pytest.raises(
+        ValueError, match="have 5 components, and the parameters 1: call"
+    ):
+        tx.update(GRADS, tx.init(GRADS), {"w": jnp.ones(2)})
+
+
 def test_relative_threshold_names_the_missing_parameters():
     tx = component_clip_by_global_norm([("head", relative_to_params(1.0)), (".*", 1)])
     with pytest.raises(ValueError, match=r"call tx.update\(grads, opt_state, params\)"):

@@ -2,7 +2,7 @@
 
 import functools
 import math
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -95,7 +95,7 @@ def dropout(
         cpu=functools.partial(neighbours_share_words, shape=x.shape),
         default=functools.partial(rows_share_words, shape=x.shape),
     )
-    mask = halves >= threshold.astype(jnp.uint16)
+    mask = cast(Array, halves) >= threshold.astype(jnp.uint16)
     return jnp.where(mask, x * (1 / keep).astype(x.dtype), jnp.zeros((), x.dtype))
 
 

@@ -12,6 +12,7 @@ CONFIGS = {
     "report": config.ReportConfig,
     "racing": config.RacingConfig,
     "unfreeze": config.UnfreezeConfig,
+    "plan": config.PlanConfig,
     "reproduce": config.ReproduceConfig,
 }
 

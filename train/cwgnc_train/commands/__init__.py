@@ -18,6 +18,7 @@ COMMANDS = {
     "report": "tables, tests and figures of such a study",
     "racing": "how the components of its runs converge, failed and successful",
     "unfreeze": "what gradual unfreezing did in it, iteration by iteration",
+    "plan": "what a command would need on a GPU or TPU that is not here",
     "reproduce": "the paper's tables and figures, cut to a budget of minutes",
 }
 """Each is a function of :mod:`cwgnc_train.commands.entry_points`."""

@@ -9,9 +9,11 @@ from typing import Any
 
 import tyro
 
+from cwgnc_train.commands.need_lines import need_lines
 from cwgnc_train.config import (
     ComponentsConfig,
     FinetuneConfig,
+    PlanConfig,
     PredictConfig,
     RacingConfig,
     ReportConfig,
@@ -82,6 +84,16 @@ def stability(config: StabilityConfig) -> None:
     if hosts.is_primary():
         print(f"records  {config.workdir / 'records.jsonl'}")
         print(f"next     cwgnc report {config.workdir}")
+
+
+def plan(config: PlanConfig) -> None:
+    """Estimates what a command would need on accelerators."""
+    from cwgnc_train.plan import find_needs, find_slice, without_devices
+
+    without_devices()
+    slices = [find_slice(name) for name in config.on]
+    for line in need_lines(find_needs(config.command, slices)):
+        print(line, flush=True)
 
 
 def reproduce(config: ReproduceConfig) -> None:

@@ -14,6 +14,7 @@ from cwgnc_train.config.finetune import PRESETS as PRESETS
 from cwgnc_train.config.finetune import FinetuneConfig as FinetuneConfig
 from cwgnc_train.config.methods import METHODS as METHODS
 from cwgnc_train.config.methods import find_method as find_method
+from cwgnc_train.config.plan import PlanConfig as PlanConfig
 from cwgnc_train.config.recipe import CLIP_NUMBERS as CLIP_NUMBERS
 from cwgnc_train.config.recipe import DataConfig as DataConfig
 from cwgnc_train.config.recipe import OptimizerConfig as OptimizerConfig

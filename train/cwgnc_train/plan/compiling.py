@@ -20,6 +20,11 @@ registers_per_core_limit: 65536 registers_per_block_limit: 65536
 """
 
 
+def without_devices() -> None:
+    """Keeps JAX from looking for the accelerators whose compilers are installed."""
+    jax.config.update("jax_platforms", "cpu")
+
+
 def devices_of(wanted: Slice) -> list[Any]:
     """Returns devices that programs can be compiled for, and that cannot run them.
 

@@ -22,11 +22,14 @@ from cwgnc_train.engine import (
 def abstract_runs(
     config: StepConfig,
     layout: Layout,
+    optimizer: OptimizerConfig | None = None,
     regularization: RegularizationConfig | None = None,
 ) -> RunState:
     """Returns the shapes of the runs of a layout, and where they lie."""
     hparams = make_hparams(
-        OptimizerConfig(), regularization or RegularizationConfig(), total_steps=1
+        optimizer or OptimizerConfig(),
+        regularization or RegularizationConfig(),
+        total_steps=1,
     )
 
     def one_run() -> RunState:
