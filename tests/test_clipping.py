@@ -377,8 +377,3 @@ def test_component_fn_under_inject_hyperparams_names_the_fix():
     )
     with pytest.raises(TypeError, match='static_args="component_fn"'):
         tx.init({"w": jnp.ones(1)})
-
-
-def test_a_component_fn_that_is_no_function_is_refused_before_there_are_parameters():
-    with pytest.raises(TypeError, match="component_fn must be a function"):
-        component_clip_by_global_norm(1.0, "by_layer")  # type: ignore[arg-type]

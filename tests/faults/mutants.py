@@ -30,7 +30,7 @@ TESTS = {
     "cwgnc_jax._clipping": (
         *("tests/test_clipping.py", "tests/test_thresholds.py", *_EVERY),
         *("tests/test_nonfinite.py", "tests/test_compiled_clip.py"),
-        "tests/test_stacked_axes.py",
+        *("tests/test_stacked_axes.py", "tests/test_components.py"),
     ),
     "cwgnc_jax._norms": (
         *("tests/test_clipping.py", "tests/test_stacked_axes.py"),
