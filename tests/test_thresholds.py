@@ -97,6 +97,7 @@ def test_rules_must_cover_every_component_and_each_match_one(rules, match):
 @pytest.mark.parametrize(
     ("rules", "error", "match"),
     [
+        ([], TypeError, "max_norm must be a real number"),
         ([("(", 1.0)], ValueError, r"'\(' is not a valid regular expr"),
         ([("a", -1.0)], ValueError, "max_norm of 'a' must be positive"),
         ([("a", "b")], TypeError, "max_norm of 'a' must be a real number, got 'b'"),
