@@ -1,7 +1,7 @@
 """What XLA makes of our programs for accelerators that are not here: estimates.
 
     python -m benchmarks.compiled [--on h100 v5e ...] [--models base large ...]
-        [--quick] [--json FILE]
+        [--quick] [--text FOLDER] [--json FILE]
 
 Each program is compiled by the accelerator's own compiler, in a process of its own. The
 text of the compiled program says which kernels run, what they move and multiply, and
@@ -48,6 +48,8 @@ from cwgnc_train.plan import (
 MODELS = SIZES | {"modernbert": models.ModernBertConfig()}
 TITLES = NAMES | {"modernbert": "ModernBERT-base"}
 EXAMPLES = 2490  # RTE's.
+STEPS = 10
+"""Those of one program, as training takes them on an accelerator."""
 MATMUL = {"float32": "highest", "tf32": "default", "bfloat16": "default"}
 
 
@@ -96,8 +98,11 @@ def all_rows(accelerators: list[str], names: list[str]) -> list[Row]:
 _ALONE = ("clip", "adam", "clip and adam")
 
 
-def measure(row: Row) -> dict[str, Any]:
-    """Compiles a program and returns what the JSON file holds of it."""
+def measure(row: Row, text: Path | None = None) -> dict[str, Any]:
+    """Compiles a program and returns what the JSON file holds of it, for one step.
+
+    With ``text`` the compiler's own text of the program is written there.
+    """
     wanted = find_slice(row.on)
     jax.config.update("jax_default_matmul_precision", MATMUL[row.precision])
     begun = time.monotonic()
@@ -105,6 +110,8 @@ def measure(row: Row) -> dict[str, Any]:
     traced = time.monotonic()
     compiled = compile_for(wanted, lowered)
     done = time.monotonic()
+    if text is not None:
+        text.write_text(compiled.as_text())
     costs = estimate(read_program(compiled.as_text()), wanted.accelerator)
     memory = compiled.memory_analysis()
     return dataclasses.asdict(row) | {
@@ -120,21 +127,22 @@ def measure(row: Row) -> dict[str, Any]:
 
 
 def _of_costs(costs: Costs, wanted: Slice, row: Row) -> dict[str, Any]:
-    rate, bandwidth = (
-        wanted.accelerator.rates[row.precision],
-        wanted.accelerator.bandwidth,
-    )
+    steps, accelerator = STEPS if row.program == "step" else 1, wanted.accelerator
+    rate, bandwidth = accelerator.rates[row.precision], accelerator.bandwidth
     return {
-        "kernels": costs.count,
-        "seconds": costs.seconds,
-        "cycles": costs.cycles,
-        "flops": costs.flops,
-        "bytes": costs.bytes,
+        "kernels": costs.count / steps,
+        "seconds": costs.seconds / steps,
+        "cycles": costs.cycles / steps,
+        "flops": costs.flops / steps,
+        "bytes": costs.bytes / steps,
         "of_rate": costs.flops / costs.seconds / rate,
         "of_bandwidth": costs.bytes / costs.seconds / bandwidth,
-        "parts": {name: list(part) for name, part in costs.parts().items()},
+        "parts": {
+            name: [seconds / steps, count / steps]
+            for name, (seconds, count) in costs.parts().items()
+        },
         "collectives": [
-            [each.kind, each.bytes, each.times] for each in costs.collectives
+            [each.kind, each.bytes, each.times / steps] for each in costs.collectives
         ],
     }
 
@@ -152,7 +160,7 @@ def lower(row: Row, wanted: Slice) -> Any:
     runs = abstract_runs(config, layout)
     size = {"shape": (row.batch, LENGTH), "slots": row.batch, "examples": EXAMPLES}
     if row.program == "step":
-        return lower_train_steps(config, layout, runs, steps=1, **size)
+        return lower_train_steps(config, layout, runs, steps=STEPS, **size)
     if row.program == "evaluation":
         return lower_evaluation(config, layout, runs, **size)
     return _lower_alone(row.program, layout, runs.params)
@@ -200,8 +208,9 @@ def page(result: dict[str, Any]) -> str:
         "the published bandwidth, its products at 70 % of the published rate, and 2 µs "
         "for a launch; products are not autotuned, so their tiles mean nothing. A "
         "TPU's kernel is priced by the cycles that its compiler estimates, at the "
-        "clock that the published rate implies. Batches are rows of "
-        f"{LENGTH} tokens; dropout is on, the clip keeps its report.",
+        "clock that the published rate implies. A step is a tenth of a program of "
+        f"{STEPS}. Batches are rows of {LENGTH} tokens; dropout is on, the clip keeps "
+        "its report.",
     ]
     for on in dict.fromkeys(row["on"] for row in rows):
         lines += [
@@ -241,17 +250,17 @@ def _line(row: dict[str, Any]) -> str:
         if seconds > 0.015 * total
     )
     memory = (row["arguments"] + row["temporaries"] + row["new"]) / 1e9
-    kinds: dict[str, list[int]] = {}
+    kinds: dict[str, list[float]] = {}
     for kind, size, times in row["collectives"]:
         count, moved = kinds.get(kind, [0, 0])
         kinds[kind] = [count + times, moved + times * size]
     exchanged = ", ".join(
-        f"{count} {kind} of {moved / 1e6:.1f} MB"
+        f"{count:.0f} {kind} of {moved / 1e6:.1f} MB"
         for kind, (count, moved) in kinds.items()
     )
     of_rate = f"{100 * row['of_rate']:.0f} %" if row["flops"] else "–"
     return (
-        f"| {what} | {row['kernels']:,} | {1e3 * total:.2f} | {of_rate} | "
+        f"| {what} | {row['kernels']:,.0f} | {1e3 * total:.2f} | {of_rate} | "
         f"{memory:.2f} | {parts} | {exchanged or '–'} |"
     )
 
@@ -265,11 +274,12 @@ def main() -> None:
     parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS))
     parser.add_argument("--quick", action="store_true", help="two small programs")
     parser.add_argument("--json", type=Path)
+    parser.add_argument("--text", type=Path, help="a folder for the programs' texts")
     parser.add_argument("--row", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.row:
         without_devices()
-        print(json.dumps(measure(Row(**json.loads(args.row)))))
+        print(json.dumps(measure(Row(**json.loads(args.row)), args.text)))
         return
     rows = all_rows(args.on, args.models)
     if args.quick:
@@ -282,6 +292,10 @@ def main() -> None:
     result = {}
     for row in rows:
         command = [sys.executable, "-m", "benchmarks.compiled", "--row", row.key]
+        if args.text:
+            args.text.mkdir(parents=True, exist_ok=True)
+            name = "-".join(str(value) for value in dataclasses.astuple(row))
+            command += ["--text", str(args.text / f"{name.replace(':', '_')}.txt")]
         done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
         found[row.key] = json.loads(done.stdout.splitlines()[-1])
         result = {"benchmark": "compiled", "rows": list(found.values())}

@@ -77,6 +77,7 @@ def scale_by_adam(
             nu=optax.tree.zeros_like(params),
         )
 
+    @jax.named_scope("scale_by_adam")
     def update_fn(
         updates: optax.Updates, state: Any, params: optax.Params | None = None
     ) -> tuple[optax.Updates, optax.ScaleByAdamState]:

@@ -265,6 +265,7 @@ def clip_components(
             return ReportedState(state, empty_record(len(assigned.names)))
         return state
 
+    @jax.named_scope("component_clip")
     def update_fn(
         updates: optax.Updates, state: Any, params: optax.Params | None = None
     ) -> tuple[optax.Updates, Any]:

@@ -79,6 +79,7 @@ def component_norms(
     return OrderedDict((assigned.names[i], norms[row]) for row, i in enumerate(present))
 
 
+@jax.named_scope("component_norms")
 def squared_norms(
     trees: list[Assignment], axis_name: AxisName | None
 ) -> list[list[Float[jax.Array, ""]]]:
@@ -122,7 +123,12 @@ def _own_squares(
     squares: list[list[jax.Array]] = [[] for _ in tree.names]
     for part in tree.parts:
         _check_whole(part, axis_name)
-        square = cast(jax.Array, _squared_norm(part.leaf, part.axis))
+    whole = iter(_squared_norms([x.leaf for x in tree.parts if x.axis is None]))
+    for part in tree.parts:
+        if part.axis is None:
+            square = next(whole)
+        else:
+            square = cast(jax.Array, _square(part.leaf, part.axis))
         if axis_name:
             # The sum over the axes counts each copy of a replicated leaf.
             devices = math.prod(map(jax.lax.axis_size, _axes(axis_name)))
@@ -134,11 +140,44 @@ def _own_squares(
     return [functools.reduce(jnp.add, own) if own else nothing for own in squares]
 
 
+def _squared_norms(leaves: list[jax.Array]) -> list[Float[jax.Array, ""]]:
+    """Computes the squared norm of each leaf, in a way that suits the platform."""
+    # Leaves that are stacked count as varying over the mesh axes of any of them.
+    if not leaves or len(set(map(varying, leaves))) > 1:
+        return one_by_one(leaves)
+    found = jax.lax.platform_dependent(leaves, cpu=one_by_one, default=shape_by_shape)
+    return cast(list[jax.Array], found)
+
+
+def one_by_one(leaves: list[jax.Array]) -> list[Float[jax.Array, ""]]:
+    """Sums the squares of each leaf: on a CPU no gradient waits for another."""
+    return [_square(leaf, None) for leaf in leaves]
+
+
+def shape_by_shape(leaves: list[jax.Array]) -> list[Float[jax.Array, ""]]:
+    """Sums the squares of all leaves of a shape together.
+
+    An accelerator has one kernel for all biases of a length; a matrix has one for its
+    rows, whose sums are then added together with those of the matrices like it.
+    """
+    alike: dict[Any, list[int]] = {}
+    for i, leaf in enumerate(leaves):
+        alike.setdefault((jnp.shape(leaf), jnp.result_type(leaf)), []).append(i)
+    squares: dict[int, jax.Array] = {}
+    for (shape, dtype), numbers in alike.items():
+        if len(shape) > 1 or jnp.issubdtype(dtype, jnp.complexfloating):
+            rows = [cast(jax.Array, _square(leaves[i], 0)) for i in numbers]
+            sums = jnp.sum(jnp.stack(rows), axis=range(1, rows[0].ndim + 1))
+        else:
+            sums = _square(jnp.stack([leaves[i] for i in numbers]), 0)
+        own = jnp.unstack(cast(jax.Array, sums))
+        squares |= zip(numbers, own, strict=True)
+    return [squares[i] for i in range(len(leaves))]
+
+
 # Jitted, so that it is traced once for all leaves of a shape.
 @functools.partial(jax.jit, static_argnums=1)
-def _squared_norm(
-    leaf: Num[jax.Array, ...], axis: int | None
-) -> Float[jax.Array, "*layers"]:
+def _square(leaf: Num[jax.Array, ...], axis: int | None) -> Float[jax.Array, "*layers"]:
     reduced = None if axis is None else [i for i in range(leaf.ndim) if i != axis]
     pieces = [leaf.real, leaf.imag] if jnp.iscomplexobj(leaf) else [leaf]
     dtype = wide_dtype(pieces[0].dtype)

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 import cwgnc_jax
-from cwgnc_jax import component_clip_by_global_norm, component_norms
+from cwgnc_jax import _norms, component_clip_by_global_norm, component_norms
 
 GRADS = {
     "embeddings": {"word": jnp.array([[3.0, 4.0], [0.0, 12.0]])},
@@ -377,3 +377,16 @@ def test_component_fn_under_inject_hyperparams_names_the_fix():
     )
     with pytest.raises(TypeError, match='static_args="component_fn"'):
         tx.init({"w": jnp.ones(1)})
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32", "complex64"])
+def test_leaves_summed_shape_by_shape_are_those_summed_one_by_one(dtype):
+    shapes = [(), (3,), (3,), (), (2, 3), (3,), (2, 3), (2, 3, 4), (0,), (4, 0), (5,)]
+    rng = np.random.default_rng(0)
+    leaves = [jnp.asarray(rng.normal(size=shape), dtype) for shape in shapes]
+    leaves[5] = jnp.asarray(rng.normal(size=3), jnp.float32)
+    found = jax.jit(_norms.shape_by_shape)(leaves)
+    for square, leaf in zip(found, leaves, strict=True):
+        assert square.shape == () and square.dtype == jnp.float32
+        expected = np.sum(np.abs(np.asarray(leaf, np.complex128)) ** 2)
+        np.testing.assert_allclose(square, expected, rtol=1e-5)

@@ -1,5 +1,6 @@
 """What compilers are given: of a large tree, for accelerators that are not here."""
 
+import re
 import time
 
 import jax
@@ -75,6 +76,18 @@ def test_an_accelerator_takes_all_roots_at_once(tx, roots, platform):
     program = traced(tx).lower(lowering_platforms=(platform,)).as_text()
     assert program.count("stablehlo.sqrt") == roots
     assert program.count("stablehlo.divide") == 1
+
+
+@pytest.mark.parametrize("platform", ["cuda", "tpu"])
+def test_an_accelerator_sums_all_leaves_of_a_shape_together(platform):
+    tx = cwgnc_jax.component_clip_by_global_norm(0.05)
+    program = traced(tx).lower(lowering_platforms=(platform,)).as_text()
+    shapes = {leaf.shape for leaf in jax.tree.leaves(PARAMS)}
+    matrices = [leaf for leaf in jax.tree.leaves(PARAMS) if leaf.ndim > 1]
+    # Each matrix has its rows summed; a function is written once for all of a shape.
+    calls = re.findall(r"call @(_square\w*)\(", program)
+    assert len(calls) == len(matrices) + sum(len(shape) == 1 for shape in shapes)
+    assert len(calls) < 200 < len(jax.tree.leaves(PARAMS))
 
 
 def test_a_cpu_takes_each_root_where_its_gradient_is():

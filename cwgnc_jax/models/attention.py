@@ -1,6 +1,6 @@
 """Self-attention in a form that XLA also compiles well for CPUs."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import cast
 
 import jax
@@ -19,13 +19,6 @@ MaskBias = Float[Array, " rows #heads #length length"]
 """Added to the attention scores; see :func:`bias_of_mask`."""
 _PerHead = Float[Array, "rows heads length head_size"]
 _Scores = Float[Array, "rows heads length length"]
-# For each of several dense layers: its copy of the input, its kernel and its bias.
-_Operands = tuple[
-    list[Hidden],
-    list[Float[Array, "hidden features"]],
-    list[Float[Array, " features"]],
-]
-_Products = list[Float[Array, "tokens features"]]
 
 
 def self_attention(
@@ -48,9 +41,7 @@ def self_attention(
       The context of each token.
     """
     rows = mask_bias.shape[0]
-    query, key, value = (
-        split_heads(y, rows, heads) for y in _projected(projections, x)
-    )
+    query, key, value = (split_heads(dense(x), rows, heads) for dense in projections)
     return attend(query, key, value, mask_bias, noise.key, noise.rates.attention)
 
 
@@ -76,83 +67,6 @@ def attend(
     probs = dropout(dropout_key, probs, rate)
     context = jnp.einsum("bhqk,bhkd->bhqd", probs, value).transpose(0, 2, 1, 3)
     return context.reshape(-1, context.shape[-2] * context.shape[-1])
-
-
-def _projected(projections: Sequence[nnx.Linear], x: Hidden) -> list[Hidden]:
-    """Computes query, key and value of each token."""
-    # Reversed, so that the gradients of x are summed in the order of autodiff.
-    layers = projections[::-1]
-    kernels: list[Array] = []
-    biases: list[Array] = []
-    for dense in layers:
-        assert dense.bias is not None
-        kernels.append(dense.kernel[...].astype(x.dtype))
-        biases.append(dense.bias[...].astype(x.dtype))
-    return _dense([x] * len(layers), kernels, biases)[::-1]
-
-
-@jax.custom_vjp
-def _dense(
-    copies: list[Hidden],
-    kernels: list[Float[Array, "hidden features"]],
-    biases: list[Float[Array, " features"]],
-) -> _Products:
-    """Applies dense layers to one input, with products that suit the platform.
-
-    Each layer has its own copy of the input. So each has its own gradient, and autodiff
-    sums them in an order that does not depend on the platform.
-    """
-    return jax.lax.platform_dependent(
-        copies, kernels, biases, cpu=three_products, default=one_product
-    )
-
-
-def _dense_forward(
-    copies: list[Array], kernels: list[Array], biases: list[Array]
-) -> tuple[_Products, _Operands]:
-    return _dense(copies, kernels, biases), (copies, kernels, biases)
-
-
-def _dense_backward(saved: _Operands, grads: _Products) -> _Operands:
-    # Hence custom_vjp: autodiff would keep the residuals of both kinds of products.
-    def pullback(
-        products: Callable[..., _Products],
-    ) -> Callable[[_Operands, _Products], _Operands]:
-        def pull(saved: _Operands, grads: _Products) -> _Operands:
-            return jax.vjp(products, *saved)[1](grads)
-
-        return pull
-
-    return jax.lax.platform_dependent(
-        saved,
-        grads,
-        cpu=pullback(three_products),
-        default=pullback(one_product),
-    )
-
-
-_dense.defvjp(_dense_forward, _dense_backward)
-
-
-def three_products(
-    copies: list[Array], kernels: list[Array], biases: list[Array]
-) -> _Products:
-    """Applies each layer by a product of its own.
-
-    With one product XLA's CPU backend would concatenate the kernels of all encoder
-    layers in advance and keep them: a quarter of the memory of all gradients.
-    """
-    layers = zip(copies, kernels, biases, strict=True)
-    return [x @ kernel + bias[None] for x, kernel, bias in layers]
-
-
-def one_product(
-    copies: list[Array], kernels: list[Array], biases: list[Array]
-) -> _Products:
-    """Applies all layers by one product, which uses a GPU better."""
-    kernel = jnp.concatenate(kernels, axis=1)
-    bias = jnp.concatenate(biases)
-    return jnp.split(copies[0] @ kernel + bias[None], len(kernels), axis=1)
 
 
 def bias_of_mask(

@@ -288,25 +288,6 @@ def test_examples_packed_into_rows_equal_those_in_rows_of_their_own(config, para
     assert jnp.abs(mixed.logits[0] - plain.logits[0]).max() > 1e-3
 
 
-def test_query_key_and_value_by_one_product_are_those_by_three():
-    normal = jax.random.normal
-    keys = jax.random.split(jax.random.key(0), 3)
-    inputs = (
-        [normal(keys[0], (5, 4))] * 3,
-        list(normal(keys[1], (3, 4, 4))),
-        list(normal(keys[2], (3, 4))),
-    )
-    apart, pullback_apart = jax.vjp(attention.three_products, *inputs)
-    joined, pullback_joined = jax.vjp(attention.one_product, *inputs)
-    chex.assert_trees_all_close(joined, apart, rtol=1e-5)
-    (of_copies, *of_layers), (of_joined_copies, *of_joined_layers) = (
-        pullback([y + 1 for y in apart])
-        for pullback in (pullback_apart, pullback_joined)
-    )
-    chex.assert_trees_all_close(sum(of_joined_copies), sum(of_copies), rtol=1e-5)
-    chex.assert_trees_all_close(of_joined_layers, of_layers, rtol=1e-5)
-
-
 @pytest.mark.parametrize("platform", ["cuda", "tpu"])
 def test_the_platform_decides_how_query_key_and_value_are_computed(
     config, params, batch, platform

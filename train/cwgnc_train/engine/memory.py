@@ -46,7 +46,7 @@ def fit_layout(
     if free is None:
         # The same in all processes, so that they choose the same layout.
         [missing] = hosts.largest(-bytes_free(list(layout.mesh.local_devices)))
-        free = -missing
+        free = -int(missing)
     if layout.platform == "cpu":
         runs, why = devices, "a CPU gains little from more"
     else:

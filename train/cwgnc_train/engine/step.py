@@ -203,6 +203,7 @@ def loss_and_grads(
     return found if axis_name is None else jax.lax.psum(found, axis_name)
 
 
+@jax.named_scope("update")
 def update(
     config: StepConfig,
     state: RunState,

@@ -33,12 +33,13 @@ _COLLECTIVES = (
 )
 _LOOKUPS = ("gather", "dynamic-slice", "slice")
 _IN_PLACE = ("scatter", "dynamic-update-slice")
+# By JAX's names of functions and the scopes that our code opens.
 _PARTS = (
-    ("random bits", r"threefry|random_bits|rng_bit|/xor|_uint16|shift_"),
-    ("norms", r"squared_norm"),
-    ("clip", r"clip_factor|component_clip"),
-    ("Adam", r"_average|_quotient|adam|apply_updates|decayed_weights"),
-    ("embeddings", r"_take|scatter|lookup"),
+    ("random bits", r"threefry|random_bits|/xor|share_words"),
+    ("norms", r"component_norms"),
+    ("clip", r"component_clip"),
+    ("update", r"scale_by_adam|/update/|vmap\(update\)"),
+    ("embeddings", r"_take|scatter|Embeddings"),
     ("attention", r"softmax|bhqk|bhkd"),
 )
 
