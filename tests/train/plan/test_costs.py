@@ -39,6 +39,16 @@ def test_a_loop_costs_its_body_as_often_as_it_runs():
     assert estimate(program, H100).flops == 7 * 2 * 8**3
 
 
+def test_a_loop_whose_compiler_is_silent_runs_to_its_bound():
+    def steps(x, y):
+        return jax.lax.scan(lambda x, _: (jnp.tanh(x @ y), None), x, length=7)[0]
+
+    text = text_of(steps, (8, 8), (8, 8))
+    assert "known_trip_count" in text
+    program = read_program(text.replace("known_trip_count", "something_else"))
+    assert estimate(program, H100).flops == 7 * 2 * 8**3
+
+
 # As the TPU's compiler writes it: products are convolutions, layouts have tiles.
 TPU = """\
 HloModule jit_f, is_scheduled=true

@@ -19,6 +19,8 @@ _INSTRUCTION = re.compile(r"\s+(?:ROOT )?%([\w.\-]+) = (.*)$")
 _OPCODE = re.compile(r"([\w\-]+)\((.*)$")
 _CALLED = re.compile(r"\b(?:calls|to_apply|body|branch_computations)=\{?(%[^,}\s]+)")
 _TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
+_CONDITION = re.compile(r"\bcondition=%([^,\s]+)")
+_BOUND = re.compile(r"= s32\[\](?:\{[^}]*\})? constant\((\d+)\)")
 _NAME = re.compile(r'op_name="([^"]*)"')
 _TILE = re.compile(r"T\(([\d,]*)\)")
 
@@ -77,12 +79,6 @@ class Instruction:
         found = _CALLED.search(self.line)
         return found[1].lstrip("%") if found else None
 
-    @property
-    def trips(self) -> int:
-        """How often a loop repeats its body; 1 if the compiler doesn't say."""
-        found = _TRIPS.search(self.line)
-        return int(found[1]) if found else 1
-
     def sizes_of(self, attribute: str) -> list[int]:
         """Reads a list of numbers, such as ``lhs_contracting_dims={1}``."""
         found = re.search(rf"\b{attribute}=\{{([\d,]*)\}}", self.line)
@@ -115,9 +111,23 @@ class Program:
         for instruction in computation.values():
             called = instruction.called
             if instruction.opcode in ("while", "call", "conditional") and called:
-                yield from self._steps(called, times * instruction.trips)
+                yield from self._steps(called, times * self._trips(instruction))
             else:
                 yield computation, instruction, times
+
+    def _trips(self, instruction: Instruction) -> int:
+        """Returns how often a loop runs: what the compiler says, or its bound."""
+        if found := _TRIPS.search(instruction.line):
+            return int(found[1])
+        if not (condition := _CONDITION.search(instruction.line)):
+            return 1
+        # JAX counts from 0 by 1 to a constant.
+        bounds = [
+            int(found[1])
+            for each in self.computations[condition[1]].values()
+            if (found := _BOUND.search(each.line))
+        ]
+        return bounds[0] if len(bounds) == 1 else 1
 
     @functools.cached_property
     def arrays(self) -> list[Array]:
