@@ -32,6 +32,17 @@ def test_equals_a_hand_run_loop_in_float64(bias_correction, eps):
         np.testing.assert_allclose(updates, expected, rtol=3e-6, atol=1e-9)
 
 
+def test_without_momentum_the_update_is_the_gradient_over_its_root_mean_square():
+    grads = jnp.asarray(GRADS, jnp.float32)
+    ours, theirs = scale_by_adam(b1=0.0), optax.scale_by_adam(b1=0.0)
+    state, expected = ours.init(grads[0]), theirs.init(grads[0])
+    for g in grads[:3]:
+        updates, state = ours.update(g, state)
+        wanted, expected = theirs.update(g, expected)
+        # In smaller ones the place of eps would be seen.
+        np.testing.assert_allclose(updates[:2], wanted[:2], rtol=1e-5)
+
+
 def test_complex_gradients_have_the_moments_of_optax():
     grads = jnp.asarray(GRADS[0] + 1j * GRADS[1], jnp.complex64)
     ours, theirs = scale_by_adam(), optax.scale_by_adam()
