@@ -288,18 +288,6 @@ def test_examples_packed_into_rows_equal_those_in_rows_of_their_own(config, para
     assert jnp.abs(mixed.logits[0] - plain.logits[0]).max() > 1e-3
 
 
-@pytest.mark.parametrize("platform", ["cuda", "tpu"])
-def test_the_platform_decides_how_query_key_and_value_are_computed(
-    config, params, batch, platform
-):
-    def products(platform):
-        traced = jax.jit(models.apply, static_argnums=0).trace(config, params, *batch)
-        lowered = traced.lower(lowering_platforms=(platform,))
-        return lowered.as_text().count("stablehlo.dot_general")
-
-    assert products("cpu") - products(platform) == 2 * config.num_hidden_layers
-
-
 def test_layers_computed_again_give_the_same_numbers(config, params, batch):
     def loss(params, remat):
         key = jax.random.key(0)
