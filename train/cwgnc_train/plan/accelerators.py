@@ -3,12 +3,10 @@
 import dataclasses
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Literal
 
 from cwgnc_train.config import UserError, suggest
-
-_GB = 10**9
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,51 +38,7 @@ class Accelerator:
         return int((0.75 if self.platform == "cuda" else 0.95) * self.memory)
 
 
-def _gpu(
-    name: str,
-    title: str,
-    *,
-    memory: int,
-    bandwidth: float,
-    bfloat16: float,
-    float32: float,
-    link: float,
-    clock: float,
-    **description: int,
-) -> Accelerator:
-    # In tf32 the matrix units have half the rate; in float32 others do the work.
-    rates = {"bfloat16": bfloat16, "tf32": bfloat16 / 2, "float32": float32}
-    return Accelerator(
-        name, title, "cuda", memory, bandwidth, rates, link, clock, description
-    )
-
-
-def _tpu(
-    name: str,
-    title: str,
-    *,
-    memory: int,
-    bandwidth: float,
-    bfloat16: float,
-    link: float,
-    clock: float,
-    smallest: str,
-) -> Accelerator:
-    # A product of float32 takes one pass in bfloat16 by default, and six in float32.
-    rates = {"bfloat16": bfloat16, "tf32": bfloat16, "float32": bfloat16 / 6}
-    return Accelerator(
-        name,
-        title,
-        "tpu",
-        memory,
-        bandwidth,
-        rates,
-        link,
-        clock,
-        smallest=smallest,
-    )
-
-
+# What XLA asks about a GPU besides: capability, cores and their memory.
 _HOPPER = {
     "major": 9,
     "core_count": 132,
@@ -94,99 +48,73 @@ _HOPPER = {
     "shared_memory_per_block_optin": 232_448,
     "l2_cache_size": 52_428_800,
 }
-
-ACCELERATORS = {
-    each.name: each
-    for each in (
-        _gpu(
-            "h100",
-            "NVIDIA H100 80GB HBM3",
-            memory=84_942_979_072,
-            bandwidth=3352 * _GB,
-            bfloat16=989e12,
-            float32=67e12,
-            link=450e9,
-            clock=1.98e9,
-            **_HOPPER,
-        ),
-        _gpu(
-            "h200",
-            "NVIDIA H200 141GB HBM3e",
-            memory=151_397_597_184,
-            bandwidth=4800 * _GB,
-            bfloat16=989e12,
-            float32=67e12,
-            link=450e9,
-            clock=1.98e9,
-            **_HOPPER,
-        ),
-        _gpu(
-            "a100",
-            "NVIDIA A100-SXM4-80GB",
-            memory=85_100_068_864,
-            bandwidth=2039 * _GB,
-            bfloat16=312e12,
-            float32=19.5e12,
-            link=300e9,
-            clock=1.41e9,
-            major=8,
-            core_count=108,
-            fpus_per_core=64,
-            threads_per_core_limit=2048,
-            shared_memory_per_core=167_936,
-            shared_memory_per_block_optin=166_912,
-            l2_cache_size=41_943_040,
-        ),
-        _gpu(
-            "l4",
-            "NVIDIA L4",
-            memory=23_580_639_232,
-            bandwidth=300 * _GB,
-            bfloat16=121e12,
-            float32=30.3e12,
-            link=32e9,
-            clock=2.04e9,
-            major=8,
-            minor=9,
-            core_count=58,
-            fpus_per_core=128,
-            threads_per_core_limit=1536,
-            shared_memory_per_core=102_400,
-            shared_memory_per_block_optin=101_376,
-            l2_cache_size=50_331_648,
-        ),
-        _tpu(
-            "v5e",
-            "TPU v5e",
-            memory=16 * 2**30,
-            bandwidth=819 * _GB,
-            bfloat16=197e12,
-            link=200e9,
-            clock=1.5e9,
-            smallest="2x2",
-        ),
-        _tpu(
-            "v5p",
-            "TPU v5p",
-            memory=95 * 2**30,
-            bandwidth=2765 * _GB,
-            bfloat16=459e12,
-            link=600e9,
-            clock=1.75e9,
-            smallest="2x2x1",
-        ),
-        _tpu(
-            "v6e",
-            "TPU v6e",
-            memory=32 * 2**30,
-            bandwidth=1640 * _GB,
-            bfloat16=918e12,
-            link=448e9,
-            clock=1.75e9,
-            smallest="2x2",
-        ),
-    )
+_AMPERE = _HOPPER | {
+    "major": 8,
+    "core_count": 108,
+    "fpus_per_core": 64,
+    "shared_memory_per_core": 167_936,
+    "shared_memory_per_block_optin": 166_912,
+    "l2_cache_size": 41_943_040,
 }
+_ADA = _AMPERE | {
+    "minor": 9,
+    "core_count": 58,
+    "fpus_per_core": 128,
+    "threads_per_core_limit": 1536,
+    "shared_memory_per_core": 102_400,
+    "shared_memory_per_block_optin": 101_376,
+    "l2_cache_size": 50_331_648,
+}
+# Memory in bytes, GB/s of memory and link, TFLOP/s in bfloat16 and float32, GHz.
+_GPUS = (
+    ("h100", "H100 80GB HBM3", 84_942_979_072, 3352, 450, 989, 67, 1.98, _HOPPER),
+    ("h200", "H200 141GB HBM3e", 151_397_597_184, 4800, 450, 989, 67, 1.98, _HOPPER),
+    ("a100", "A100-SXM4-80GB", 85_100_068_864, 2039, 300, 312, 19.5, 1.41, _AMPERE),
+    ("l4", "L4", 23_580_639_232, 300, 32, 121, 30.3, 2.04, _ADA),
+)
+# Memory in GiB, GB/s of memory and link, TFLOP/s in bfloat16, GHz, smallest topology.
+_TPUS = (
+    ("v5e", 16, 819, 200, 197, 1.5, "2x2"),
+    ("v5p", 95, 2765, 600, 459, 1.75, "2x2x1"),
+    ("v6e", 32, 1640, 448, 918, 1.75, "2x2"),
+)
+
+
+def _all() -> Iterator[Accelerator]:
+    for name, title, memory, bandwidth, link, bfloat16, float32, clock, more in _GPUS:
+        yield Accelerator(
+            name=name,
+            title=f"NVIDIA {title}",
+            platform="cuda",
+            memory=memory,
+            bandwidth=bandwidth * 1e9,
+            # In tf32 the matrix units have half the rate; float32 is not theirs.
+            rates=_rates(bfloat16, bfloat16 / 2, float32),
+            link=link * 1e9,
+            clock=clock * 1e9,
+            description=more,
+        )
+    for name, memory, bandwidth, link, bfloat16, clock, smallest in _TPUS:
+        yield Accelerator(
+            name=name,
+            title=f"TPU {name}",
+            platform="tpu",
+            memory=memory * 2**30,
+            bandwidth=bandwidth * 1e9,
+            # A product of float32 takes one pass in bfloat16 by default, six if exact.
+            rates=_rates(bfloat16, bfloat16, bfloat16 / 6),
+            link=link * 1e9,
+            clock=clock * 1e9,
+            smallest=smallest,
+        )
+
+
+def _rates(bfloat16: float, tf32: float, float32: float) -> dict[str, float]:
+    in_tera = {"bfloat16": bfloat16, "tf32": tf32, "float32": float32}
+    return {dtype: rate * 1e12 for dtype, rate in in_tera.items()}
+
+
+ACCELERATORS = {each.name: each for each in _all()}
 """By name; figures are the vendors' data sheets'."""
 
 
