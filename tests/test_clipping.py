@@ -392,8 +392,10 @@ def test_leaves_summed_shape_by_shape_are_those_summed_one_by_one(dtype):
         np.testing.assert_allclose(square, expected, rtol=1e-5)
 
 
-def test_gradients_of_whole_numbers_are_refused_where_init_saw_none():
+def test_whole_numbers_are_refused_by_init_and_by_update_alike():
     tx = component_clip_by_global_norm(1.0)
+    with pytest.raises(TypeError, match="'a/w' has the dtype int32, but what is train"):
+        tx.init({"a": {"w": jnp.ones(2, jnp.int32)}})
     state = tx.init({"a": {"w": jnp.ones(2)}})
     with pytest.raises(TypeError, match="'a/w' has the dtype int32, but what is train"):
         tx.update({"a": {"w": jnp.ones(2, jnp.int32)}}, state)
