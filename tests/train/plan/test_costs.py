@@ -12,7 +12,9 @@ H100, V5E = ACCELERATORS["h100"], ACCELERATORS["v5e"]
 
 def text_of(function, *shapes):
     arguments = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes]
-    return jax.jit(function).lower(*arguments).compile().as_text()
+    text = jax.jit(function).lower(*arguments).compile().as_text()
+    assert text is not None
+    return text
 
 
 @pytest.mark.parametrize(
