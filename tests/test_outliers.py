@@ -99,3 +99,11 @@ def test_without_a_cap_no_component_hears_of_anothers_nan():
         tx = zclip(max_global_norm=cap)
         updates, _ = tx.update(grads, tx.init(grads))
         np.testing.assert_array_equal(updates["b"], [expected])
+
+
+def test_the_first_norm_after_the_warm_up_is_judged():
+    tx = zclip(2.5, warmup_steps=3)
+    state = tx.init({"w": jnp.zeros(1)})
+    for norm in (1.0, 1.1, 0.9, 100.0):
+        updates, state = tx.update({"w": jnp.array([norm])}, state)
+    assert updates["w"][0] < 10
