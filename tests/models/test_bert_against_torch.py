@@ -112,6 +112,7 @@ def test_the_gradient_of_every_parameter_equals_torchs(checkpoint, batch, refere
             assert relative_error(grads[name], expected) < 1e-4, name
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("target", "name", "wrong"),
     [

@@ -126,6 +126,7 @@ def test_token_types_change_nothing(batch):
     chex.assert_trees_all_equal(typed, expected)
 
 
+@pytest.mark.slow
 def test_dropout_acts_where_modern_bert_has_it_with_a_key_for_each_place(
     batch, monkeypatch
 ):

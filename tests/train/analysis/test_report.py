@@ -60,6 +60,7 @@ def test_figures_and_tables_are_files_too(report):
     assert figures == {f"{kind}_{task}" for kind in kinds for task in ("cola", "mrpc")}
 
 
+@pytest.mark.slow
 def test_the_same_records_give_the_same_files(report, demo_study, tmp_path):
     again = write_report(demo_study, tmp_path)
     assert again == tmp_path / "report.html"

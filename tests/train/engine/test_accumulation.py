@@ -44,6 +44,7 @@ def finish(accumulate, padding, dropout=0.0):
     return jax.device_get((run.params, metrics.loss, metrics.norms))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "padding", ["packed", pytest.param("longest", marks=pytest.mark.slow)]
 )

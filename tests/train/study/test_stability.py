@@ -308,6 +308,7 @@ def test_every_method_makes_its_runs(config):
     assert all(run["diverged_at_step"] is None for run in runs.values())
 
 
+@pytest.mark.slow
 def test_study_and_report_from_the_command_line(config, capsys):
     arguments = ["--model", config.model, "--workdir", str(config.workdir)]
     arguments += ["--tasks", "cola", "--data-dir", str(config.data.data_dir)]
