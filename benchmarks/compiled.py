@@ -112,7 +112,8 @@ def measure(row: Row, text: Path | None = None) -> dict[str, Any]:
     done = time.monotonic()
     if text is not None:
         text.write_text(compiled.as_text())
-    costs = estimate(read_program(compiled.as_text()), wanted.accelerator)
+    program = read_program(compiled.as_text())
+    costs = estimate(program, wanted.accelerator)
     memory = compiled.memory_analysis()
     return dataclasses.asdict(row) | {
         "commit": commit(),
@@ -122,6 +123,10 @@ def measure(row: Row, text: Path | None = None) -> dict[str, Any]:
         "arguments": memory.argument_size_in_bytes,
         "temporaries": memory.temp_size_in_bytes,
         "new": memory.output_size_in_bytes - memory.alias_size_in_bytes,
+        "padding": max(
+            (x.padded_bytes / x.bytes for x in program.arrays if x.bytes > 2**20),
+            default=1.0,
+        ),
         **_of_costs(costs, wanted, row),
     }
 
@@ -210,16 +215,17 @@ def page(result: dict[str, Any]) -> str:
         "TPU's kernel is priced by the cycles that its compiler estimates, at the "
         "clock that the published rate implies. A step is a tenth of a program of "
         f"{STEPS}. Batches are rows of {LENGTH} tokens; dropout is on, the clip keeps "
-        "its report.",
+        "its report. Padding: what the "
+        "array over 1 MiB that is padded most takes, of its own size.",
     ]
     for on in dict.fromkeys(row["on"] for row in rows):
         lines += [
             "",
             f"## {find_slice(on).accelerator.title}, {on}",
             "",
-            "| program, estimated | kernels | ms | of the rate | memory, GB | parts | "
-            "exchanged |",
-            "|---|---:|---:|---:|---:|---|---|",
+            "| program, estimated | kernels | ms | of the rate | memory, GB | "
+            "padding | parts | exchanged |",
+            "|---|---:|---:|---:|---:|---:|---|---|",
             *(_line(row) for row in rows if row["on"] == on),
         ]
     lines += ["", "Compiled with:", ""]
@@ -261,7 +267,7 @@ def _line(row: dict[str, Any]) -> str:
     of_rate = f"{100 * row['of_rate']:.0f} %" if row["flops"] else "–"
     return (
         f"| {what} | {row['kernels']:,.0f} | {1e3 * total:.2f} | {of_rate} | "
-        f"{memory:.2f} | {parts} | {exchanged or '–'} |"
+        f"{memory:.2f} | {row['padding']:.2f} | {parts} | {exchanged or '–'} |"
     )
 
 

@@ -26,6 +26,7 @@ from typing import Any
 from benchmarks.measure import in_turn, median_ratio, publish, where
 from benchmarks.sides import Side
 from benchmarks.torch_step import PAPER, WELL
+from benchmarks.train_step import check_equal
 from benchmarks.training import (
     CONFIGS,
     LEARNING_RATE,
@@ -59,6 +60,7 @@ CASES = (
     Case("base", "tf32"),
     Case("base", "float32"),
     Case("minilm", "float32"),
+    Case("minilm", "tf32"),
     Case("large", "tf32"),
     Case("base", "bfloat16", 64),
     Case("minilm", "bfloat16", 64),
@@ -126,6 +128,23 @@ def against_torch(case: Case, rounds: int, steps: int) -> Iterator[dict[str, Any
                     }
 
 
+def check_equal_to_torch(case: Case) -> None:
+    """Raises if the losses of ours and torch's steps differ without dropout."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        complete_checkpoint(folder, CONFIGS[case.size])
+
+        def maker(module: str, **setting: Any) -> Any:
+            return functools.partial(
+                Side, module, folder, precision=case.precision, **setting
+            )
+
+        others = [maker("torch_step", side=each) for each in (PAPER, WELL)]
+        work = equal_shapes(CONFIGS[case.size], 2, case.batch)
+        rtol = 1e-3 if case.precision == "float32" else 2e-2
+        check_equal(maker("our_step"), others, [work], rtol)
+
+
 def check(args: argparse.Namespace, keep: Any) -> None:
     """Carries out the parts; ``keep(part, row)`` is told of each result."""
     clock = Clock(args.minutes)
@@ -146,11 +165,16 @@ def check(args: argparse.Namespace, keep: Any) -> None:
     flags += ("--batch-size", largest.batch, "--runs", *runs)
     for row in lines_of(clock, "gpu_steps", *flags):
         keep("seeds", row)
+    # The smallest model of each precision: the larger ones differ in sizes alone.
+    equal = {case.precision: case for case in cases if case.size in ("minilm", "quick")}
     for case in cases:
         if clock.left() < 0:
             keep("torch", {"stopped": "the time was up"})
             return
         try:
+            if (small := equal.pop(case.precision, None)) is not None:
+                check_equal_to_torch(small)
+                keep("torch", {"checked": case.precision})
             for row in against_torch(case, args.rounds, args.steps):
                 keep("torch", row)
         except (RuntimeError, AssertionError) as error:
@@ -204,10 +228,14 @@ def page(result: dict[str, Any]) -> str:
             "rows that are full; packed rows are fewer.",
         ]
     rows = [row for row in result["torch"] if "side" in row]
+    checked = [row["checked"] for row in result["torch"] if "checked" in row]
     if rows:
         lines += [
             "",
             "## Beside torch, on the same examples",
+            "",
+            "Losses without dropout compared before, with MiniLM's shape: "
+            f"{', '.join(checked) or 'none'}.",
             "",
             "| | side | ms a step | × ours | spread |",
             "|---|---|---:|---:|---:|",

@@ -18,7 +18,7 @@ FOUND = {
     **{"commit": "abc", "versions": {"jax": "0.10.2"}},
     **{"arguments": 4e9, "temporaries": 5e9, "new": 1e9},
     **{"kernels": 1700, "seconds": 0.0125, "cycles": 0, "flops": 2e12},
-    **{"bytes": 3e10, "of_rate": 0.55, "of_bandwidth": 0.4},
+    **{"bytes": 3e10, "of_rate": 0.55, "of_bandwidth": 0.4, "padding": 1.02},
     "parts": {"matrix products": [0.01, 900], "clip": [0.0025, 3], "rest": [1e-6, 1]},
     "collectives": [["all-reduce", 2_000_000, 1], ["all-reduce", 1_000_000, 3]],
 }
@@ -32,7 +32,7 @@ def test_a_page_says_of_each_program_that_it_is_an_estimate():
     [line] = [line for line in page.splitlines() if line.startswith("| BERT-large")]
     assert line == (
         "| BERT-large, bfloat16, step of 64 × 128 over 8 devices | 1,700 | 12.50 | "
-        "55 % | 10.00 | matrix products 80 %, clip 20 % | "
+        "55 % | 10.00 | 1.02 | matrix products 80 %, clip 20 % | "
         "4 all-reduce of 5.0 MB |"
     )
     assert "- jax 0.10.2; commit abc" in page
@@ -78,6 +78,7 @@ RESULT = {
             **{"side": "torch, as the paper", "seconds_per_step": 0.05},
             **{"times_ours": 2.5, "spread": 1.1},
         },
+        {"checked": "bfloat16"},
         {"stopped": "the time was up"},
     ],
 }
@@ -89,6 +90,7 @@ def test_the_page_of_the_check_sets_what_was_estimated_beside_what_was_measured(
         "Stopped: the time was up.",
         "| tf32 | 8 | packed | 0.05 | 1.0e-03 | 2.0e-04 | **no** |",
         "| BERT-large, bfloat16, 16 | 20.00 | 800 | 16.00 | 1.25 | 40 % | 2.0 % |",
+        "compared before, with MiniLM's shape: bfloat16.",
         "25 seeds of BERT-large on RTE, three epochs, 8 runs together: 2.4 minutes",
         "| BERT-large, bfloat16, 16 | torch, as the paper | 50.00 | 2.50 | 1.10 |",
     ):

@@ -33,7 +33,8 @@ TESTS = {
         *("tests/test_stacked_axes.py", "tests/test_components.py"),
     ),
     "cwgnc_jax._norms": (
-        *("tests/test_clipping.py", "tests/test_stacked_axes.py"),
+        *("tests/test_norms.py", "tests/test_clipping.py"),
+        "tests/test_stacked_axes.py",
         *("tests/test_sharded_clip.py", *_EVERY),
     ),
     "cwgnc_jax._thresholds": (

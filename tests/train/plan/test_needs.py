@@ -15,7 +15,9 @@ from cwgnc_train.config import (
     TrainingConfig,
     UserError,
 )
+from cwgnc_train.engine import Layout
 from cwgnc_train.plan import find_needs, find_slice, needs
+from cwgnc_train.plan.compiling import DoesNotFit
 from tests.train.conftest import sentences, write_tiny_model, write_tsv
 
 TINY = {
@@ -100,6 +102,23 @@ def test_what_does_not_fit_names_the_part_and_its_flag(model):
     lines = "\n".join(need_lines([need]))
     assert "does not fit: most are activations, gradients; try --accumulate" in lines
     assert "total" not in lines
+
+
+def test_what_a_compiler_refuses_is_halved_and_then_said(model, monkeypatch):
+    tried = []
+
+    def refuse(on, lowered):
+        tried.append(lowered)
+        raise DoesNotFit("RESOURCE_EXHAUSTED: 20.0G of 15.7G")
+
+    monkeypatch.setattr(needs, "compile_for", refuse)
+    monkeypatch.setattr(Layout, "platform", "tpu")
+    [need] = find_needs(study(model, seeds=4), [find_slice("v5e")])
+    # Four runs together, one by one at last.
+    assert (len(tried), need.layout.runs, need.fits) == (3, 1, False)
+    lines = "\n".join(need_lines([need]))
+    assert "parameters" in lines and "try --accumulate 2" in lines
+    assert "the compiler says: RESOURCE_EXHAUSTED: 20.0G of 15.7G" in lines
 
 
 def test_the_lines_say_what_they_rest_on(model):

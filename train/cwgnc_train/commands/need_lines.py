@@ -9,12 +9,13 @@ if TYPE_CHECKING:
     from cwgnc_train.plan import Need
 
 # Of a part of the memory, what makes it smaller.
+_ACTIVATIONS = "--accumulate 2, --remat or --dtype bfloat16"
 _LOWERS = {
     "parameters": "--shard-params over --data-devices",
     "moments": "--shard-params over --data-devices",
     "initial parameters": "--shard-params over --data-devices",
     "training set, batches": "--train-examples",
-    "activations, gradients": "--accumulate 2, --remat or --dtype bfloat16",
+    "activations, gradients": _ACTIVATIONS,
 }
 
 
@@ -36,6 +37,10 @@ def _lines(need: Need) -> Iterator[str]:
     used, usable = sum(need.bytes.values()), need.on.accelerator.usable
     parts = ", ".join(f"{name} {_gb(size)}" for name, size in need.bytes.items())
     yield f"memory     {_gb(used)} of {_gb(usable)} a device: {parts}"
+    if not need.costs.kernels:
+        yield f"           does not fit with the activations: try {_ACTIVATIONS}"
+        yield f"           the compiler says: {need.why:.200}"
+        return
     if not need.fits:
         largest = max(need.bytes, key=lambda name: need.bytes[name])
         yield f"           does not fit: most are {largest}; try {_LOWERS[largest]}"

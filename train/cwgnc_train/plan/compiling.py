@@ -1,5 +1,6 @@
 """Compiling for accelerators that this machine doesn't have."""
 
+import functools
 import importlib.util
 import os
 from typing import Any
@@ -18,6 +19,10 @@ threads_per_block_limit: 1024 threads_per_warp: 32 shared_memory_per_block: 4915
 block_dim_limit_x: 2147483647 block_dim_limit_y: 65535 block_dim_limit_z: 65535
 registers_per_core_limit: 65536 registers_per_block_limit: 65536
 """
+
+
+class DoesNotFit(Exception):
+    """The compiler says that a program is too large for the device's memory."""
 
 
 def without_devices() -> None:
@@ -59,12 +64,21 @@ def devices_of(wanted: Slice) -> list[Any]:
 
 
 def compile_for(wanted: Slice, lowered: Any) -> Any:
-    """Compiles what was lowered for devices of :func:`devices_of`."""
+    """Compiles what was lowered for devices of :func:`devices_of`.
+
+    Raises :class:`DoesNotFit` where the compiler refuses a program for its size, as a
+    TPU's does.
+    """
     options = {}
     if wanted.accelerator.platform == "cuda":
         # Autotuning would run kernels.
         options["xla_gpu_autotune_level"] = 0
-    return lowered.compile(compiler_options=options)
+    try:
+        return lowered.compile(compiler_options=options)
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        raise DoesNotFit(str(error).partition("\n")[0]) from error
 
 
 def _check_compiler(accelerator: Accelerator) -> None:
@@ -80,6 +94,7 @@ def _check_compiler(accelerator: Accelerator) -> None:
         )
 
 
+@functools.cache
 def _let_cuda_be_known() -> None:
     # jax-ml/jax#23971: without a GPU JAX doesn't take "cuda" for a platform.
     from jax._src import xla_bridge

@@ -31,12 +31,13 @@ from cwgnc_train.engine import (
     Layout,
     RunState,
     TaskRuns,
+    check_clip,
     choose_mesh,
     load_inputs,
     memory,
 )
 from cwgnc_train.plan.accelerators import Slice
-from cwgnc_train.plan.compiling import compile_for, devices_of
+from cwgnc_train.plan.compiling import DoesNotFit, compile_for, devices_of
 from cwgnc_train.plan.costs import Costs, estimate
 from cwgnc_train.plan.lowering import (
     abstract_runs,
@@ -74,14 +75,14 @@ class Need:
     """Why so many runs are together."""
     bytes: dict[str, int]
     """Memory by part."""
-    costs: Costs
-    """Of ten steps."""
     steps: int
     """Of a run."""
-    evaluation_seconds: float
-    """Of all evaluations of a run."""
     texts: str
     """What is known of them."""
+    costs: Costs = Costs([], [])
+    """Of ten steps; nothing if the compiler refused the program."""
+    evaluation_seconds: float = 0.0
+    """Of all evaluations of a run."""
 
     @property
     def step_seconds(self) -> float:
@@ -97,7 +98,8 @@ class Need:
     @property
     def fits(self) -> bool:
         """Whether a device holds the program."""
-        return sum(self.bytes.values()) <= self.on.accelerator.usable
+        held = sum(self.bytes.values()) <= self.on.accelerator.usable
+        return held and bool(self.costs.kernels)
 
     @property
     def bottleneck(self) -> str:
@@ -121,9 +123,11 @@ def find_needs(
     check_study(config)
     if config.training.devices.strategy == "pmap":
         raise UserError("--strategy pmap cannot be planned: drop it, the step is alike")
+    runs, training = config.runs(), config.training
+    for run in runs:
+        check_clip(run.optimizer)
     devices = [devices_of(each) for each in slices]
     inputs = {task or "own": _inputs(task, config) for task in config.tasks or [None]}
-    runs, training = config.runs(), config.training
     for on, of_slice in zip(slices, devices, strict=True):
         most = training.batch_size // training.accumulate
         mesh = choose_mesh(training.devices, len(runs), most, of_slice)
@@ -165,26 +169,40 @@ def _need(
         )
         return compile_for(on, lowered)
 
+    def needed(layout: Layout) -> int:
+        try:
+            return memory.bytes_needed(compiled(layout))
+        except DoesNotFit:
+            # The compiler doesn't say how much: half as many runs are tried next.
+            return 2 * on.accelerator.usable
+
     layout, why = memory.fit_layout(
         training.devices.runs_per_program,
         len(runs),
         layout,
-        lambda layout: memory.bytes_needed(compiled(layout)),
+        needed,
         on.accelerator.usable,
     )
-    program = compiled(layout)
-    return Need(
+    need = Need(
         on=on,
         program=of_task.program_name(run),
         runs=len(runs),
         layout=layout,
         why=why,
-        bytes=_bytes(shapes(layout), program.memory_analysis()),
-        costs=estimate(read_program(program.as_text()), on.accelerator),
+        bytes=_state_bytes(shapes(layout)),
         steps=of_task.total_steps(run),
+        texts=texts,
+    )
+    try:
+        program = compiled(layout)
+    except DoesNotFit as error:
+        return dataclasses.replace(need, why=str(error))
+    return dataclasses.replace(
+        need,
+        bytes=need.bytes | _other_bytes(need.bytes, program.memory_analysis()),
+        costs=estimate(read_program(program.as_text()), on.accelerator),
         evaluation_seconds=len(of_task.scored_at(run))
         * _evaluation_seconds(of_task, run, layout, on),
-        texts=texts,
     )
 
 
@@ -211,8 +229,8 @@ def _evaluation_seconds(
     return len(batches) * estimate(read_program(text), on.accelerator).seconds
 
 
-def _bytes(runs: RunState, analysis: Any) -> dict[str, int]:
-    """Splits the memory of a program on each device into parts."""
+def _state_bytes(runs: RunState) -> dict[str, int]:
+    """Returns what the state of runs takes on each device, by part."""
 
     def on_device(tree: Any) -> int:
         return sum(
@@ -225,11 +243,17 @@ def _bytes(runs: RunState, analysis: Any) -> dict[str, int]:
         "moments": on_device(runs.opt_state),
         "initial parameters": on_device(runs.init_params),
     }
-    new = analysis.output_size_in_bytes - analysis.alias_size_in_bytes
-    rest = analysis.argument_size_in_bytes - sum(parts.values())
-    parts["training set, batches"] = max(rest, 0)
-    parts["activations, gradients"] = analysis.temp_size_in_bytes + new
     return {name: size for name, size in parts.items() if size}
+
+
+def _other_bytes(state: dict[str, int], analysis: Any) -> dict[str, int]:
+    """Returns what a program takes on each device besides."""
+    rest = analysis.argument_size_in_bytes - sum(state.values())
+    new = analysis.output_size_in_bytes - analysis.alias_size_in_bytes
+    return {
+        "training set, batches": max(rest, 0),
+        "activations, gradients": analysis.temp_size_in_bytes + new,
+    }
 
 
 def _inputs(
