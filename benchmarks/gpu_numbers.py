@@ -41,10 +41,12 @@ def texts_of_lengths(config: models.EncoderConfig, count: int) -> TokenArrays:
 
 @functools.cache
 def program_of(
-    config: StepConfig, layout: Layout, shape: tuple[int, int], precision: str
+    config: StepConfig, layout: Layout, shape: tuple[int, int]
 ) -> Callable[..., Any]:
-    """The steps of a layout; the clip's threshold is a number that they are given."""
-    del precision  # JAX's own setting, which the caller has made.
+    """The steps of a layout, compiled once for each precision that JAX is set to.
+
+    The clip's threshold is a number that they are given.
+    """
     return compile_train_steps(config, layout, shape)
 
 
@@ -74,7 +76,7 @@ def trained(
             [packing.batch_indices(seed, step, shape) for step in work.steps]
             for seed in seeds
         ]
-        states, metrics = program_of(config, layout, shape, precision)(
+        states, metrics = program_of(config, layout, shape)(
             states,
             layout.place_table(token_table(work.examples)),
             layout.place_indices(batches),

@@ -32,13 +32,13 @@ from benchmarks.training import (
     LENGTH,
     NAMES,
     SIZES,
-    abstract_runs,
     one_run,
     random_texts,
     step_config,
 )
 from cwgnc_train.data import BatchIndices, token_table
 from cwgnc_train.engine import compile_train_steps
+from cwgnc_train.plan import abstract_runs
 from examples.acceptability import write_corpus
 
 
@@ -89,7 +89,7 @@ def measure_compilation(size: str) -> dict[str, Any]:
     )
     start = time.perf_counter()
     steps = compile_train_steps(config, layout, (BATCH, LENGTH))
-    lowered = steps.lower(abstract_runs(config), *inputs)
+    lowered = steps.lower(abstract_runs(config, layout), *inputs)
     lowered_at = time.perf_counter()
     lowered.compile()
     return {

@@ -1,7 +1,6 @@
 """What the benchmarks of training steps share: models, the work, our side."""
 
 import dataclasses
-import functools
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -37,7 +36,6 @@ from cwgnc_train.engine import (
     StepConfig,
     compile_train_steps,
     example_losses,
-    init_run,
     make_hparams,
     make_mesh,
     memory,
@@ -182,18 +180,6 @@ def start(
         [(seed, seed) for seed in seeds],
         [_hparams(dropout, learning_rate)] * len(seeds),
         layout or one_run(),
-    )
-
-
-def abstract_runs(config: StepConfig) -> RunState:
-    """The shapes of a run alone before its first step."""
-    key = jax.random.key(0)
-    params = jax.eval_shape(lambda: models.init_params(config.model, key))
-    run = jax.eval_shape(
-        functools.partial(init_run, config), params, key, _hparams(None, LEARNING_RATE)
-    )
-    return jax.tree.map(
-        lambda leaf: jax.ShapeDtypeStruct((1, *leaf.shape), leaf.dtype), run
     )
 
 

@@ -11,16 +11,19 @@ class Progress:
 
     Of all ``runs``, ``done`` were finished before; ``run_steps`` are still to take,
     over all of them. ``running`` is the number of runs under way and ``loss`` the last
-    loss known of the first of them. Use as a context manager.
+    loss known of the first of them. The rate counts from the first steps on, without
+    the compilation before them. Use as a context manager.
     """
 
     def __init__(
         self, runs: int, done: int, failed: int, run_steps: int, shown: bool = True
     ):
-        self.running, self.loss = 0, float("nan")
+        self.running = 0
+        self.loss: float | None = None
         self._runs, self._done, self._failed = runs, done, failed
         self._steps, self._taken, self._shown = run_steps, 0, shown
-        self._start = self._printed = time.monotonic()
+        self._first, self._start = 0, time.monotonic()
+        self._printed = self._start
         self._console = rich.console.Console(stderr=True, highlight=False)
         self._bar = rich.progress.Progress(
             rich.progress.BarColumn(),
@@ -40,22 +43,32 @@ class Progress:
 
     def took(self, run_steps: int, step: int, total: int) -> None:
         """Counts steps over all runs; the current ones are at ``step`` of ``total``."""
-        self._taken += run_steps
         now = time.monotonic()
-        rate = self._taken / (now - self._start)
+        if not self._taken:
+            self._first, self._start = run_steps, now
+        self._taken += run_steps
         if self._runs == 1:
-            status = f"step {step}/{total}  loss {self.loss:.4f}  {rate:.2f} steps/s"
+            parts = [f"step {step}/{total}"]
+            if self.loss is not None:
+                parts.append(f"loss {self.loss:.4f}")
         else:
-            status = (
+            parts = [
                 f"step {step}/{total}; runs: {self._done} of {self._runs} done, "
-                f"{self.running} running, {self._failed} failed  "
-                f"{rate:.2f} run-steps/s"
-            )
+                f"{self.running} running, {self._failed} failed"
+            ]
+        timed = self._taken - self._first
+        if timed:
+            rate = timed / (now - self._start)
+            unit = "steps/s" if self._runs == 1 else "run-steps/s"
+            parts.append(f"{rate:.2f} {unit}")
+        status = "  ".join(parts)
         self._bar.update(self._task, completed=self._taken, status=status)
         if self._bar.disable and (now - self._printed >= 10 or step == total):
             self._printed = now
-            left = (self._steps - self._taken) / rate / 60
-            self.say(f"{status}  {left:.1f} min left")
+            if timed:
+                left = (self._steps - self._taken) / rate / 60
+                status = f"{status}  {left:.1f} min left"
+            self.say(status)
 
     def finished(self, runs: int, failed: int) -> None:
         """Counts runs as done, and how many of them failed."""
