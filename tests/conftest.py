@@ -5,6 +5,7 @@ Programs are compiled in haste, and once by each worker;
 ``--longest 8`` a default test that takes more than eight seconds fails the run.
 """
 
+import gc
 import importlib.metadata
 import importlib.util
 import os
@@ -33,6 +34,10 @@ os.environ["XDG_CACHE_HOME"] = str(_FOLDER / "cache")
 import jax  # noqa: E402
 import pytest  # noqa: E402
 
+# Tracing makes many objects that live: looking through all of them again and again would
+# take a seventh of the time.
+gc.freeze()
+gc.set_threshold(100_000, 50, 1000)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 _PROGRAMS = os.environ.get("CWGNC_JAX_TEST_PROGRAMS", str(_FOLDER / "programs"))
 jax.config.update("jax_compilation_cache_dir", _PROGRAMS)
