@@ -93,7 +93,7 @@ def dropout(
     halves = jax.lax.platform_dependent(
         key,
         cpu=functools.partial(neighbours_share_words, shape=x.shape),
-        default=functools.partial(rows_share_words, shape=x.shape),
+        default=functools.partial(halves_share_words, shape=x.shape),
     )
     mask = cast(Array, halves) >= threshold.astype(jnp.uint16)
     return jnp.where(mask, x * (1 / keep).astype(x.dtype), jnp.zeros((), x.dtype))
@@ -110,14 +110,18 @@ def neighbours_share_words(
     return halves.reshape(*rest, 2 * half)[..., :last]
 
 
-def rows_share_words(
+def halves_share_words(
     key: PRNGKeyArray, shape: tuple[int, ...]
 ) -> UInt16[Array, "*shape"]:
-    """Draws 16 random bits an element; two along the first axis share a word.
+    """Draws 16 random bits an element; two far apart along the second axis share a word.
 
     The halves of neighbours would be an axis of 2, which a TPU moves, or pads to 128.
+    Along the first axis, of examples or tokens, the halves could belong to two devices,
+    which would exchange them.
     """
-    first, *rest = shape
-    words = jax.random.bits(key, (math.ceil(first / 2), *rest), jnp.uint32)
-    halves = jnp.concatenate([words & 0xFFFF, words >> 16])
-    return halves[:first].astype(jnp.uint16)
+    axis = min(1, len(shape) - 1)
+    of_words = list(shape)
+    of_words[axis] = math.ceil(shape[axis] / 2)
+    words = jax.random.bits(key, tuple(of_words), jnp.uint32)
+    halves = jnp.concatenate([words & 0xFFFF, words >> 16], axis)
+    return jax.lax.slice_in_dim(halves, 0, shape[axis], axis=axis).astype(jnp.uint16)
