@@ -9,6 +9,7 @@
 # make benchmarks   all benchmarks and their pages, on real tasks: GLUE=DIR with one
 #                   folder of TSV files for each
 # make benchmarks-gpu the same on a GPU, with VENV=.venv-gpu for an environment of its own
+# make test-compiled the tests of what the compilers of GPUs and TPUs make of the step
 # make compiled     what the compilers of GPUs and TPUs make of the step, without a device
 # make gpu-bundle   all that the check on a GPU needs where there is no network
 # make gpu-check    the check on a GPU, from that folder: eight minutes
@@ -33,7 +34,7 @@ OR_SAY = >$(VENV)/pip.log 2>&1 || { \
   echo "check the network or pip's index, and give the same command again"; exit 1; }
 
 .PHONY: quickstart test slow coverage mutants lint docs benchmarks benchmarks-gpu \
-  compiled gpu-bundle gpu-check
+  compiled test-compiled gpu-bundle gpu-check
 quickstart: $(VENV)/train.stamp
 	$(BIN)/python -m examples.fetch_minilm quickstart/minilm
 	$(BIN)/python -m examples.acceptability quickstart/data
@@ -112,15 +113,27 @@ benchmarks-gpu: $(VENV)/test.stamp $(KERAS)/stamp $(FLAX)/stamp
 	$(BIN)/python -m benchmarks.many_runs --runs 8 25 --json $(GPU_RESULTS)/many_runs.json
 	$(BIN)/python -m benchmarks.summary --results $(GPU_RESULTS)
 
-# Both compilers, beside the CPU's: some 6 GB. They need no GPU and no TPU.
+# The compilers of GPUs and TPUs alone: they need no device, and not the 4 GB of libraries
+# that a GPU's programs call.
 COMPILERS = $(VENV)/compilers
+WITH_COMPILERS = PYTHONPATH=$(COMPILERS) $(BIN)/python
 compiled: $(COMPILERS)/stamp
-	$(COMPILERS)/bin/python -m benchmarks.compiled --json $(RESULTS)/compiled.json
+	$(WITH_COMPILERS) -m benchmarks.compiled --json $(RESULTS)/compiled.json
 
-$(COMPILERS)/stamp: $(VENV)/pip.stamp pyproject.toml
-	$(PYTHON) -m venv $(COMPILERS)
-	$(COMPILERS)/bin/python -m pip install -q -e '.[train]' \
-	  'jax[cuda13,tpu]==$(JAX:jax==%=%)'
+test-compiled: $(VENV)/test.stamp $(COMPILERS)/stamp
+	$(WITH_COMPILERS) -m pytest -m compilers --durations=10 tests/compiled
+
+define OF_JAX
+from importlib.metadata import requires, version
+jax = version('jax')
+print(*(f'jax-cuda13-{name}=={jax}' for name in ('plugin', 'pjrt')))
+print(*(each.partition(';')[0] for each in requires('jax') if 'libtpu' in each))
+endef
+export OF_JAX
+$(COMPILERS)/stamp: $(VENV)/train.stamp
+	rm -rf $(COMPILERS)
+	$(PIP) --no-deps --target $(COMPILERS) 'nvidia-cuda-nvcc==13.*' 'nvidia-nvvm==13.*' \
+	  $$($(BIN)/python -c "$$OF_JAX") $(OR_SAY)
 	touch $@
 
 # The machine of the check has Python 3.12, jax, flax, optax, transformers and torch.

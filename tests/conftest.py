@@ -34,8 +34,8 @@ os.environ["XDG_CACHE_HOME"] = str(_FOLDER / "cache")
 import jax  # noqa: E402
 import pytest  # noqa: E402
 
-# Tracing makes many objects that live: looking through all of them again and again would
-# take a seventh of the time.
+# Tracing makes many objects that live: looking through all of them again and again
+# would take a seventh of the time.
 gc.freeze()
 gc.set_threshold(100_000, 50, 1000)
 jax.config.update("jax_numpy_rank_promotion", "raise")

@@ -113,7 +113,7 @@ def neighbours_share_words(
 def halves_share_words(
     key: PRNGKeyArray, shape: tuple[int, ...]
 ) -> UInt16[Array, "*shape"]:
-    """Draws 16 random bits an element; two far apart along the second axis share a word.
+    """Draws 16 random bits an element; two far apart along axis 1 share a word.
 
     The halves of neighbours would be an axis of 2, which a TPU moves, or pads to 128.
     Along the first axis, of examples or tokens, the halves could belong to two devices,

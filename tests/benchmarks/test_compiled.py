@@ -12,7 +12,7 @@ from cwgnc_jax import models
 from cwgnc_train.plan import find_slice
 from tests.benchmarks.conftest import CONFIG
 
-ROW = compiled.Row("h100", "large", data_devices=8, batch=64)
+ROW = compiled.Row("h100", "large", data_devices=8, batch=64, layers=2)
 FOUND = {
     **vars(ROW),
     **{"commit": "abc", "versions": {"jax": "0.10.2"}},
@@ -31,7 +31,8 @@ def test_a_page_says_of_each_program_that_it_is_an_estimate():
     assert "| program, estimated |" in page
     [line] = [line for line in page.splitlines() if line.startswith("| BERT-large")]
     assert line == (
-        "| BERT-large, bfloat16, step of 64 × 128 over 8 devices | 1,700 | 12.50 | "
+        "| BERT-large of 2 layers, bfloat16, step of 64 × 128 over 8 devices | "
+        "1,700 | 12.50 | "
         "55 % | 10.00 | 1.02 | matrix products 80 %, clip 20 % | "
         "4 all-reduce of 5.0 MB |"
     )
