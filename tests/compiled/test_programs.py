@@ -123,6 +123,11 @@ def test_the_roots_of_all_components_are_taken_as_one_vector(compiled, on):
     assert set.union(*of_kernels) == {len(parameters())}
 
 
+def test_norms_of_parameters_alike_share_kernels(compiled):
+    _, kernels = compiled(ONE["h100"]).found["parts"]["norms"]
+    assert kernels < 0.7 * len(parameters())
+
+
 @of_each
 def test_no_parameter_is_copied_and_each_is_cast_at_most_once(compiled, on):
     moves = {"copy", "convert", "bitcast", "transpose", "reshape", "parameter"}
