@@ -24,6 +24,7 @@ from cwgnc_train.engine.optimizer import Hparams, make_hparams, scheduled_rate
 from cwgnc_train.engine.step import (
     CURVES,
     StepConfig,
+    copies_to_multiply,
     init_run,
     loss_and_grads,
     train_step,
@@ -70,6 +71,38 @@ def test_step_equals_autodiff_and_the_chain_by_hand():
         stepped.params, optax.apply_updates(run.params, updates), atol=1e-6
     )
     assert stepped.step == 1
+
+
+@pytest.mark.parametrize("trained_layers", [None, 1])
+def test_copies_of_kernels_change_no_gradient_beyond_rounding(trained_layers):
+    config = dataclasses.replace(
+        STEP_CONFIG, dtype="bfloat16", trained_layers=trained_layers
+    )
+    parts = jax.tree.map(lambda *x: np.stack(x), a_batch(seed=0), a_batch(seed=1))
+    run = a_run(config)
+    # A CPU's program may multiply by kernels that were not rounded.
+    rounded = jax.tree.map(lambda x: x.astype(jnp.bfloat16).astype(x.dtype), run.params)
+    run = run._replace(params=rounded)
+    copies = copies_to_multiply(config, run.params)
+    kernels = [x for x in jax.tree.leaves(run.params) if x.ndim == 2]
+    assert {x.dtype for x in jax.tree.leaves(copies)} == {jnp.dtype(jnp.bfloat16)}
+    # The embeddings are tables of words, positions and types.
+    assert len(jax.tree.leaves(copies)) == len(kernels) - 3
+    found = jax.jit(loss_and_grads, static_argnums=0)
+    expected = found(config, run, parts)
+    with_copies = found(config, run, parts, copies=copies)
+    chex.assert_trees_all_equal_shapes_and_dtypes(with_copies, expected)
+    # It may also round gradients between functions, and then those below.
+    for one, other in zip(*map(jax.tree.leaves, (with_copies, expected)), strict=True):
+        largest = float(jnp.abs(other).max())
+        np.testing.assert_allclose(one, other, atol=2**-5 * largest, rtol=0)
+
+
+def test_only_a_forward_pass_in_another_dtype_has_copies():
+    run = a_run()
+    assert copies_to_multiply(STEP_CONFIG, run.params) is None
+    mixed = dataclasses.replace(STEP_CONFIG, dtype="bfloat16", mixout=True)
+    assert copies_to_multiply(mixed, run.params) is None
 
 
 def test_what_a_config_does_not_say_is_the_default_recipe():

@@ -16,6 +16,7 @@ from cwgnc_train.engine.pmap import pmap_train_steps
 from cwgnc_train.engine.step import (
     StepConfig,
     compute_logits,
+    copies_to_multiply,
     train_step,
     train_step_alone,
 )
@@ -49,11 +50,22 @@ def compile_train_steps(
     """
 
     def scanned(take_step, state, indices, table):
-        def step(state, indices):
-            batch = layout.split_rows(packed_batch(table, indices, shape))
-            return take_step(config, state, batch, measured, layout)
+        def copies_of(state):
+            # A CPU's program takes one step: it would cast no less.
+            if layout.platform == "cpu":
+                return None
+            return copies_to_multiply(config, state.params)
 
-        return jax.lax.scan(step, state, indices)
+        def step(carry, indices):
+            state, copies = carry
+            batch = layout.split_rows(packed_batch(table, indices, shape))
+            state, metrics = take_step(
+                config, state, batch, measured, layout, copies=copies
+            )
+            return (state, copies_of(state)), metrics
+
+        (state, _), metrics = jax.lax.scan(step, (state, copies_of(state)), indices)
+        return state, metrics
 
     one_run = functools.partial(scanned, train_step)
 

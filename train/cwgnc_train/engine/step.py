@@ -106,6 +106,7 @@ def train_step(
     batch: dict[str, Array],
     measured: bool = False,
     layout: Layout | None = None,
+    copies: Params | None = None,
 ) -> tuple[RunState, Metrics]:
     """Makes one update: forward, backward, clip, Adam, decay, learning rate.
 
@@ -123,8 +124,9 @@ def train_step(
       measured: Whether to measure the components, with a config that has statistics.
         Fixed at compilation: a branch would cost every step copies of the parameters.
       layout: Where parameters lie, if they may be split over devices.
+      copies: The parameters' :func:`copies_to_multiply`, if they are at hand.
     """
-    loss, grads = loss_and_grads(config, state, batch, layout)
+    loss, grads = loss_and_grads(config, state, batch, layout, copies=copies)
     return update(config, state, loss, grads, measured)
 
 
@@ -135,11 +137,13 @@ def train_step_alone(
     measured: bool,
     layout: Layout | None = None,
     axis_name: str | None = None,
+    copies: Params | None = None,
 ) -> tuple[RunState, Metrics]:
     """Makes one update of a single run whose state has an axis over runs."""
     # The update keeps the axis: around one without, XLA copies on CPUs what the update
     # could write over, a fifth of MiniLM's step of 4 x 48 tokens.
-    found = loss_and_grads(config, first_run(states), batch, layout, axis_name)
+    state, copies = first_run((states, copies))
+    found = loss_and_grads(config, state, batch, layout, axis_name, copies)
     found = jax.tree.map(lambda leaf: leaf[None], found)
     update_of_run = functools.partial(update, config, measured=measured)
     return jax.vmap(update_of_run)(states, *found)
@@ -151,6 +155,7 @@ def loss_and_grads(
     batch: dict[str, Array],
     layout: Layout | None = None,
     axis_name: str | None = None,
+    copies: Params | None = None,
 ) -> tuple[Float[Array, ""], Params]:
     """Computes the mean loss of a batch and its gradients by what trains.
 
@@ -159,7 +164,11 @@ def loss_and_grads(
     """
     hparams = state.hparams
     key = jax.random.fold_in(state.key, state.step)
-    params = state.params if layout is None else layout.gather(state.params)
+    params = state.params
+    if copies is not None:
+        _, others = models.split_params(params, _is_kernel)
+        params = models.merge_params(copies, others)
+    params = params if layout is None else layout.gather(params)
     trained, frozen = models.split_params(params, config.trains)
     total = jnp.sum(batch["weights"])
     if axis_name is not None:
@@ -184,7 +193,11 @@ def loss_and_grads(
         losses = example_losses(config, logits, batch["labels"])
         return jnp.sum(losses * batch["weights"]) / total
 
-    value_and_grad = jax.value_and_grad(loss_fn)
+    def value_and_grad(*args):
+        loss, grads = jax.value_and_grad(loss_fn)(*args)
+        # The gradient by a copy has the copy's dtype.
+        return loss, jax.tree.map(lambda leaf: leaf.astype(jnp.float32), grads)
+
     in_parts = batch["weights"].ndim == 2
     parts = batch["weights"].shape[0] if in_parts else 1
     first = 0 if axis_name is None else parts * jax.lax.axis_index(axis_name)
@@ -195,7 +208,10 @@ def loss_and_grads(
             found = value_and_grad(trained, batch, jax.random.fold_in(key, index))
             return jax.tree.map(jnp.add, sums, found), None
 
-        zeros = jnp.zeros((), total.dtype), jax.tree.map(jnp.zeros_like, trained)
+        zeros = (
+            jnp.zeros((), total.dtype),
+            jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, jnp.float32), trained),
+        )
         found, _ = jax.lax.scan(add, zeros, (batch, first + jnp.arange(parts)))
     else:
         own_key = key if axis_name is None else jax.random.fold_in(key, first)
@@ -251,6 +267,22 @@ def update(
     )
     state = state._replace(params=params, opt_state=opt_state, step=state.step + 1)
     return state, metrics
+
+
+def copies_to_multiply(config: StepConfig, params: Params) -> Params | None:
+    """Casts kernels to the dtype in which they are multiplied.
+
+    What writes a kernel can write its copy too, while it is at hand. Returns None
+    where the forward pass has no use for copies.
+    """
+    if config.dtype == "float32" or config.mixout:
+        return None
+    kernels, _ = models.split_params(params, _is_kernel)
+    return jax.tree.map(lambda leaf: leaf.astype(config.dtype), kernels)
+
+
+def _is_kernel(path: str) -> bool:
+    return path.endswith("/kernel")
 
 
 def compute_logits(

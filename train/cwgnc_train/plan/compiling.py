@@ -48,9 +48,11 @@ def devices_of(wanted: Slice) -> list[Any]:
                 target_config=_description(accelerator),
             )
         else:
-            # libtpu would ask the metadata server of a TPU machine.
+            # libtpu would ask the metadata server of a TPU machine, and let only one
+            # process have the TPUs that are not there.
             os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
             os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
+            os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
             os.environ.setdefault("TPU_ACCELERATOR_TYPE", "v5litepod-4")
             topology = topologies.get_topology_desc(
                 f"{accelerator.name}:{wanted.topology}", platform="tpu"
