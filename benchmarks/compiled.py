@@ -1,7 +1,7 @@
 """What XLA makes of our programs for accelerators that are not here: estimates.
 
     python -m benchmarks.compiled [--on h100 v5e ...] [--models base large ...]
-        [--quick] [--text FOLDER] [--json FILE]
+        [--quick] [--text FOLDER] [--earlier FILE] [--json FILE]
 
 Each program is compiled by the accelerator's own compiler, in a process of its own. The
 text of the compiled program says which kernels run, what they move and multiply, and
@@ -28,9 +28,10 @@ import jax.numpy as jnp
 import optax
 
 import cwgnc_jax
+from benchmarks.compiled_page import page
+from benchmarks.compiled_rows import MODELS, STEPS, Row, all_rows
 from benchmarks.measure import commit, publish
-from benchmarks.training import LENGTH, NAMES, SIZES, step_config
-from cwgnc_jax import models
+from benchmarks.training import LENGTH, step_config
 from cwgnc_train.engine import Layout, make_mesh
 from cwgnc_train.plan import (
     ACCELERATORS,
@@ -47,67 +48,8 @@ from cwgnc_train.plan import (
     without_devices,
 )
 
-MODELS = SIZES | {"modernbert": models.ModernBertConfig()}
-TITLES = NAMES | {"modernbert": "ModernBERT-base"}
 EXAMPLES = 2490  # RTE's.
-STEPS = 10
-"""Those of one program, as training takes them on an accelerator."""
 MATMUL = {"float32": "highest", "tf32": "default", "bfloat16": "default"}
-
-
-@dataclasses.dataclass(frozen=True)
-class Row:
-    """One program for one kind of accelerator."""
-
-    on: str
-    model: str = "base"
-    precision: str = "bfloat16"
-    program: str = "step"
-    """step, evaluation, clip, adam, or clip and adam."""
-    runs: int = 1
-    batch: int = 16
-    data_devices: int = 1
-    shard_params: bool = False
-    layers: int | None = None
-    """Fewer than the model has, to be compiled sooner."""
-
-    @property
-    def config(self) -> models.EncoderConfig:
-        """The model's config."""
-        config = MODELS[self.model]
-        if self.layers is None:
-            return config
-        return dataclasses.replace(config, num_hidden_layers=self.layers)
-
-    @property
-    def key(self) -> str:
-        """What tells rows apart."""
-        return json.dumps(dataclasses.asdict(self), sort_keys=True)
-
-
-def all_rows(accelerators: list[str], names: list[str]) -> list[Row]:
-    """The programs of the page."""
-    rows = []
-    for on in accelerators:
-        rows += [Row(on, name) for name in names]
-        rows += [Row(on, "base", program=each) for each in ("evaluation", *_ALONE)]
-    for on in ("h100", "v5e"):
-        rows += [
-            *(Row(on, "base", precision) for precision in ("tf32", "float32")),
-            Row(on, "large", batch=64),
-            *(Row(on, "minilm", runs=runs) for runs in (4, 8)),
-        ]
-    for on in ("h100:8", "v5e:2x4"):
-        rows += [
-            Row(on, "base", batch=64, data_devices=8),
-            Row(on, "base", batch=64, data_devices=8, shard_params=True),
-            Row(on, "minilm", runs=8),
-            Row(on, "minilm", runs=8, data_devices=2),
-        ]
-    return [row for row in rows if row.on in accelerators or ":" in row.on]
-
-
-_ALONE = ("clip", "adam", "clip and adam")
 
 
 def measure(row: Row, text: Path | None = None) -> dict[str, Any]:
@@ -213,77 +155,6 @@ def versions() -> dict[str, str]:
     return found
 
 
-def page(result: dict[str, Any]) -> str:
-    """The figures as Markdown."""
-    rows = result["rows"]
-    lines = [
-        "# What compilers make of our programs for accelerators",
-        "",
-        "Estimates, all of them; nothing here was measured on an accelerator. Each "
-        "program was compiled by the accelerator's own compiler on a machine that has "
-        "none. A GPU's kernel is priced by the longest of three: its bytes at 90 % of "
-        "the published bandwidth, its products at 70 % of the published rate, and 2 µs "
-        "for a launch; products are not autotuned, so their tiles mean nothing. A "
-        "TPU's kernel is priced by the cycles that its compiler estimates, at the "
-        "clock that the published rate implies. A step is a tenth of a program of "
-        f"{STEPS}. Batches are rows of {LENGTH} tokens; dropout is on, the clip keeps "
-        "its report. Padding: what the "
-        "array over 1 MiB that is padded most takes, of its own size.",
-    ]
-    for on in dict.fromkeys(row["on"] for row in rows):
-        lines += [
-            "",
-            f"## {find_slice(on).accelerator.title}, {on}",
-            "",
-            "| program, estimated | kernels | ms | of the rate | memory, GB | "
-            "padding | parts | exchanged |",
-            "|---|---:|---:|---:|---:|---:|---|---|",
-            *(_line(row) for row in rows if row["on"] == on),
-        ]
-    lines += ["", "Compiled with:", ""]
-    lines += sorted(
-        {
-            f"- {', '.join(f'{k} {v}' for k, v in row['versions'].items())}; "
-            f"commit {row['commit']}"
-            for row in rows
-        }
-    )
-    return "\n".join(lines) + "\n"
-
-
-def _line(row: dict[str, Any]) -> str:
-    layers = f" of {row['layers']} layers" if row["layers"] else ""
-    what = f"{TITLES[row['model']]}{layers}, {row['precision']}, "
-    if row["program"] in ("step", "evaluation"):
-        runs = f"{row['runs']} runs × " if row["runs"] > 1 else ""
-        what += f"{row['program']} of {runs}{row['batch']} × {LENGTH}"
-    else:
-        what += f"{row['program']} alone"
-    if row["data_devices"] > 1:
-        split = ", split parameters" if row["shard_params"] else ""
-        what += f" over {row['data_devices']} devices{split}"
-    total = row["seconds"]
-    parts = ", ".join(
-        f"{name} {100 * seconds / total:.0f} %"
-        for name, (seconds, _) in row["parts"].items()
-        if seconds > 0.015 * total
-    )
-    memory = (row["arguments"] + row["temporaries"] + row["new"]) / 1e9
-    kinds: dict[str, list[float]] = {}
-    for kind, size, times in row["collectives"]:
-        count, moved = kinds.get(kind, [0, 0])
-        kinds[kind] = [count + times, moved + times * size]
-    exchanged = ", ".join(
-        f"{count:.0f} {kind} of {moved / 1e6:.1f} MB"
-        for kind, (count, moved) in kinds.items()
-    )
-    of_rate = f"{100 * row['of_rate']:.0f} %" if row["flops"] else "–"
-    return (
-        f"| {what} | {row['kernels']:,.0f} | {1e3 * total:.2f} | {of_rate} | "
-        f"{memory:.2f} | {row['padding']:.2f} | {parts} | {exchanged or '–'} |"
-    )
-
-
 def compile_apart(row: Row, texts: Path | None) -> dict[str, Any]:
     """Measures a row in a process of its own."""
     command = [sys.executable, "-m", "benchmarks.compiled", "--row", row.key]
@@ -314,7 +185,10 @@ def main() -> None:
     )
     parser.add_argument("--json", type=Path)
     parser.add_argument("--text", type=Path, help="a folder for the programs' texts")
-    parser.add_argument("--row", help=argparse.SUPPRESS)
+    parser.add_argument(
+        "--earlier", type=Path, help="lines that --row printed in another checkout"
+    )
+    parser.add_argument("--row", help="one program as JSON, whose figures are printed")
     args = parser.parse_args()
     if args.row:
         without_devices()
@@ -323,12 +197,14 @@ def main() -> None:
     rows = all_rows(args.on, args.models)
     if args.quick:
         rows = [Row(on, layers=2) for on in args.on]
-    found = {}
+    found, earlier = {}, []
     if args.json and args.json.exists():
-        for row in json.loads(args.json.read_text())["rows"]:
-            fields = {field.name for field in dataclasses.fields(Row)}
-            found[Row(**{k: row[k] for k in fields}).key] = row
-    result = {"benchmark": "compiled", "rows": in_order(found)}
+        kept = json.loads(args.json.read_text())
+        found = {Row.of(row).key: row for row in kept["rows"]}
+        earlier = kept.get("earlier", [])
+    if args.earlier:
+        earlier = [json.loads(line) for line in args.earlier.read_text().splitlines()]
+    result = {"benchmark": "compiled", "rows": in_order(found), "earlier": earlier}
     now = commit()
     # A compiler keeps little more than one core busy.
     with concurrent.futures.ThreadPoolExecutor(2) as pool:

@@ -7,12 +7,12 @@ import sys
 import jax
 import pytest
 
-from benchmarks import compiled, gpu_check, gpu_numbers
+from benchmarks import compiled_page, compiled_rows, gpu_check, gpu_numbers
 from cwgnc_jax import models
 from cwgnc_train.plan import find_slice
 from tests.benchmarks.conftest import CONFIG
 
-ROW = compiled.Row("h100", "large", data_devices=8, batch=64, layers=2)
+ROW = compiled_rows.Row("h100", "large", data_devices=8, batch=64, layers=2)
 FOUND = {
     **vars(ROW),
     **{"commit": "abc", "versions": {"jax": "0.10.2"}},
@@ -25,7 +25,7 @@ FOUND = {
 
 
 def test_a_page_says_of_each_program_that_it_is_an_estimate():
-    page = compiled.page({"rows": [FOUND]})
+    page = compiled_page.page({"rows": [FOUND]})
     assert "nothing here was measured" in page
     assert "## NVIDIA H100 80GB HBM3, h100" in page
     assert "| program, estimated |" in page
@@ -39,12 +39,21 @@ def test_a_page_says_of_each_program_that_it_is_an_estimate():
     assert "- jax 0.10.2; commit abc" in page
 
 
+def test_a_page_sets_programs_beside_those_of_an_earlier_commit():
+    earlier = FOUND | {"commit": "old", "seconds": 0.02, "kernels": 2000}
+    page = compiled_page.page({"rows": [FOUND], "earlier": [earlier]})
+    lines = [line for line in page.splitlines() if line.startswith("| h100: BERT")]
+    assert ["| old | 20.00 | 2,000 |" in line for line in lines] == [True, False]
+    assert ["| abc | 12.50 | 1,700 |" in line for line in lines] == [False, True]
+    assert "commit old" in page
+
+
 def test_the_rows_are_of_known_accelerators_and_each_once():
-    rows = compiled.all_rows(["h100", "v5e"], list(compiled.MODELS))
+    rows = compiled_rows.all_rows(["h100", "v5e"], list(compiled_rows.MODELS))
     assert len({row.key for row in rows}) == len(rows)
     assert {find_slice(row.on).devices for row in rows} == {1, 8}
     for row in rows:
-        assert compiled.Row(**json.loads(row.key)) == row
+        assert compiled_rows.Row(**json.loads(row.key)) == row
 
 
 RESULT = {

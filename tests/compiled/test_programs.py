@@ -15,7 +15,7 @@ from typing import NamedTuple
 import jax
 import pytest
 
-from benchmarks.compiled import STEPS, Row
+from benchmarks.compiled_rows import STEPS, Row
 from cwgnc_jax import models
 from cwgnc_train.plan import read_program
 
