@@ -55,7 +55,7 @@ def _before_and_after(
         "",
         "## Before and after",
         "",
-        "The same programs of an earlier commit, compiled by the same script.",
+        "The same programs of an earlier commit, compiled by the script of this one.",
         "",
         "| program, estimated | commit | ms | kernels | cycles, M | random bits |",
         "|---|---|---:|---:|---:|---:|",

@@ -269,6 +269,7 @@ def update(
     return state, metrics
 
 
+@jax.named_scope("update")
 def copies_to_multiply(config: StepConfig, params: Params) -> Params | None:
     """Casts kernels to the dtype in which they are multiplied.
 
