@@ -4,7 +4,14 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from cwgnc_train.analysis.score_statistics import Comparison, compare, holm, interval
+from cwgnc_train.analysis.score_statistics import (
+    Comparison,
+    compare,
+    compare_failures,
+    holm,
+    interval,
+    share_interval,
+)
 
 A = [0.62, 0.60, 0.63, 0.61, 0.62, 0.60]
 B = [0.55, 0.64, 0.40, 0.66, 0.58, 0.49]
@@ -77,3 +84,29 @@ def test_intervals_of_nearly_constant_samples_are_numbers(scores):
     for statistic in ("mean", "std"):
         low, high = interval(scores, statistic)
         assert low <= getattr(np, statistic)(scores) <= high
+
+
+@pytest.mark.parametrize(("failed", "runs"), [(0, 25), (2, 6), (13, 25), (50, 50)])
+def test_the_interval_of_a_share_is_wilsons(failed, runs):
+    # The roots of (p - q)² = z² q (1 - q) / n, by hand.
+    z, p = stats.norm.ppf(0.975), failed / runs
+    roots = np.roots([1 + z**2 / runs, -2 * p - z**2 / runs, p**2])
+    assert share_interval(failed, runs) == pytest.approx(tuple(sorted(roots)))
+
+
+def test_the_share_of_no_runs_has_no_interval():
+    assert all(map(math.isnan, share_interval(0, 0)))
+
+
+def test_fishers_test_worked_by_hand():
+    # 4 of 8 runs failed, of which all 4 in the first half: 1 of 70 splits, and its
+    # mirror image is as likely.
+    assert compare_failures((4, 4), (0, 4)) == pytest.approx(2 / 70)
+    assert compare_failures((0, 4), (4, 4)) == pytest.approx(2 / 70)
+    # 1 failed of 3 + 2 runs; in the second sample with probability 2 / 5.
+    assert compare_failures((0, 3), (1, 2)) == pytest.approx(2 / 5)
+
+
+def test_where_no_run_or_every_run_failed_nothing_is_tested():
+    assert math.isnan(compare_failures((0, 5), (0, 9)))
+    assert math.isnan(compare_failures((5, 5), (9, 9)))

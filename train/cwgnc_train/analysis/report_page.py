@@ -6,8 +6,10 @@ from typing import Any
 
 import jinja2
 
-from cwgnc_train.analysis import comparisons, report_tables, score_tables
+from cwgnc_train.analysis import report_tables, score_tables
 from cwgnc_train.analysis.cells import PAPER_MAX_NORM, choose_cells
+from cwgnc_train.analysis.comparison_tables import comparison_tables
+from cwgnc_train.analysis.comparisons import compare_cells
 from cwgnc_train.analysis.component_courses import read_component_courses
 from cwgnc_train.analysis.labels import method_label, task_label
 from cwgnc_train.analysis.racing_section import racing_section
@@ -68,6 +70,7 @@ def write_report(
         title=f"Fine-tuning {study.model}: {', '.join(map(task_label, tasks))}",
         facts=facts,
         tables=tables,
+        comparisons=[name for name in tables if name.startswith("tests_")],
         figures=figures,
         sections=[
             {
@@ -97,9 +100,8 @@ def _tables(study, cells):
     if study.runs["has_holdout"].any():
         yield report_tables.selection_table(cells)
     yield score_tables.score_table(study, cells)
-    yield comparisons.method_tests(study, cells)
     yield score_tables.threshold_table(study, cells)
-    yield comparisons.threshold_tests(study, cells)
+    yield from comparison_tables(compare_cells(study, cells))
     yield report_tables.clip_table(study)
     yield report_tables.failure_table(study)
 

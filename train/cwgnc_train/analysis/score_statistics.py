@@ -64,6 +64,49 @@ def interval(scores: Sequence[float], statistic: str) -> tuple[float, float]:
     return low, high
 
 
+def share_interval(failed: int, runs: int) -> tuple[float, float]:
+    """Computes Wilson's 95 % interval of the share of runs that fail.
+
+    It holds the shares q for which the observed share p is no further from q than
+    1.96 √(q (1 - q) / n), so it stays in [0, 1] and has a length also at p = 0.
+
+    Args:
+      failed: How many runs failed.
+      runs: How many there are.
+
+    Returns:
+      The ends of the interval; NaN without runs.
+
+    Examples:
+      >>> [round(end, 3) for end in share_interval(0, 25)]
+      [0.0, 0.133]
+    """
+    if not runs:
+        return math.nan, math.nan
+    low, high = stats.binomtest(failed, runs).proportion_ci(method="wilson")
+    return float(low), float(high)
+
+
+def compare_failures(first: tuple[int, int], second: tuple[int, int]) -> float:
+    """Computes the p-value of Fisher's exact test of equal shares of failed runs.
+
+    Given how many runs failed in all, it is the probability of all splits over the two
+    samples that are at most as likely as the one observed.
+
+    Args:
+      first: The numbers of failed and of all runs of one cell.
+      second: The same of another cell.
+
+    Returns:
+      The two-sided p-value; NaN if no run of either failed, or all did.
+    """
+    table = [(failed, runs - failed) for failed, runs in (first, second)]
+    # Scipy calls it 1, but such a pair tests nothing and must not count as a test.
+    if not all(map(sum, zip(*table, strict=True))):
+        return math.nan
+    return _p(stats.fisher_exact(table))
+
+
 def compare(first: Sequence[float], second: Sequence[float]) -> Comparison | None:
     """Compares two samples.
 
@@ -121,7 +164,7 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return corrected.tolist()
 
 
-def _p(result, spread):
+def _p(result, spread=True):
     return float(result.pvalue) if spread else math.nan
 
 

@@ -21,7 +21,7 @@ from cwgnc_train.analysis.labels import (
     task_label,
 )
 from cwgnc_train.analysis.report_tables import CELL_COLUMNS, ReportTable, make_table
-from cwgnc_train.analysis.score_statistics import interval
+from cwgnc_train.analysis.score_statistics import interval, share_interval
 from cwgnc_train.analysis.study_records import StudyRecords
 
 # Table 1 of the paper, in percent: standard deviation, mean, maximum.
@@ -101,7 +101,8 @@ def score_table(study: StudyRecords, cells: pd.DataFrame) -> ReportTable:
             "Failed": _failed,
         },
         "Standard deviation (ddof = 0) and mean, each with its 95 % bootstrap interval "
-        "over the runs. The table Tasks names the split that is scored. Rows marked "
+        "over the runs, and the share of failed runs with Wilson's 95 % interval. The "
+        "table Tasks names the split that is scored. Rows marked "
         "[paper: …] are the paper's own numbers, from another model and other runs. "
         "The table Protocol says whether a threshold applies to each component or to "
         "the whole gradient.",
@@ -160,12 +161,16 @@ def _summary(runs):
     for name, value in (("std", std), ("mean", scores.mean())):
         low, high = interval(scores, name)
         statistics |= {name: value, f"{name}_low": low, f"{name}_high": high}
+    failed = int(runs["failed"].sum())
+    low, high = share_interval(failed, len(runs))
     return statistics | {
         "max": scores.max(),
         "min": scores.min(),
         "median": scores.median(),
-        "failed": int(runs["failed"].sum()),
+        "failed": failed,
         "failed_share": runs["failed"].mean(),
+        "failed_low": low,
+        "failed_high": high,
         "collapsed": int(runs["collapsed"].sum()),
     }
 
@@ -194,7 +199,10 @@ _NO_RUNS = pd.DataFrame(columns=["score", "failed", "collapsed"], dtype=float)
 def _failed(row):
     if math.isnan(row["failed"]):
         return NOTHING
-    return f"{row['failed']} ({100 * row['failed_share']:.0f} %)"
+    share, low, high = (
+        f"{100 * row[f'failed_{key}']:.0f}" for key in ("share", "low", "high")
+    )
+    return f"{row['failed']} ({share} % [{low}, {high}])"
 
 
 def _with_interval(row, name):

@@ -1,0 +1,86 @@
+"""Which cells a report compares, and what it says of them."""
+
+import math
+
+import pytest
+from scipy import stats
+
+from cwgnc_train.analysis import write_report
+from tests.train.analysis.conftest import demo_records, run_record, table, write_study
+
+LINE = 0.527
+
+
+def cell_records(cell: str, scores, **changes) -> list[dict]:
+    """Makes the records of a cell task/method/lr=…/max_norm=… by its scores."""
+    return [
+        run_record(f"{cell}/seed={i}", score, **changes)
+        for i, score in enumerate(scores)
+    ]
+
+
+def shown(report, name) -> str:
+    return (report.parent / "tables" / f"{name}.md").read_text(encoding="utf-8")
+
+
+@pytest.fixture(scope="module")
+def report(tmp_path_factory):
+    """Two methods: half of the twenty runs of the first fail, none of the second."""
+    stable = [0.70 + i / 1000 for i in range(20)]
+    failing = [LINE] * 10 + [0.69, 0.71] * 5
+    records = [
+        *cell_records("rte/devlin/lr=2e-05/max_norm=1", failing),
+        *cell_records("rte/cwgnc/lr=2e-05/max_norm=0.05", stable),
+    ]
+    return write_report(write_study(tmp_path_factory.mktemp("study"), records))
+
+
+def test_shares_of_failed_runs_are_tested(report):
+    (row,) = table(report, "tests_methods_failed").to_dict("records")
+    assert (row["a_method"], row["b_method"]) == ("cwgnc", "devlin")
+    assert (row["a_failed"], row["b_failed"]) == (0, 10)
+    assert row["fisher"] == stats.fisher_exact([[0, 20], [10, 10]]).pvalue
+    text = shown(report, "tests_methods_failed")
+    assert "| 0 of 20 | 10 of 20 |" in text
+    assert "| A fails less (Fisher) |" in text
+
+
+def test_table_1_has_the_interval_of_the_share_of_failed_runs(report):
+    row = table(report, "table1").query("method == 'devlin'").iloc[0]
+    expected = stats.binomtest(10, 20).proportion_ci(method="wilson")
+    assert (row["failed_low"], row["failed_high"]) == pytest.approx(tuple(expected))
+    assert "| 10 (50 % [30, 70]) |" in shown(report, "table1")
+
+
+def test_the_verdict_says_which_way_and_by_which_test(report):
+    assert "| A varies less (Brown–Forsythe) |" in shown(report, "tests_methods_std")
+    text = shown(report, "tests_methods_mean")
+    assert "| A scores better (Welch, Mann–Whitney) |" in text
+
+
+def test_without_a_failed_run_the_share_is_not_tested(tmp_path):
+    records = [
+        *cell_records("rte/devlin/lr=2e-05/max_norm=1", [0.6, 0.7, 0.65]),
+        *cell_records("rte/cwgnc/lr=2e-05/max_norm=0.05", [0.7, 0.71, 0.69]),
+    ]
+    report = write_report(write_study(tmp_path, records))
+    (row,) = table(report, "tests_methods_failed").to_dict("records")
+    assert math.isnan(row["fisher"])
+    assert "| – | no difference shown |" in shown(report, "tests_methods_failed")
+
+
+def test_pairs_of_methods_are_corrected_within_their_task(demo_study, tmp_path):
+    rows = table(write_report(demo_study, tmp_path), "tests_methods_mean")
+    assert list(rows["a_method"][:3]) == ["cwgnc", "cwgnc", "bias_correction"]
+    for _, group in rows.groupby("task"):
+        raw, corrected = group["welch"], group["welch_holm"]
+        assert corrected.loc[raw.idxmin()] == pytest.approx(min(1, 3 * raw.min()))
+
+
+def test_too_few_runs_are_not_tested(tmp_path):
+    records = demo_records(("cola",), rates=(2e-5,), thresholds=(0.05,), seeds=2)
+    report = write_report(write_study(tmp_path, records))
+    for name in ("failed", "std", "mean"):
+        text = shown(report, f"tests_methods_{name}")
+        assert text.count("too few runs, 3 needed") == 3
+    assert not any(table(report, "tests_methods_failed")["fisher"].notna())
