@@ -6,9 +6,11 @@ import pytest
 from scipy import stats
 
 from cwgnc_train.analysis import write_report
+from cwgnc_train.analysis.score_intervals import mean_interval, std_interval
 from tests.train.analysis.conftest import demo_records, run_record, table, write_study
 
 LINE = 0.527
+FAILING = [LINE] * 10 + [0.69, 0.71] * 5
 
 
 def cell_records(cell: str, scores, **changes) -> list[dict]:
@@ -27,9 +29,8 @@ def shown(report, name) -> str:
 def report(tmp_path_factory):
     """Two methods: half of the twenty runs of the first fail, none of the second."""
     stable = [0.70 + i / 1000 for i in range(20)]
-    failing = [LINE] * 10 + [0.69, 0.71] * 5
     records = [
-        *cell_records("rte/devlin/lr=2e-05/max_norm=1", failing),
+        *cell_records("rte/devlin/lr=2e-05/max_norm=1", FAILING),
         *cell_records("rte/cwgnc/lr=2e-05/max_norm=0.05", stable),
     ]
     return write_report(write_study(tmp_path_factory.mktemp("study"), records))
@@ -50,6 +51,15 @@ def test_table_1_has_the_interval_of_the_share_of_failed_runs(report):
     expected = stats.binomtest(10, 20).proportion_ci(method="wilson")
     assert (row["failed_low"], row["failed_high"]) == pytest.approx(tuple(expected))
     assert "| 10 (50 % [30, 70]) |" in shown(report, "table1")
+
+
+def test_table_1_has_intervals_where_runs_are_many_enough(report):
+    row = table(report, "table1").query("method == 'devlin'").iloc[0]
+    assert (row["std_low"], row["std_high"]) == std_interval(FAILING)
+    assert (row["mean_low"], row["mean_high"]) == mean_interval(FAILING)
+    std, mean = (row[f"{name}_low"] * 100 for name in ("std", "mean"))
+    text = shown(report, "table1")
+    assert f"[{std:.1f}, " in text and f"[{mean:.1f}, " in text
 
 
 def test_the_verdict_says_which_way_and_by_which_test(report):

@@ -1,6 +1,5 @@
 import math
 
-import numpy as np
 import pytest
 from scipy import stats
 
@@ -9,8 +8,6 @@ from cwgnc_train.analysis.score_statistics import (
     compare,
     compare_failures,
     holm,
-    interval,
-    share_interval,
 )
 
 A = [0.62, 0.60, 0.63, 0.61, 0.62, 0.60]
@@ -56,7 +53,6 @@ def test_effect_sizes_worked_by_hand():
 
 def test_two_runs_are_too_few():
     assert compare([0.1, 0.2], A) is None
-    assert all(map(math.isnan, interval([0.1, 0.2], "mean")))
 
 
 def test_constant_samples_raise_no_warning():
@@ -67,35 +63,6 @@ def test_constant_samples_raise_no_warning():
     assert result.rank_biserial == -1
     assert comparison([0.5] * 4, B).brown_forsythe < 1
     assert math.isnan(comparison(B, [0.5] * 4).std_ratio)
-    assert interval([0.5] * 4, "mean") == (0.5, 0.5)
-    assert interval([0.5] * 4, "std") == (0, 0)
-
-
-@pytest.mark.parametrize("statistic", ["mean", "std"])
-def test_intervals_are_those_of_scipy(statistic):
-    expected = stats.bootstrap(
-        (B,), getattr(np, statistic), rng=np.random.default_rng(0)
-    ).confidence_interval
-    assert interval(B, statistic) == tuple(expected)
-
-
-@pytest.mark.parametrize("scores", [[0, 0, 1], [0, 0, 0, 0, 0.6], [0, 1, 0, 1]])
-def test_intervals_of_nearly_constant_samples_are_numbers(scores):
-    for statistic in ("mean", "std"):
-        low, high = interval(scores, statistic)
-        assert low <= getattr(np, statistic)(scores) <= high
-
-
-@pytest.mark.parametrize(("failed", "runs"), [(0, 25), (2, 6), (13, 25), (50, 50)])
-def test_the_interval_of_a_share_is_wilsons(failed, runs):
-    # The roots of (p - q)² = z² q (1 - q) / n, by hand.
-    z, p = stats.norm.ppf(0.975), failed / runs
-    roots = np.roots([1 + z**2 / runs, -2 * p - z**2 / runs, p**2])
-    assert share_interval(failed, runs) == pytest.approx(tuple(sorted(roots)))
-
-
-def test_the_share_of_no_runs_has_no_interval():
-    assert all(map(math.isnan, share_interval(0, 0)))
 
 
 def test_fishers_test_worked_by_hand():

@@ -1,4 +1,4 @@
-"""Intervals and tests for the scores of runs.
+"""Tests for the scores of runs.
 
 Callers leave out NaN scores.
 """
@@ -13,7 +13,7 @@ import numpy as np
 from scipy import stats
 
 MIN_RUNS = 3
-"""Smaller samples are not compared and have no interval."""
+"""Smaller samples are not compared."""
 
 
 class Comparison(NamedTuple):
@@ -35,56 +35,6 @@ class Comparison(NamedTuple):
     rank_biserial: float
     """Probability that a score of the first sample is the larger one, minus the
     probability that it is the smaller one; in [-1, 1]."""
-
-
-def interval(scores: Sequence[float], statistic: str) -> tuple[float, float]:
-    """Computes the 95 % bootstrap interval of a mean or standard deviation.
-
-    The method is BCa with 9,999 resamples and a fixed seed, or the percentile method
-    where BCa is undefined.
-
-    Args:
-      scores: The sample.
-      statistic: "mean" or "std" (ddof 0).
-
-    Returns:
-      The ends of the interval; NaN for fewer than ``MIN_RUNS`` scores.
-    """
-    sample, function = np.asarray(scores), getattr(np, statistic)
-    if sample.size < MIN_RUNS:
-        return math.nan, math.nan
-    for method in ("BCa", "percentile"):
-        with _quiet():
-            result = stats.bootstrap(
-                (sample,), function, method=method, rng=np.random.default_rng(0)
-            )
-        low, high = map(float, result.confidence_interval)
-        if np.isfinite([low, high]).all():
-            break
-    return low, high
-
-
-def share_interval(failed: int, runs: int) -> tuple[float, float]:
-    """Computes Wilson's 95 % interval of the share of runs that fail.
-
-    It holds the shares q for which the observed share p is no further from q than
-    1.96 √(q (1 - q) / n), so it stays in [0, 1] and has a length also at p = 0.
-
-    Args:
-      failed: How many runs failed.
-      runs: How many there are.
-
-    Returns:
-      The ends of the interval; NaN without runs.
-
-    Examples:
-      >>> [round(end, 3) for end in share_interval(0, 25)]
-      [0.0, 0.133]
-    """
-    if not runs:
-        return math.nan, math.nan
-    low, high = stats.binomtest(failed, runs).proportion_ci(method="wilson")
-    return float(low), float(high)
 
 
 def compare_failures(first: tuple[int, int], second: tuple[int, int]) -> float:
@@ -124,7 +74,7 @@ def compare(first: Sequence[float], second: Sequence[float]) -> Comparison | Non
     degrees = a.size + b.size - 2
     with _quiet():
         pooled = math.sqrt((a.size * a.var() + b.size * b.var()) / degrees)
-        spread = max(np.ptp(a), np.ptp(b)) > 0
+        spread = bool(max(np.ptp(a), np.ptp(b)) > 0)
         u, p_u = stats.mannwhitneyu(a, b, alternative="two-sided")
         difference = float(a.mean() - b.mean())
         return Comparison(
