@@ -1,9 +1,10 @@
-"""How often the intervals of a report hold the truth.
+"""How often a report's intervals hold the truth, and its tests see what is not there.
 
     python -m benchmarks.interval_coverage [--simulations N] [--json FILE]
 
 It draws studies of 3 to 50 runs from distributions whose mean and standard deviation
-are known, and counts how often each interval called 95 % holds them. The seed is fixed.
+are known, and counts how often each interval called 95 % holds them, and how often each
+test finds a difference at 5 % where there is none. The seed is fixed.
 With --json a page is written beside the file.
 """
 
@@ -18,6 +19,7 @@ import scipy
 from scipy import stats
 
 from benchmarks.measure import machine, publish, where
+from cwgnc_train.analysis import score_statistics
 from cwgnc_train.analysis.score_intervals import (
     LEVEL,
     MEAN_RUNS,
@@ -182,11 +184,61 @@ def share_coverage(runs: Sequence[int] = RUNS) -> list[dict[str, Any]]:
     return rows
 
 
+TESTS = {
+    "Brown–Forsythe": "brown_forsythe",
+    "Pitman–Morgan on ranks": "pitman_morgan",
+    "Pitman–Morgan with Pearson's correlation": "pearson",
+    "Welch": "welch",
+    "Mann–Whitney": "mann_whitney",
+    "Wilcoxon": "wilcoxon",
+}
+
+
+def false_positives(
+    simulations: int, runs: Sequence[int] = (5, 10, 25)
+) -> list[dict[str, Any]]:
+    """Simulates how often tests find a difference at 5 % where there is none.
+
+    Args:
+      simulations: The pairs of studies drawn for each distribution and number of runs.
+      runs: The numbers of runs.
+
+    Returns:
+      For each test, distribution and number of runs the share of pairs of studies of
+      the same distribution with a p-value below 0.05. Undefined ones do not count.
+    """
+    rows = []
+    for name, scores in SCORES.items():
+        for count in runs:
+            drawn = scores.draw(np.random.default_rng(count), (2 * simulations, count))
+            found = dict.fromkeys(TESTS.values(), 0)
+            for pair in drawn.reshape(simulations, 2, count):
+                first, second = pair.tolist()
+                results = [
+                    score_statistics.compare(first, second),
+                    score_statistics.compare_pairs(first, second),
+                ]
+                _, pearson = stats.pearsonr(pair.sum(0), pair[0] - pair[1])
+                p_values: dict[str, Any] = {"pearson": pearson}
+                for result in results:
+                    p_values |= result._asdict() if result else {}
+                for test in found:
+                    found[test] += bool(p_values[test] < 0.05)
+            rows += [
+                {"test": test, "scores": name, "runs": count}
+                | {"share": found[field] / simulations}
+                for test, field in TESTS.items()
+            ]
+    return rows
+
+
 def page(result: dict[str, Any]) -> str:
     """The figures as Markdown."""
     runs = sorted({row["runs"] for row in result["coverage"]})
     lines = [
-        "# Intervals of a report, and how often they hold the truth",
+        "# Intervals and tests of a report, checked on simulated studies",
+        "",
+        "## Intervals",
         "",
         "In how many of 100 simulated studies an interval called 95 % holds the truth, "
         "by the number of runs. Below 90 is **bold**.",
@@ -212,7 +264,11 @@ def page(result: dict[str, Any]) -> str:
         "near 0 less often in few runs: it is right on average over shares, not for "
         "each.",
         "",
-        f"Scores: {result['simulations']} studies for each distribution and number of "
+        *_false_positive_lines(result["false_positives"]),
+        "",
+        "## Scores",
+        "",
+        f"{result['simulations']} studies for each distribution and number of "
         f"runs. Normal: mean {CENTRE}, standard deviation {SPREAD}. Skewed: "
         "gamma of shape 4, turned to the left (skewness −1). Strongly skewed: "
         "exponential, turned to the left (skewness −2). 20 % failed: a run scores "
@@ -223,6 +279,35 @@ def page(result: dict[str, Any]) -> str:
         f"scipy {result['scipy']}, numpy {np.__version__}. {where(result)}",
     ]
     return "\n".join(lines) + "\n"
+
+
+def _false_positive_lines(rows):
+    runs = sorted({row["runs"] for row in rows})
+    lines = [
+        "## Tests",
+        "",
+        "In how many of 100 pairs of studies a test finds a difference at 5 % where "
+        "there is none, by the number of runs of each. Above 10 is **bold**.",
+        "",
+        f"| test | scores | {' | '.join(map(str, runs))} |",
+        f"|---|---|{'---:|' * len(runs)}",
+    ]
+    table: dict[tuple[str, str], list[str]] = {}
+    for row in rows:
+        text = f"{100 * row['share']:.1f}"
+        cells = table.setdefault((row["test"], row["scores"]), [])
+        cells.append(f"**{text}**" if row["share"] > 0.1 else text)
+    order = list(TESTS)
+    for (test, scores), cells in sorted(
+        table.items(), key=lambda item: order.index(item[0][0])
+    ):
+        lines.append(f"| {test} | {scores} | {' | '.join(cells)} |")
+    return [
+        *lines,
+        "",
+        "The Pitman–Morgan test of a report takes ranks. It needs "
+        f"{score_statistics.MIN_SPREAD_PAIRS} pairs, so with fewer it finds nothing.",
+    ]
 
 
 def _percent(coverage: float) -> str:
@@ -243,6 +328,7 @@ def main() -> None:
         "scipy": scipy.__version__,
         "simulations": args.simulations,
         "coverage": simulate(args.simulations) + share_coverage(),
+        "false_positives": false_positives(args.simulations // 5),
     }
     publish(result, page(result), args.json)
 

@@ -32,7 +32,7 @@ TITLES = {
     "memory": "The memory of a training step",
     "many_runs": "Many runs in one program",
     "step_variants": "What a step costs that is frozen in part, or measured",
-    "interval_coverage": "Intervals of a report, and how often they hold the truth",
+    "interval_coverage": "Intervals and tests of reports, on simulated studies",
 }
 
 

@@ -4,7 +4,14 @@ from pathlib import Path
 import pytest
 
 from benchmarks import interval_coverage
-from benchmarks.interval_coverage import DECIDING, LEAST, RUNS, share_coverage, simulate
+from benchmarks.interval_coverage import (
+    DECIDING,
+    LEAST,
+    RUNS,
+    false_positives,
+    share_coverage,
+    simulate,
+)
 from cwgnc_train.analysis.score_intervals import MEAN_RUNS, STD_RUNS, WILSON_RUNS
 
 PUBLISHED = Path(interval_coverage.__file__).parent / "results/interval_coverage.json"
@@ -52,3 +59,12 @@ def test_the_coverage_of_a_share_worked_by_hand():
     assert found["share, Wilson", "50 % fail"] == pytest.approx(1)
     # That of two failed begins at 0.208, and two or three fail of three with 0.104.
     assert found["share, Wilson", "20 % fail"] == pytest.approx(1 - 0.104)
+
+
+def test_the_tests_of_a_report_find_little_where_there_is_nothing():
+    rows = false_positives(200, [10])
+    found = {(row["test"], row["scores"]): row["share"] for row in rows}
+    for test in ("Brown–Forsythe", "Welch", "Mann–Whitney", "Wilcoxon"):
+        # Three standard errors above 5 % of 200.
+        assert max(found[test, scores] for scores in DECIDING) < 0.1
+    assert found["Pitman–Morgan with Pearson's correlation", "20 % failed"] > 0.12

@@ -63,9 +63,10 @@ def test_table_1_has_intervals_where_runs_are_many_enough(report):
 
 
 def test_the_verdict_says_which_way_and_by_which_test(report):
-    assert "| A varies less (Brown–Forsythe) |" in shown(report, "tests_methods_std")
+    text = shown(report, "tests_methods_std")
+    assert "| A varies less (Brown–Forsythe, Pitman–Morgan) |" in text
     text = shown(report, "tests_methods_mean")
-    assert "| A scores better (Welch, Mann–Whitney) |" in text
+    assert "| A scores better (Welch, Mann–Whitney, Wilcoxon) |" in text
 
 
 def test_without_a_failed_run_the_share_is_not_tested(tmp_path):
@@ -94,3 +95,38 @@ def test_too_few_runs_are_not_tested(tmp_path):
         text = shown(report, f"tests_methods_{name}")
         assert text.count("too few runs, 3 needed") == 3
     assert not any(table(report, "tests_methods_failed")["fisher"].notna())
+
+
+def test_runs_of_the_same_seeds_are_paired(tmp_path):
+    first = [(1, 1, 0.70), (2, 2, 0.71), (2, 9, 0.60), (3, 3, 0.74), (4, 4, "nan")]
+    second = [(4, 4, 0.5), (3, 3, 0.71), (2, 2, 0.70), (1, 1, 0.68), (7, 7, 0.9)]
+    records = [
+        run_record(f"rte/{method}/lr=2e-05/max_norm=1/seed={seed}", score)
+        | {"data_seed": data_seed, "run": f"{method} {seed} {data_seed}"}
+        for method, cell in (("devlin", second), ("cwgnc", first))
+        for seed, data_seed, score in cell
+    ]
+    report = write_report(write_study(tmp_path, records))
+    (row,) = table(report, "tests_methods_mean").to_dict("records")
+    assert (row["a_runs"], row["a_scores"], row["b_scores"]) == (5, 4, 5)
+    assert row["pairs"] == 3
+    # All three differences are positive: 2 of 8 sign patterns.
+    assert row["wilcoxon"] == pytest.approx(2 / 8)
+    assert row["matched_biserial"] == 1
+    assert (
+        row["welch"]
+        == stats.ttest_ind(
+            [0.7, 0.71, 0.6, 0.74], [0.5, 0.71, 0.7, 0.68, 0.9], equal_var=False
+        ).pvalue
+    )
+
+
+def test_a_seed_that_ran_twice_has_no_partner(tmp_path):
+    records = [
+        run_record(f"rte/{method}/lr=2e-05/max_norm=1/seed={seed}", 0.7 + i / 100)
+        | {"run": f"{method} {i}"}
+        for method, seeds in (("devlin", (1, 2, 3, 4)), ("cwgnc", (1, 1, 2, 3, 4)))
+        for i, seed in enumerate(seeds)
+    ]
+    report = write_report(write_study(tmp_path, records))
+    assert table(report, "tests_methods_mean")["pairs"].item() == 3

@@ -62,9 +62,17 @@ def _std_table(kind, rows):
         "Std B": lambda row: format_score(row["b_std"]),
         "Std A ÷ B": lambda row: format_number(row["std_ratio"]),
         "Brown–Forsythe p": _p("brown_forsythe"),
+        "Shared seeds": lambda row: str(row["pairs"]),
+        "Pitman–Morgan p": _p("pitman_morgan"),
         "At 5 %": _verdict(
             "scores",
-            {"brown_forsythe": ("Brown–Forsythe", _larger_std)},
+            {
+                "brown_forsythe": ("Brown–Forsythe", _larger_std),
+                "pitman_morgan": (
+                    "Pitman–Morgan",
+                    lambda row: row["spread_correlation"],
+                ),
+            },
             ("varies more", "varies less"),
         ),
     }
@@ -79,11 +87,17 @@ def _mean_table(kind, rows):
         "Welch p": _p("welch"),
         "Rank-biserial": lambda row: format_number(row["rank_biserial"]),
         "Mann–Whitney p": _p("mann_whitney"),
+        "Shared seeds": lambda row: str(row["pairs"]),
+        "Matched-pairs rank-biserial": lambda row: format_number(
+            row["matched_biserial"]
+        ),
+        "Wilcoxon p": _p("wilcoxon"),
         "At 5 %": _verdict(
             "scores",
             {
                 "welch": ("Welch", lambda row: row["mean_difference"]),
                 "mann_whitney": ("Mann–Whitney", lambda row: row["rank_biserial"]),
+                "wilcoxon": ("Wilcoxon", lambda row: row["matched_biserial"]),
             },
             ("scores better", "scores worse"),
         ),

@@ -14,11 +14,19 @@ from cwgnc_train.analysis.score_statistics import (
     Comparison,
     compare,
     compare_failures,
+    compare_pairs,
     holm,
 )
 from cwgnc_train.analysis.study_records import StudyRecords
 
-TESTS = ("fisher", "brown_forsythe", "welch", "mann_whitney")
+TESTS = (
+    "fisher",
+    "brown_forsythe",
+    "pitman_morgan",
+    "welch",
+    "mann_whitney",
+    "wilcoxon",
+)
 """The fields of a row that are p-values; each has a corrected one, such as
 ``welch_holm``."""
 
@@ -94,4 +102,18 @@ def _compared(study, pair):
         **sides,
         "fisher": compare_failures(*failed) if enough else math.nan,
         **{name: getattr(result, name, math.nan) for name in Comparison._fields},
+        **compare_pairs(*_by_seed(a, b))._asdict(),
     }
+
+
+def _by_seed(a, b):
+    """Returns the scores of the seeds that both cells have, in the same order."""
+    seeds = ["seed", "data_seed"]
+    columns = [*seeds, "score"]
+    # A seed that a cell has twice belongs to no single run of the other.
+    once = [
+        runs.loc[~runs.duplicated(seeds, keep=False), columns].dropna()
+        for runs in (a, b)
+    ]
+    pairs = once[0].merge(once[1], on=seeds, suffixes=("_a", "_b"))
+    return pairs["score_a"].to_list(), pairs["score_b"].to_list()

@@ -14,6 +14,7 @@ from cwgnc_train.analysis.component_courses import read_component_courses
 from cwgnc_train.analysis.labels import method_label, task_label
 from cwgnc_train.analysis.racing_section import racing_section
 from cwgnc_train.analysis.score_intervals import MEAN_RUNS, STD_RUNS, WILSON_RUNS
+from cwgnc_train.analysis.score_statistics import MIN_SPREAD_PAIRS
 from cwgnc_train.analysis.study_figures import MOST_CELLS, MOST_PANELS, draw_figures
 from cwgnc_train.analysis.study_records import LEGACY_LINES, StudyRecords, read_study
 from cwgnc_train.analysis.unfreezing_section import unfreezing_section
@@ -73,6 +74,7 @@ def write_report(
         tables=tables,
         comparisons=[name for name in tables if name.startswith("tests_")],
         intervals={"mean": MEAN_RUNS, "std": STD_RUNS, "share": WILSON_RUNS},
+        min_spread_pairs=MIN_SPREAD_PAIRS,
         figures=figures,
         sections=[
             {
