@@ -2,10 +2,12 @@
 
 import math
 
+import numpy as np
 import pytest
 from scipy import stats
 
 from cwgnc_train.analysis import write_report
+from cwgnc_train.analysis.comparisons import TESTS
 from cwgnc_train.analysis.score_intervals import mean_interval, std_interval
 from tests.train.analysis.conftest import demo_records, run_record, table, write_study
 
@@ -80,12 +82,22 @@ def test_without_a_failed_run_the_share_is_not_tested(tmp_path):
     assert "| – | no difference shown |" in shown(report, "tests_methods_failed")
 
 
-def test_pairs_of_methods_are_corrected_within_their_task(demo_study, tmp_path):
-    rows = table(write_report(demo_study, tmp_path), "tests_methods_mean")
-    assert list(rows["a_method"][:3]) == ["cwgnc", "cwgnc", "bias_correction"]
-    for _, group in rows.groupby("task"):
-        raw, corrected = group["welch"], group["welch_holm"]
-        assert corrected.loc[raw.idxmin()] == pytest.approx(min(1, 3 * raw.min()))
+def test_one_correction_covers_all_tests_of_a_report(demo_study, tmp_path):
+    report = write_report(demo_study, tmp_path)
+    tables = [table(report, f"tests_{kind}_mean") for kind in ("methods", "thresholds")]
+    assert list(tables[0]["a_method"][:3]) == ["cwgnc", "cwgnc", "bias_correction"]
+    raw, corrected = (
+        np.concatenate([rows[f"{test}{end}"] for rows in tables for test in TESTS])
+        for end in ("", "_holm")
+    )
+    made = ~np.isnan(raw)
+    # Holm's method: reject, from the smallest on, while p ≤ α / (tests that are left).
+    order = np.argsort(raw[made])
+    for level in (0.01, 0.05, 0.2, 0.7):
+        limits = level / np.arange(made.sum(), 0, -1)
+        kept = np.cumprod(raw[made][order] <= limits)
+        assert list(corrected[made][order] <= level) == list(kept.astype(bool))
+    assert f"One\ncorrection covers all {made.sum()} tests" in report.read_text()
 
 
 def test_too_few_runs_are_not_tested(tmp_path):

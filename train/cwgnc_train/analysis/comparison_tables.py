@@ -18,7 +18,7 @@ _TITLES = {
     "thresholds": "Thresholds compared with the largest",
 }
 # Shown in the tables' own words.
-_HIDDEN = ["a", "b", "kind", "family", "a_task", "b_task"]
+_HIDDEN = ["a", "b", "kind", "a_task", "b_task"]
 
 
 def comparison_tables(rows: list[dict[str, Any]]) -> Iterator[ReportTable]:

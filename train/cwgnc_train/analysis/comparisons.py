@@ -38,15 +38,14 @@ class Pair(NamedTuple):
     """Either "methods" or "thresholds"."""
     a: Cell
     b: Cell
-    family: tuple
-    """The pairs that are corrected together."""
 
 
 def compare_cells(study: StudyRecords, cells: pd.DataFrame) -> list[dict[str, Any]]:
     """Makes all comparisons of a report.
 
     The chosen cells of each pair of methods are compared, and each threshold of a
-    method with its largest one.
+    method with its largest one. All tests together are one family of Holm's correction:
+    the chance that a report claims any difference where there is none is at most 5 %.
 
     Args:
       study: The records.
@@ -57,23 +56,25 @@ def compare_cells(study: StudyRecords, cells: pd.DataFrame) -> list[dict[str, An
       p-values. Those of a cell with fewer than ``MIN_RUNS`` scores are NaN.
     """
     rows = [_compared(study, pair) for pair in _pairs(cells)]
-    for test in TESTS:
-        for _, group in itertools.groupby(rows, key=lambda row: row["family"]):
-            group = list(group)
-            corrected = holm([row[test] for row in group])
-            for row, value in zip(group, corrected, strict=True):
-                row[f"{test}_holm"] = value
+    keys = [(row, test) for row in rows for test in TESTS]
+    corrected = holm([row[test] for row, test in keys])
+    for (row, test), value in zip(keys, corrected, strict=True):
+        row[f"{test}_holm"] = value
     return rows
 
 
+def count_tests(rows: list[dict[str, Any]]) -> int:
+    """Counts the tests that were made, which are one family of Holm's correction."""
+    return sum(not math.isnan(row[test]) for row in rows for test in TESTS)
+
+
 def _pairs(cells):
-    for task, group in cells.loc[cells["chosen"]].groupby("task", sort=False):
+    for _, group in cells.loc[cells["chosen"]].groupby("task", sort=False):
         for later, earlier in itertools.combinations(cells_of(group)[::-1], 2):
-            yield Pair("methods", later, earlier, (task,))
+            yield Pair("methods", later, earlier)
     for group in threshold_groups(cells):
         for cell in group[:-1]:
-            family = (cell.task, cell.method, cell.learning_rate)
-            yield Pair("thresholds", cell, group[-1], family)
+            yield Pair("thresholds", cell, group[-1])
 
 
 def _compared(study, pair):
@@ -98,7 +99,6 @@ def _compared(study, pair):
     return {
         "task": pair.a.task,
         "kind": pair.kind,
-        "family": pair.family,
         **sides,
         "fisher": compare_failures(*failed) if enough else math.nan,
         **{name: getattr(result, name, math.nan) for name in Comparison._fields},

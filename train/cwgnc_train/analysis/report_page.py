@@ -9,7 +9,7 @@ import jinja2
 from cwgnc_train.analysis import report_tables, score_tables
 from cwgnc_train.analysis.cells import PAPER_MAX_NORM, choose_cells
 from cwgnc_train.analysis.comparison_tables import comparison_tables
-from cwgnc_train.analysis.comparisons import compare_cells
+from cwgnc_train.analysis.comparisons import compare_cells, count_tests
 from cwgnc_train.analysis.component_courses import read_component_courses
 from cwgnc_train.analysis.labels import method_label, task_label
 from cwgnc_train.analysis.racing_section import racing_section
@@ -47,12 +47,15 @@ def write_report(
     workdir = Path(workdir)
     study = read_study(workdir, legacy_lines)
     cells, tasks = choose_cells(study.runs), study.runs["task"].unique()
+    compared = compare_cells(study, cells)
     facts, sections = _facts(study) | _cuts(workdir), _sections(study, workdir)
     output = Path(output or workdir / "report")
     for name in ("tables", "figures"):
         (output / name).mkdir(parents=True, exist_ok=True)
     tables = {
-        table.name: table for table in _tables(study, cells) if not table.shown.empty
+        table.name: table
+        for table in _tables(study, cells, compared)
+        if not table.shown.empty
     }
     in_sections = [table for section in sections for table in section.tables]
     for table in [*tables.values(), *in_sections]:
@@ -74,6 +77,7 @@ def write_report(
         tables=tables,
         comparisons=[name for name in tables if name.startswith("tests_")],
         intervals={"mean": MEAN_RUNS, "std": STD_RUNS, "share": WILSON_RUNS},
+        tests=count_tests(compared),
         min_spread_pairs=MIN_SPREAD_PAIRS,
         figures=figures,
         sections=[
@@ -98,14 +102,14 @@ def write_report(
     return path
 
 
-def _tables(study, cells):
+def _tables(study, cells, compared):
     yield report_tables.task_table(study)
     yield report_tables.protocol_table(study)
     if study.runs["has_holdout"].any():
         yield report_tables.selection_table(cells)
     yield score_tables.score_table(study, cells)
     yield score_tables.threshold_table(study, cells)
-    yield from comparison_tables(compare_cells(study, cells))
+    yield from comparison_tables(compared)
     yield report_tables.clip_table(study)
     yield report_tables.failure_table(study)
 
