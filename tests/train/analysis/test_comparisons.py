@@ -142,3 +142,55 @@ def test_a_seed_that_ran_twice_has_no_partner(tmp_path):
     ]
     report = write_report(write_study(tmp_path, records))
     assert table(report, "tests_methods_mean")["pairs"].item() == 3
+
+
+def compared(tmp_path, cells):
+    """Compares cells of three runs each; returns rate and thresholds of each pair."""
+    records = [
+        record
+        for cell in cells
+        for record in cell_records(f"rte/{cell}", [0.7, 0.71, 0.6])
+    ]
+    rows = table(write_report(write_study(tmp_path, records)), "tests_methods_mean")
+    columns = ["a_learning_rate", "b_learning_rate", "a_max_norm", "b_max_norm"]
+    return list(rows[columns].itertuples(index=False, name=None))
+
+
+def test_where_nothing_was_chosen_methods_are_compared_at_each_learning_rate(tmp_path):
+    cells = [
+        *(f"devlin/lr={rate}/max_norm=1" for rate in ("2e-05", "5e-05", "0.0001")),
+        *(f"cwgnc/lr={rate}/max_norm=0.05" for rate in ("1e-05", "2e-05", "5e-05")),
+    ]
+    assert compared(tmp_path, cells) == [
+        (2e-5, 2e-5, 0.05, 1),
+        (5e-5, 5e-5, 0.05, 1),
+    ]
+    text = (tmp_path / "report/report.html").read_text(encoding="utf-8")
+    assert "Compared with other methods at each learning rate that both have" in text
+    assert "There is nothing to compare" not in text
+    text = (tmp_path / "report/tables/tests_methods_mean.md").read_text("utf-8")
+    assert "| RTE | 5e-5 | CWGNC, 0.05 | Devlin et al., 1 |" in text
+
+
+def test_methods_are_compared_at_the_thresholds_that_both_have(tmp_path):
+    cells = [
+        *(f"own/lr=2e-05/max_norm={norm}" for norm in (1, 2)),
+        *(f"cwgnc/lr=2e-05/max_norm={norm}" for norm in (1, 2, "inf")),
+    ]
+    assert sorted(compared(tmp_path, cells)) == [(2e-5, 2e-5, 1, 1), (2e-5, 2e-5, 2, 2)]
+
+
+def test_without_a_threshold_in_common_the_papers_is_compared(tmp_path):
+    cells = [
+        *(f"devlin/lr={rate}/max_norm=1" for rate in ("2e-05", "5e-05")),
+        *(f"cwgnc/lr=2e-05/max_norm={norm}" for norm in (0.01, 0.05, 0.1)),
+        "cwgnc/lr=5e-05/max_norm=0.1",
+    ]
+    assert compared(tmp_path, cells) == [(2e-5, 2e-5, 0.05, 1), (5e-5, 5e-5, 0.1, 1)]
+
+
+def test_chosen_cells_are_compared_though_their_rates_differ(tmp_path):
+    cells = ["devlin/lr=2e-05/max_norm=1", "cwgnc/lr=5e-05/max_norm=0.05"]
+    assert compared(tmp_path, cells) == [(5e-5, 2e-5, 0.05, 1)]
+    text = (tmp_path / "report/tables/tests_methods_mean.md").read_text("utf-8")
+    assert "| RTE | chosen | CWGNC | Devlin et al. |" in text

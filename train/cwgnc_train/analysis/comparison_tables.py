@@ -7,6 +7,7 @@ from typing import Any
 from cwgnc_train.analysis.labels import (
     format_number,
     format_p_values,
+    format_rate,
     format_score,
 )
 from cwgnc_train.analysis.report_tables import CELL_COLUMNS, ReportTable, make_table
@@ -112,6 +113,7 @@ def _table(kind, name, title, rows, columns):
         rows,
         {
             "Task": CELL_COLUMNS["Task"],
+            "Learning rate": _rate,
             "A": lambda row: row["a"],
             "B": lambda row: row["b"],
         }
@@ -121,6 +123,10 @@ def _table(kind, name, title, rows, columns):
     return dataclasses.replace(
         table, data=table.data.drop(columns=_HIDDEN, errors="ignore")
     )
+
+
+def _rate(row):
+    return "chosen" if row["chosen"] else format_rate(row["a_learning_rate"])
 
 
 def _both(name):

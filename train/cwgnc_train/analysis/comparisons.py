@@ -7,7 +7,13 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
-from cwgnc_train.analysis.cells import Cell, cells_of, of_cell, threshold_groups
+from cwgnc_train.analysis.cells import (
+    PAPER_MAX_NORM,
+    Cell,
+    cells_of,
+    of_cell,
+    threshold_groups,
+)
 from cwgnc_train.analysis.labels import method_label
 from cwgnc_train.analysis.score_statistics import (
     MIN_RUNS,
@@ -36,6 +42,8 @@ class Pair(NamedTuple):
 
     kind: str
     """Either "methods" or "thresholds"."""
+    chosen: bool
+    """Whether both are the chosen cells of their methods."""
     a: Cell
     b: Cell
 
@@ -43,8 +51,12 @@ class Pair(NamedTuple):
 def compare_cells(study: StudyRecords, cells: pd.DataFrame) -> list[dict[str, Any]]:
     """Makes all comparisons of a report.
 
-    The chosen cells of each pair of methods are compared, and each threshold of a
-    method with its largest one. All tests together are one family of Holm's correction:
+    The chosen cells of each pair of methods are compared. Where one of the two has no
+    chosen cell, their cells of the same learning rate and threshold are. Methods
+    without a threshold in common are compared at their only one, or else at the
+    paper's. Each threshold of a method is compared with its largest one.
+
+    All tests together are one family of Holm's correction:
     the chance that a report claims any difference where there is none is at most 5 %.
 
     Args:
@@ -69,12 +81,40 @@ def count_tests(rows: list[dict[str, Any]]) -> int:
 
 
 def _pairs(cells):
-    for _, group in cells.loc[cells["chosen"]].groupby("task", sort=False):
-        for later, earlier in itertools.combinations(cells_of(group)[::-1], 2):
-            yield Pair("methods", later, earlier)
+    for _, group in cells.groupby("task", sort=False):
+        methods = list(dict.fromkeys(group["method"]))[::-1]
+        for later, earlier in itertools.combinations(methods, 2):
+            yield from _method_pairs(
+                *(group[group["method"] == m] for m in (later, earlier))
+            )
     for group in threshold_groups(cells):
         for cell in group[:-1]:
-            yield Pair("thresholds", cell, group[-1])
+            yield Pair("thresholds", False, cell, group[-1])
+
+
+def _method_pairs(a, b):
+    """Pairs the chosen cells of two methods, or else those at each learning rate."""
+    if a["chosen"].any() and b["chosen"].any():
+        yield Pair("methods", True, *(cells_of(x[x["chosen"]])[0] for x in (a, b)))
+        return
+    for rate in sorted(set(a["learning_rate"]) & set(b["learning_rate"])):
+        at_rate = [cells_of(x[x["learning_rate"] == rate]) for x in (a, b)]
+        for pair in _same_setting(*at_rate):
+            yield Pair("methods", False, *pair)
+
+
+def _same_setting(a, b):
+    if len(a) == len(b) == 1:
+        return [(a[0], b[0])]
+    same = [(x, y) for x in a for y in b if x[3:] == y[3:]]
+    if same:
+        return same
+    # The one threshold that was fixed before any run.
+    planned = [
+        [x for x in cells if len(cells) == 1 or x.max_norm == PAPER_MAX_NORM]
+        for cells in (a, b)
+    ]
+    return list(itertools.product(*planned))
 
 
 def _compared(study, pair):
@@ -88,7 +128,7 @@ def _compared(study, pair):
         "ab", (pair.a, pair.b), (a, b), (x, y), failed, strict=True
     ):
         label = method_label(cell.method)
-        if pair.kind == "thresholds":
+        if not pair.chosen:
             label += f", {cell.threshold}"
         sides |= {f"{name}_{key}": value for key, value in cell._asdict().items()}
         sides |= {name: label, f"{name}_runs": len(runs), f"{name}_failed": count}
@@ -99,6 +139,7 @@ def _compared(study, pair):
     return {
         "task": pair.a.task,
         "kind": pair.kind,
+        "chosen": pair.chosen,
         **sides,
         "fisher": compare_failures(*failed) if enough else math.nan,
         **{name: getattr(result, name, math.nan) for name in Comparison._fields},
