@@ -115,7 +115,7 @@ def compare_pairs(first: Sequence[float], second: Sequence[float]) -> PairedComp
     Since cov(X + Y, X - Y) = var X - var Y, two variances are equal if sum and
     difference are uncorrelated, which the Pitman–Morgan test asks. It takes Spearman's
     correlation here: with Pearson's it finds a difference where there is none in up to
-    36 % of studies with failed runs (``benchmarks/interval_coverage.py``).
+    35 % of studies with failed runs (``benchmarks/interval_coverage.py``).
 
     Args:
       first: The scores of one cell's runs.
