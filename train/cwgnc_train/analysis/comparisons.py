@@ -15,6 +15,7 @@ from cwgnc_train.analysis.cells import (
     threshold_groups,
 )
 from cwgnc_train.analysis.labels import method_label
+from cwgnc_train.analysis.power import detectable_difference, detectable_share
 from cwgnc_train.analysis.score_statistics import (
     MIN_RUNS,
     Comparison,
@@ -52,9 +53,9 @@ def compare_cells(study: StudyRecords, cells: pd.DataFrame) -> list[dict[str, An
     """Makes all comparisons of a report.
 
     The chosen cells of each pair of methods are compared. Where one of the two has no
-    chosen cell, their cells of the same learning rate and threshold are. Methods
-    without a threshold in common are compared at their only one, or else at the
-    paper's. Each threshold of a method is compared with its largest one.
+    chosen cell, they are compared at each learning rate that both have: at the
+    thresholds that both have, or if one of them has a single threshold, there with the
+    other's at the paper's. Each threshold of a method is compared with its largest one.
 
     All tests together are one family of Holm's correction:
     the chance that a report claims any difference where there is none is at most 5 %.
@@ -64,8 +65,9 @@ def compare_cells(study: StudyRecords, cells: pd.DataFrame) -> list[dict[str, An
       cells: The result of ``choose_cells``.
 
     Returns:
-      For each pair its cells, numbers of runs, failed shares, effect sizes and
-      p-values. Those of a cell with fewer than ``MIN_RUNS`` scores are NaN.
+      For each pair its cells, numbers of runs, failed shares, effect sizes, p-values
+      and what it could have shown. Those of a cell with fewer than ``MIN_RUNS`` scores
+      are NaN.
     """
     rows = [_compared(study, pair) for pair in _pairs(cells)]
     keys = [(row, test) for row in rows for test in TESTS]
@@ -104,17 +106,17 @@ def _method_pairs(a, b):
 
 
 def _same_setting(a, b):
-    if len(a) == len(b) == 1:
-        return [(a[0], b[0])]
+    """Pairs the cells of two methods at one learning rate."""
     same = [(x, y) for x in a for y in b if x[3:] == y[3:]]
-    if same:
+    if min(len(a), len(b)) > 1:
         return same
-    # The one threshold that was fixed before any run.
+    # A method with one threshold has its own, such as the global clip's; the other's
+    # is the one that was fixed before any run.
     planned = [
         [x for x in cells if len(cells) == 1 or x.max_norm == PAPER_MAX_NORM]
         for cells in (a, b)
     ]
-    return list(itertools.product(*planned))
+    return list(itertools.product(*planned)) or same
 
 
 def _compared(study, pair):
@@ -143,7 +145,19 @@ def _compared(study, pair):
         **sides,
         "fisher": compare_failures(*failed) if enough else math.nan,
         **{name: getattr(result, name, math.nan) for name in Comparison._fields},
+        **_detectable(len(a), len(b), x, y),
         **compare_pairs(*_by_seed(a, b))._asdict(),
+    }
+
+
+def _detectable(a_runs, b_runs, x, y):
+    shares = detectable_share(a_runs, b_runs), detectable_share(b_runs, a_runs)
+    return {
+        # Of the two ways around the harder one, or none if one is impossible.
+        "detectable_share": max(shares)
+        if not any(map(math.isnan, shares))
+        else math.nan,
+        "detectable_difference": detectable_difference(x, y),
     }
 
 
