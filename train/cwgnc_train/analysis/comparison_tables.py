@@ -130,8 +130,8 @@ def _power_table(rows):
         "The differences that one test finds at 5 % in 80 % of such studies, before "
         "the correction; after it they are larger. Failed runs: the share that "
         "Fisher's test tells from none. Means: what Welch's test finds if standard "
-        "deviations are as they were seen. A smaller difference may well exist where “no "
-        f"difference shown” stands. {NOTHING}: this many runs can show none.",
+        "deviations are as they were seen. A smaller difference may well exist where "
+        f"“no difference shown” stands. {NOTHING}: this many runs can show none.",
     )
     data = table.data.reindex(columns=keys)
     return dataclasses.replace(table, data=data)
