@@ -85,6 +85,7 @@ benchmarks: $(VENV)/test.stamp $(KERAS)/stamp $(FLAX)/stamp
 	$(BIN)/python -m benchmarks.many_runs --runs 2 4 8 --rounds 3 \
 	  --json $(RESULTS)/many_runs.json
 	$(BIN)/python -m benchmarks.step_variants --json $(RESULTS)/step_variants.json
+	$(BIN)/python -m benchmarks.interval_coverage --json $(RESULTS)/interval_coverage.json
 	$(BIN)/python -m benchmarks.summary
 
 GPU_RESULTS = $(RESULTS)/gpu

@@ -4,7 +4,13 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from cwgnc_train.analysis.score_statistics import Comparison, compare, holm, interval
+from cwgnc_train.analysis.score_statistics import (
+    Comparison,
+    compare,
+    compare_failures,
+    compare_pairs,
+    holm,
+)
 
 A = [0.62, 0.60, 0.63, 0.61, 0.62, 0.60]
 B = [0.55, 0.64, 0.40, 0.66, 0.58, 0.49]
@@ -49,7 +55,6 @@ def test_effect_sizes_worked_by_hand():
 
 def test_two_runs_are_too_few():
     assert compare([0.1, 0.2], A) is None
-    assert all(map(math.isnan, interval([0.1, 0.2], "mean")))
 
 
 def test_constant_samples_raise_no_warning():
@@ -60,20 +65,58 @@ def test_constant_samples_raise_no_warning():
     assert result.rank_biserial == -1
     assert comparison([0.5] * 4, B).brown_forsythe < 1
     assert math.isnan(comparison(B, [0.5] * 4).std_ratio)
-    assert interval([0.5] * 4, "mean") == (0.5, 0.5)
-    assert interval([0.5] * 4, "std") == (0, 0)
 
 
-@pytest.mark.parametrize("statistic", ["mean", "std"])
-def test_intervals_are_those_of_scipy(statistic):
-    expected = stats.bootstrap(
-        (B,), getattr(np, statistic), rng=np.random.default_rng(0)
-    ).confidence_interval
-    assert interval(B, statistic) == tuple(expected)
+def test_fishers_test_worked_by_hand():
+    # 4 of 8 runs failed, of which all 4 in the first half: 1 of 70 splits, and its
+    # mirror image is as likely.
+    assert compare_failures((4, 4), (0, 4)) == pytest.approx(2 / 70)
+    assert compare_failures((0, 4), (4, 4)) == pytest.approx(2 / 70)
+    # 1 failed of 3 + 2 runs; in the second sample with probability 2 / 5.
+    assert compare_failures((0, 3), (1, 2)) == pytest.approx(2 / 5)
 
 
-@pytest.mark.parametrize("scores", [[0, 0, 1], [0, 0, 0, 0, 0.6], [0, 1, 0, 1]])
-def test_intervals_of_nearly_constant_samples_are_numbers(scores):
-    for statistic in ("mean", "std"):
-        low, high = interval(scores, statistic)
-        assert low <= getattr(np, statistic)(scores) <= high
+def test_where_no_run_or_every_run_failed_nothing_is_tested():
+    assert math.isnan(compare_failures((0, 5), (0, 9)))
+    assert math.isnan(compare_failures((5, 5), (9, 9)))
+
+
+def test_wilcoxons_test_worked_by_hand():
+    # Ranks 1 to 5, of which that of -0.02 is 2: sums 13 and 2. Of the 32 sign patterns
+    # {}, {1}, {2} have a sum of at most 2, and as many at least 13.
+    differences = [0.01, -0.02, 0.03, 0.04, 0.05]
+    result = compare_pairs([0.5 + d for d in differences], [0.5] * 5)
+    assert result.pairs == 5
+    assert result.wilcoxon == pytest.approx(6 / 32)
+    assert result.matched_biserial == pytest.approx((13 - 2) / 15)
+
+
+def test_the_pitman_morgan_test_correlates_sum_and_difference():
+    rng = np.random.default_rng(0)
+    common = rng.normal(0, 0.1, 12)
+    a, b = (common + rng.normal(0, spread, 12) for spread in (0.2, 0.02))
+    result = compare_pairs(a.tolist(), b.tolist())
+    sums, differences = (stats.rankdata(v) for v in (a + b, a - b))
+    expected = np.corrcoef(sums, differences)[0, 1]
+    assert result.spread_correlation == pytest.approx(expected)
+    # Student's t with n - 2 degrees of freedom.
+    t = expected * math.sqrt(10 / (1 - expected**2))
+    assert result.pitman_morgan == pytest.approx(2 * stats.t.sf(abs(t), 10))
+    assert result.spread_correlation > 0
+    assert compare_pairs(b.tolist(), a.tolist()).spread_correlation < 0
+    assert math.isnan(compare_pairs(a[:9].tolist(), b[:9].tolist()).pitman_morgan)
+
+
+def test_pairs_that_do_not_differ_are_not_tested():
+    for result in (compare_pairs(A, A), compare_pairs([0.5] * 12, [0.6] * 12)):
+        assert math.isnan(result.pitman_morgan)
+    assert math.isnan(compare_pairs(A, A).wilcoxon)
+    assert math.isnan(compare_pairs([0.1, 0.2], [0.3, 0.5]).wilcoxon)
+    assert compare_pairs([], []).pairs == 0
+
+
+def test_differences_that_are_the_same_but_for_rounding_are_ties():
+    first, second = [0.3, 0.7, 0.5], [0.1, 0.5, 0.9]
+    assert first[0] - second[0] != first[1] - second[1]
+    result = compare_pairs(first, second)
+    assert result.matched_biserial == pytest.approx((1.5 + 1.5 - 3) / 6)

@@ -102,6 +102,11 @@ def format_score(value: float) -> str:
     return format_number(100 * value, 1)
 
 
+def format_share(value: float) -> str:
+    """Formats a share in percent."""
+    return NOTHING if math.isnan(value) else f"{100 * value:.0f} %"
+
+
 def format_mean_std(
     mean: float, std: float, scale: float = 100, digits: int = 1
 ) -> str:

@@ -6,11 +6,15 @@ from typing import Any
 
 import jinja2
 
-from cwgnc_train.analysis import comparisons, report_tables, score_tables
+from cwgnc_train.analysis import report_tables, score_tables
 from cwgnc_train.analysis.cells import PAPER_MAX_NORM, choose_cells
+from cwgnc_train.analysis.comparison_tables import comparison_tables
+from cwgnc_train.analysis.comparisons import compare_cells, count_tests
 from cwgnc_train.analysis.component_courses import read_component_courses
 from cwgnc_train.analysis.labels import method_label, task_label
 from cwgnc_train.analysis.racing_section import racing_section
+from cwgnc_train.analysis.score_intervals import MEAN_RUNS, STD_RUNS, WILSON_RUNS
+from cwgnc_train.analysis.score_statistics import MIN_SPREAD_PAIRS
 from cwgnc_train.analysis.study_figures import MOST_CELLS, MOST_PANELS, draw_figures
 from cwgnc_train.analysis.study_records import LEGACY_LINES, StudyRecords, read_study
 from cwgnc_train.analysis.unfreezing_section import unfreezing_section
@@ -43,12 +47,15 @@ def write_report(
     workdir = Path(workdir)
     study = read_study(workdir, legacy_lines)
     cells, tasks = choose_cells(study.runs), study.runs["task"].unique()
+    compared = compare_cells(study, cells)
     facts, sections = _facts(study) | _cuts(workdir), _sections(study, workdir)
     output = Path(output or workdir / "report")
     for name in ("tables", "figures"):
         (output / name).mkdir(parents=True, exist_ok=True)
     tables = {
-        table.name: table for table in _tables(study, cells) if not table.shown.empty
+        table.name: table
+        for table in _tables(study, cells, compared)
+        if not table.shown.empty
     }
     in_sections = [table for section in sections for table in section.tables]
     for table in [*tables.values(), *in_sections]:
@@ -68,6 +75,10 @@ def write_report(
         title=f"Fine-tuning {study.model}: {', '.join(map(task_label, tasks))}",
         facts=facts,
         tables=tables,
+        comparisons=[name for name in tables if name.startswith("tests_")],
+        intervals={"mean": MEAN_RUNS, "std": STD_RUNS, "share": WILSON_RUNS},
+        tests=count_tests(compared),
+        min_spread_pairs=MIN_SPREAD_PAIRS,
         figures=figures,
         sections=[
             {
@@ -91,15 +102,14 @@ def write_report(
     return path
 
 
-def _tables(study, cells):
+def _tables(study, cells, compared):
     yield report_tables.task_table(study)
     yield report_tables.protocol_table(study)
     if study.runs["has_holdout"].any():
         yield report_tables.selection_table(cells)
     yield score_tables.score_table(study, cells)
-    yield comparisons.method_tests(study, cells)
     yield score_tables.threshold_table(study, cells)
-    yield comparisons.threshold_tests(study, cells)
+    yield from comparison_tables(compared)
     yield report_tables.clip_table(study)
     yield report_tables.failure_table(study)
 

@@ -21,7 +21,13 @@ from cwgnc_train.analysis.labels import (
     task_label,
 )
 from cwgnc_train.analysis.report_tables import CELL_COLUMNS, ReportTable, make_table
-from cwgnc_train.analysis.score_statistics import interval
+from cwgnc_train.analysis.score_intervals import (
+    MEAN_RUNS,
+    STD_RUNS,
+    mean_interval,
+    share_interval,
+    std_interval,
+)
 from cwgnc_train.analysis.study_records import StudyRecords
 
 # Table 1 of the paper, in percent: standard deviation, mean, maximum.
@@ -100,11 +106,12 @@ def score_table(study: StudyRecords, cells: pd.DataFrame) -> ReportTable:
             **{name: times_100(name.lower()) for name in ("Max", "Min", "Median")},
             "Failed": _failed,
         },
-        "Standard deviation (ddof = 0) and mean, each with its 95 % bootstrap interval "
-        "over the runs. The table Tasks names the split that is scored. Rows marked "
-        "[paper: …] are the paper's own numbers, from another model and other runs. "
-        "The table Protocol says whether a threshold applies to each component or to "
-        "the whole gradient.",
+        "Standard deviation (ddof = 0), mean and share of failed runs, with 95 % "
+        f"intervals over the runs: of the deviation from {STD_RUNS} runs on, of the "
+        f"mean from {MEAN_RUNS}, since with fewer they would promise too much. The "
+        "table Tasks names the split that is scored. Rows marked [paper: …] are the "
+        "paper's own numbers, from another model and other runs. The table Protocol "
+        "says whether a threshold applies to each component or to the whole gradient.",
         mark=lambda row: "" if row["source"] == "this study" else "paper",
     )
     # Keeps counts whole numbers, although the paper's rows have none.
@@ -157,15 +164,22 @@ def _summary(runs):
     }
     # A single run would have a deviation of 0, as if all others came out the same.
     std = scores.std(ddof=0) if len(scores) > 1 else math.nan
-    for name, value in (("std", std), ("mean", scores.mean())):
-        low, high = interval(scores, name)
+    for name, value, interval in (
+        ("std", std, std_interval),
+        ("mean", scores.mean(), mean_interval),
+    ):
+        low, high = interval(scores)
         statistics |= {name: value, f"{name}_low": low, f"{name}_high": high}
+    failed = int(runs["failed"].sum())
+    low, high = share_interval(failed, len(runs))
     return statistics | {
         "max": scores.max(),
         "min": scores.min(),
         "median": scores.median(),
-        "failed": int(runs["failed"].sum()),
+        "failed": failed,
         "failed_share": runs["failed"].mean(),
+        "failed_low": low,
+        "failed_high": high,
         "collapsed": int(runs["collapsed"].sum()),
     }
 
@@ -194,7 +208,10 @@ _NO_RUNS = pd.DataFrame(columns=["score", "failed", "collapsed"], dtype=float)
 def _failed(row):
     if math.isnan(row["failed"]):
         return NOTHING
-    return f"{row['failed']} ({100 * row['failed_share']:.0f} %)"
+    share, low, high = (
+        f"{100 * row[f'failed_{key}']:.0f}" for key in ("share", "low", "high")
+    )
+    return f"{row['failed']} ({share} % [{low}, {high}])"
 
 
 def _with_interval(row, name):
