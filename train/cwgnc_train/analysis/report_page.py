@@ -10,12 +10,11 @@ from cwgnc_train.analysis import comparisons, report_tables, score_tables
 from cwgnc_train.analysis.cells import PAPER_MAX_NORM, choose_cells
 from cwgnc_train.analysis.component_courses import read_component_courses
 from cwgnc_train.analysis.labels import method_label, task_label
+from cwgnc_train.analysis.paper_protocol import paper_table
 from cwgnc_train.analysis.racing_section import racing_section
 from cwgnc_train.analysis.study_figures import MOST_CELLS, MOST_PANELS, draw_figures
 from cwgnc_train.analysis.study_records import LEGACY_LINES, StudyRecords, read_study
 from cwgnc_train.analysis.unfreezing_section import unfreezing_section
-from cwgnc_train.config import UserError
-from cwgnc_train.records import read_json_object
 
 
 def write_report(
@@ -43,12 +42,14 @@ def write_report(
     workdir = Path(workdir)
     study = read_study(workdir, legacy_lines)
     cells, tasks = choose_cells(study.runs), study.runs["task"].unique()
-    facts, sections = _facts(study) | _cuts(workdir), _sections(study, workdir)
+    facts, sections = _facts(study), _sections(study, workdir)
     output = Path(output or workdir / "report")
     for name in ("tables", "figures"):
         (output / name).mkdir(parents=True, exist_ok=True)
     tables = {
-        table.name: table for table in _tables(study, cells) if not table.shown.empty
+        table.name: table
+        for table in _tables(study, cells, workdir)
+        if not table.shown.empty
     }
     in_sections = [table for section in sections for table in section.tables]
     for table in [*tables.values(), *in_sections]:
@@ -91,12 +92,13 @@ def write_report(
     return path
 
 
-def _tables(study, cells):
+def _tables(study, cells, workdir):
     yield report_tables.task_table(study)
     yield report_tables.protocol_table(study)
     if study.runs["has_holdout"].any():
         yield report_tables.selection_table(cells)
     yield score_tables.score_table(study, cells)
+    yield paper_table(study, workdir)
     yield comparisons.method_tests(study, cells)
     yield score_tables.threshold_table(study, cells)
     yield comparisons.threshold_tests(study, cells)
@@ -170,23 +172,6 @@ def _percent(holdout):
         return f"{100 * holdout:g} % of the training set"
     except (TypeError, ValueError):
         return holdout
-
-
-def _cuts(workdir: Path) -> dict[str, str]:
-    """Describes what a reproduction cut from the paper's protocol."""
-    path = workdir / "reproduction.json"
-    if not path.is_file():
-        return {}
-    known = read_json_object(path, "the settings of a reproduction")
-    try:
-        cut = "; ".join(known["cut"])
-        budget = f"Cut to {known['budget_minutes']:g} minutes" if cut else "Protocol"
-    except (KeyError, TypeError, ValueError):
-        raise UserError(
-            f"{path} is damaged: expected a list of texts, cut, and a number, "
-            f"budget_minutes; restore it"
-        ) from None
-    return {budget: cut or "the paper's, in full"}
 
 
 def _distinct(values: Any) -> list[str]:
