@@ -65,6 +65,24 @@ def test_the_settings_of_mixout_are_called_assumed(tmp_path):
     )
 
 
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"token_types": True}, "passed"),
+        ({"token_types": False}, "all zeros"),
+        ({}, ""),
+    ],
+)
+def test_token_types_are_named_since_others_had_none(tmp_path, settings, words):
+    report = write_report(reproduced(tmp_path, **settings))
+    assert lines(report)["Token types of pairs"] == (
+        "passed by its code, by that of Mosbach et al. not",
+        words or "not recorded",
+    )
+    text = (report.parent / "tables" / "paper.md").read_text()
+    assert "That code passes no token types" in text
+
+
 def test_mixouts_row_is_quoted_from_others(tmp_path):
     report = write_report(reproduced(tmp_path))
     paper = table(report, "table1").query("source != 'this study'")

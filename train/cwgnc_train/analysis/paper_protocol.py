@@ -21,6 +21,7 @@ from cwgnc_train.config import UserError
 from cwgnc_train.records import read_json_object
 
 _UNKNOWN = "not recorded"
+_TOKEN_TYPES = {True: "passed", False: "all zeros"}
 _ASSUMED = (
     "all of Mixout's settings but its probability, which is one of those that Lee et "
     "al. tried: no published code has the settings of their row"
@@ -30,7 +31,9 @@ _NOTE = (
     "agree; the table Protocol has the rest. The paper quotes its rows of Devlin et "
     "al. and Lee et al. from Mosbach et al., whose code evaluates on the validation "
     "set three times an epoch and scores the best checkpoint, which is optimistic; "
-    "this report scores the last step."
+    "this report scores the last step. That code passes no token types (segment ids) "
+    "either, so that the inputs of its RTE and MRPC runs differ from those with token "
+    "types; --no-token-types makes them the same."
 )
 
 
@@ -97,6 +100,11 @@ def _rows(study: StudyRecords) -> list[tuple[str, str, str]]:
             "Longest text",
             "not stated; its code has 128 tokens",
             f"{length} tokens" if length else _UNKNOWN,
+        ),
+        (
+            "Token types of pairs",
+            "passed by its code, by that of Mosbach et al. not",
+            _TOKEN_TYPES.get(setting("token_types"), _UNKNOWN),
         ),
         ("Training examples", "all", used),
         (

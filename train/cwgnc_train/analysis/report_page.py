@@ -155,6 +155,7 @@ def _facts(study: StudyRecords) -> dict[str, str]:
         "Runs": finished,
         "Training file": file and Path(str(file)).name,
         "Longest text": longest and f"{longest} tokens",
+        "Token types": "all zeros" if setting("token_types") is False else None,
         "Training examples": setting("train_examples") or "all",
         "Holdout": _percent(holdout) if holdout else "none",
         "Dropout": setting("dropout"),

@@ -44,6 +44,9 @@ class DataConfig:
     """Keep this share of the training set back and score runs on it as well, to choose
     among them; the same examples for every seed."""
     max_length: int = 128  # Truncate texts to this many tokens.
+    token_types: bool = True
+    """Tell the model which tokens are of a pair's second text; off, all have type 0, as
+    in the runs of Mosbach et al."""
     train_examples: int | None = None  # Examples to train on, the same for every seed.
 
 

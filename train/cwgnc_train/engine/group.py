@@ -26,6 +26,7 @@ class TaskRuns:
     training: TrainingConfig
     max_length: int
     data_devices: int = 1  # How many share a batch.
+    token_types: bool = True  # Whether pairs have them; see ``DataConfig``.
 
     @functools.cached_property
     def packing(self) -> Packing:
