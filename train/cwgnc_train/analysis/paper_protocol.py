@@ -21,7 +21,6 @@ from cwgnc_train.config import UserError
 from cwgnc_train.records import read_json_object
 
 _UNKNOWN = "not recorded"
-_TOKEN_TYPES = {True: "passed", False: "all zeros"}
 _ASSUMED = (
     "all of Mixout's settings but its probability, which is one of those that Lee et "
     "al. tried: no published code has the settings of their row"
@@ -76,6 +75,7 @@ def paper_table(study: StudyRecords, workdir: Path) -> ReportTable:
 def _rows(study: StudyRecords) -> list[tuple[str, str, str]]:
     runs, setting = study.runs, study.settings.get
     length, most = setting("max_length"), setting("train_examples")
+    types = setting("token_types")
     epochs = runs[["method", "epochs"]].dropna().drop_duplicates()
     clips = runs.loc[runs["method"] == "cwgnc", ["max_norm", "clip"]].drop_duplicates()
     counts = sorted(set(runs.groupby(CELL).size()))
@@ -104,7 +104,7 @@ def _rows(study: StudyRecords) -> list[tuple[str, str, str]]:
         (
             "Token types of pairs",
             "passed by its code, by that of Mosbach et al. not",
-            _TOKEN_TYPES.get(setting("token_types"), _UNKNOWN),
+            _UNKNOWN if types is None else "passed" if types else "all zeros",
         ),
         ("Training examples", "all", used),
         (

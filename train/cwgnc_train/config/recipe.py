@@ -1,6 +1,7 @@
 """What defines a run: its optimizer, its regularization, its task and seeds."""
 
 import dataclasses
+import math
 from pathlib import Path
 from typing import Literal
 
@@ -13,15 +14,25 @@ NonfiniteName = Literal["propagate", "skip_step", "zero_component"]
 # it, or from the pretrained ones.
 Unfreezing = Literal["carry", "restart"]
 
-# The numbers of each clip and their defaults.
+# The numbers of each clip and their defaults, the authors' where they have any.
 CLIP_NUMBERS: dict[ClipName, dict[str, float]] = {
     "fixed": {},
     "adagc": {"ratio": 1.05, "decay": 0.98, "max_global_norm": 1, "warmup_steps": 100},
-    # The authors of these two publish no interval and no ratio to take over.
-    "aggc": {"low": 0.5, "high": 2, "decay": 0.98},
-    "olmo": {"ratio": 2, "decay": 0.95},
+    # AGGC-like: the authors move an end of the interval and start the average at 0.
+    "aggc": {
+        **{"low": 0.5, "high": 2, "decay": 0.98},
+        **{"min_factor": 0, "max_factor": math.inf, "floor": 0},
+    },
+    # The decay follows Adam's; see OptimizerConfig.all_clip_numbers. The ratio and the
+    # length of its warm-up are ours: OLMo publishes none for this clip.
+    "olmo": {"ratio": 2, "decay": 0.999, "warmup_steps": 100, "warmup_factor": 5},
+    # Its history is as long as the run.
     "autoclip": {"percentile": 10},
-    "zclip": {"z_threshold": 2.5, "decay": 0.97, "warmup_steps": 25},
+    # The authors' code caps the global norm from the first step on.
+    "zclip": {
+        **{"z_threshold": 2.5, "decay": 0.97, "warmup_steps": 25},
+        "max_global_norm": 1,
+    },
 }
 
 
@@ -77,9 +88,22 @@ class OptimizerConfig:
     bias_correction: bool = True  # Adam's; off is the BERT Adam of Devlin et al.
     weight_decay: float | None = None
     """Decoupled; of all but biases and LayerNorm. Default: the preset's."""
-    prior_decay: float = 0.0  # Decoupled weight decay towards the initial weights.
+    prior_decay: float = 0.0
+    """Decoupled weight decay towards the initial weights; of all but biases and
+    LayerNorm."""
     layer_decay: float = 1.0
     """Each layer's learning rate as a share of the rate of the layer above."""
+
+    @property
+    def all_clip_numbers(self) -> dict[str, float]:
+        """All numbers of a learned threshold: those given and the others' defaults.
+
+        The decay of OLMo's clip is the larger of Adam's two, as in OLMo's trainer.
+        """
+        numbers = dict(CLIP_NUMBERS[self.clip])
+        if self.clip == "olmo":
+            numbers["decay"] = max(self.b1, self.b2)
+        return numbers | self.clip_numbers
 
 
 @dataclasses.dataclass(frozen=True)

@@ -98,6 +98,10 @@ class TaskRuns:
             remat=self.training.remat,
             nonfinite=optimizer.nonfinite,
             clip=optimizer.clip,
+            # All of them, as in AutoClip's paper.
+            history_length=self.iteration_steps(run)
+            if optimizer.clip == "autoclip"
+            else None,
         )
 
     def kind(self, run: RunSpec) -> tuple[object, ...]:

@@ -45,6 +45,8 @@ class StepConfig:
     """The policy for non-finite gradients; see ``OptimizerConfig``."""
     clip: str = "fixed"
     """Where a component's threshold comes from; see ``OptimizerConfig``."""
+    history_length: int | None = None
+    """How many norms AutoClip remembers; None for the library's default."""
 
     def trains(self, path: str) -> bool:
         """Whether the parameter at this path trains."""
@@ -292,7 +294,12 @@ def _optimizer(
     ]
     if config.prior_decay:
         prior, _ = models.split_params(init_params, config.trains)
-        parts.append(cwgnc_jax.add_decayed_weights_towards(prior, hparams.prior_decay))
+        # As in Zhang et al.'s code: biases and LayerNorm are free.
+        parts.append(
+            cwgnc_jax.add_decayed_weights_towards(
+                prior, hparams.prior_decay, cwgnc_jax.decay_mask
+            )
+        )
     if config.layer_decay:
         layers = config.model.num_hidden_layers
         parts.append(
@@ -311,6 +318,9 @@ def _clip(config: StepConfig, hparams: Hparams) -> optax.GradientTransformation:
             keep_report=True,
         )
     assert hparams.clip is not None
+    numbers: dict[str, Any] = {**hparams.clip}
+    if config.history_length is not None:
+        numbers["history_length"] = config.history_length
     return LEARNED_CLIPS[config.clip](
-        component_fn=component_fn, keep_report=True, **hparams.clip
+        component_fn=component_fn, keep_report=True, **numbers
     )
