@@ -233,7 +233,7 @@ def test_own_data_make_one_task():
         ({"methods": ("cwgn",)}, "did you mean 'cwgnc'"),
         (
             {"methods": ("presets",)},
-            "the methods are cwgnc cwgnc_code full gu gu_restart .* NAME.cwgnc",
+            "the methods are cwgnc cwgnc_code full gu gu_state .* NAME.cwgnc",
         ),
         ({"seeds": 0}, "--seeds must be at least 1, got 0"),
         ({"data_seeds": -1}, "--data-seeds must be at least 0, got -1"),

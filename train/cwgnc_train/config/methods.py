@@ -69,8 +69,12 @@ METHODS: dict[str, Method] = {
     # Plain fine-tuning: no clip, with the values of the paper's code.
     "full": _FULL,
     # The same of the top layer, the top two, ...; each time going on from the weights
-    # before, or from the pretrained ones.
+    # before, or from the pretrained ones. The paper does not say whether the optimizer
+    # or the schedule begin anew with each iteration.
     "gu": dataclasses.replace(_FULL, unfreezing="carry"),
+    "gu_state": dataclasses.replace(_FULL, unfreezing="carry_state"),
+    "gu_schedule": dataclasses.replace(_FULL, unfreezing="carry_schedule"),
+    "gu_state_schedule": dataclasses.replace(_FULL, unfreezing="carry_state_schedule"),
     "gu_restart": dataclasses.replace(_FULL, unfreezing="restart"),
     "devlin": Method(_DEVLIN, 3),
     "bertadam": Method(_BERTADAM, 3),

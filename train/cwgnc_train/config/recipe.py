@@ -10,9 +10,12 @@ ComponentsName = Literal[
 ]
 ClipName = Literal["fixed", "adagc", "aggc", "olmo", "autoclip", "zclip"]
 NonfiniteName = Literal["propagate", "skip_step", "zero_component"]
-# Whether an iteration of gradual unfreezing starts from the weights of the one before
-# it, or from the pretrained ones.
-Unfreezing = Literal["carry", "restart"]
+# Whether an iteration of gradual unfreezing starts from the pretrained weights, or from
+# the weights of the one before it: with a schedule and moments of its own, with the
+# moments of the one before it, as a part of one schedule, or both.
+Unfreezing = Literal[
+    "restart", "carry", "carry_state", "carry_schedule", "carry_state_schedule"
+]
 
 # The numbers of each clip and their defaults, the authors' where they have any.
 CLIP_NUMBERS: dict[ClipName, dict[str, float]] = {
@@ -131,6 +134,21 @@ class RunSpec:
     iterations: int | None = None
     """Iterations of gradual unfreezing; None for one a layer."""
     statistics_every: int = 0
+
+    @property
+    def carries(self) -> bool:
+        """Whether iterations go on from the weights of the one before."""
+        return self.unfreezing is not None and self.unfreezing != "restart"
+
+    @property
+    def keeps_moments(self) -> bool:
+        """Whether iterations also go on from its moments."""
+        return self.unfreezing in ("carry_state", "carry_state_schedule")
+
+    @property
+    def one_schedule(self) -> bool:
+        """Whether all iterations share a schedule of the learning rate."""
+        return self.unfreezing in ("carry_schedule", "carry_state_schedule")
 
     @property
     def cell(self) -> str:

@@ -84,9 +84,10 @@ class StabilityConfig:
     """GLUE tasks: cola sst2 mrpc stsb qqp mnli qnli rte wnli."""
     methods: tuple[str, ...] = ("cwgnc",)
     """Methods to compare: cwgnc; the same recipe with another clip (adagc aggc olmo
-    autoclip zclip global none); cwgnc_code full gu gu_restart devlin bertadam
-    bias_correction mosbach mixout reinit llrd prior_decay. Methods without a clip or
-    with a global one also take the component-wise clip, as NAME+cwgnc."""
+    autoclip zclip global none); cwgnc_code full gu gu_state gu_schedule
+    gu_state_schedule gu_restart devlin bertadam bias_correction mosbach mixout reinit
+    llrd prior_decay. Methods without a clip or with a global one also take the
+    component-wise clip, as NAME+cwgnc."""
     max_norms: tuple[float, ...] = (0.05,)
     """Thresholds of the component-wise methods; inf for no clip."""
     learning_rates: tuple[float, ...] = (2e-5,)  # Peak learning rates.

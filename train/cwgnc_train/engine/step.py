@@ -45,6 +45,9 @@ class StepConfig:
     """The policy for non-finite gradients; see ``OptimizerConfig``."""
     clip: str = "fixed"
     """Where a component's threshold comes from; see ``OptimizerConfig``."""
+    adam_by_thaw: bool = False
+    """Whether Adam's bias correction counts the steps of each layer from the one in
+    which it thawed, as torch does; it then has a state for each iteration."""
     history_length: int | None = None
     """How many norms AutoClip remembers; None for the library's default."""
 
@@ -286,9 +289,7 @@ def _optimizer(
     """Chains the parts of one step; by default they are ``cwgnc_jax.cwgnc_adamw``."""
     parts = [
         _clip(config, hparams),
-        cwgnc_jax.scale_by_adam(
-            config.b1, config.b2, hparams.eps, bias_correction=hparams.bias_correction
-        ),
+        _adam(config, hparams),
         # Optax types rates as floats; traced scalars work as well.
         optax.add_decayed_weights(hparams.weight_decay, cwgnc_jax.decay_mask),  # type: ignore
     ]
@@ -306,6 +307,26 @@ def _optimizer(
             cwgnc_jax.scale_by_layer_decay(hparams.layer_decay, num_layers=layers)
         )
     return optax.chain(*parts, optax.scale_by_learning_rate(learning_rate))  # type: ignore
+
+
+def _adam(config: StepConfig, hparams: Hparams) -> optax.GradientTransformation:
+    adam = cwgnc_jax.scale_by_adam(
+        config.b1, config.b2, hparams.eps, bias_correction=hparams.bias_correction
+    )
+    if not config.adam_by_thaw:
+        return adam
+    layers = config.model.num_hidden_layers
+    most = config.trained_layers or layers
+
+    def thaws_at(path: str) -> int:
+        numbers = range(1, most + 1)
+        return next(n for n in numbers if cwgnc_jax.thawed(path, layers, n))
+
+    def labels(params: Any) -> Any:
+        paths, _, treedef = cwgnc_jax.flatten_with_paths(params)
+        return jax.tree.unflatten(treedef, [thaws_at(path) for path in paths])
+
+    return optax.partition({n: adam for n in range(1, most + 1)}, labels)
 
 
 def _clip(config: StepConfig, hparams: Hparams) -> optax.GradientTransformation:
