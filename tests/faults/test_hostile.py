@@ -127,6 +127,7 @@ TRAINED_WITH = {
             json.dumps(TRAINED_WITH | change).encode()
             for change in (
                 *({"dtype": x} for x in ("float16", "object", "", None, 7, [], {})),
+                *({"token_types": x} for x in ("yes", None, 0, 1.0, [], {})),
                 *({"max_length": x} for x in (0, -1, 2, 10**9, 2**70, 1e999)),
                 *({"max_length": x} for x in ("x", None, [], {}, 16.5, True)),
                 *({"text_columns": x} for x in ("text", 7, None, {}, [7], [[]], [""])),

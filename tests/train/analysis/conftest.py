@@ -295,7 +295,9 @@ def measured_run(
             {"kind": "evaluation", "run": run, "step": iteration * each}
             | {"split": "validation", "scores": scores, "collapsed": failed}
         )
-    unfreezing = ("restart" if restart else "carry") if iterations > 1 else None
+    # After gu comes how its iterations go on: gu_state is carry_state.
+    kind = "restart" if restart else f"carry{method.removeprefix('gu')}"
+    unfreezing = kind if iterations > 1 else None
     changes = {
         "steps": each * iterations,
         "iterations": iterations,

@@ -8,7 +8,6 @@ import pandas as pd
 import pytest
 
 from cwgnc_train.analysis import write_report
-from cwgnc_train.config import UserError
 from tests.train.analysis.conftest import (
     METRICS,
     Page,
@@ -95,6 +94,8 @@ def test_the_papers_rows_are_marked_as_such(report):
     cell = paper.query("task == 'cola' and method == 'cwgnc'").iloc[0]
     assert list(cell[["std", "mean", "max"]]) == pytest.approx([0.017, 0.622, 0.65])
     assert cell["source"].endswith("5 epochs")
+    quoted = paper[paper["source"].str.endswith("25 runs, quoted from Mosbach et al.")]
+    assert set(quoted["method"]) == {"devlin"}  # the paper ran its other rows here
     marked = Page(report.read_text()).rows
     shown = [text for key in marked if "paper" in key for text in marked[key]]
     assert len(shown) == 6
@@ -262,21 +263,6 @@ def test_runs_that_were_given_up_are_listed(tmp_path):
     assert "of which 1 failed, 0 collapsed, 0 diverged, 1 given up" in text
     text = (report.parent / "tables" / "failures.md").read_text(encoding="utf-8")
     assert "| 2 (70.0) | – | – | 2 (30) |" in text
-
-
-def test_what_a_reproduction_cut_is_named(tmp_path):
-    run = run_record("rte/cwgnc/lr=2e-05/max_norm=1/seed=1", 0.7)
-    write_study(tmp_path, [run])
-    path = tmp_path / "reproduction.json"
-    path.write_text(json.dumps({"cut": ["5 seeds"], "budget_minutes": 90}))
-    text = write_report(tmp_path).read_text()
-    assert "<dt>Cut to 90 minutes</dt><dd>5 seeds</dd>" in text
-    path.write_text(json.dumps({"cut": [], "budget_minutes": None}))
-    assert "the paper&#39;s, in full" in write_report(tmp_path).read_text()
-    for damaged in ("[", "{}", '{"cut": [1]}', '{"cut": ["x"], "budget_minutes": "x"}'):
-        path.write_text(damaged)
-        with pytest.raises(UserError, match=r"reproduction\.json is damaged"):
-            write_report(tmp_path)
 
 
 def test_the_report_says_which_lines_it_used(tmp_path):

@@ -151,6 +151,25 @@ def test_without_plain_fine_tuning_the_last_restart_stands_for_it(tmp_path):
     assert labels == ["gradual unfreezing (restart)", "gradual unfreezing"]
 
 
+@pytest.mark.slow
+def test_all_ways_of_unfreezing_are_drawn_side_by_side(tmp_path):
+    ways = ("gu", "gu_state", "gu_schedule", "gu_state_schedule", "gu_restart", "full")
+    cells = {f"rte/{way}/lr=2e-05/max_norm=inf": (0, 1) for way in ways}
+    study = measured_study(tmp_path, cells, steps=40)
+    [group] = unfreezing_groups(read_study(study).runs)
+    assert list(group.runs) == [
+        *("restart", "carry", "carry_state", "carry_schedule"),
+        *("carry_state_schedule", "full"),
+    ]
+    section = unfreezing_section(*read_measured(study))
+    assert section is not None
+    scores, rmsd, _ = section.pictures
+    for words in ("(moments kept)", "(one schedule)", "(moments kept, one schedule)"):
+        assert words in scores.caption
+    # The end of training, and the five ways iteration by iteration.
+    assert len([axes for axes in rmsd.figure.axes if axes.get_title("left")]) == 6
+
+
 def test_only_like_is_compared_with_like(tmp_path):
     cells = {
         GU: {},

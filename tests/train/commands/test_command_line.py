@@ -10,6 +10,7 @@ import pytest
 from cwgnc_train import study
 from cwgnc_train.commands import COMMANDS, run
 from cwgnc_train.config import UserError
+from cwgnc_train.data import CachedTokenizer
 from cwgnc_train.engine import Interrupted, predict
 from cwgnc_train.records import write_json
 from tests.train.conftest import sentences, write_tsv
@@ -187,6 +188,7 @@ def test_a_model_says_what_it_was_trained_with(trained):
         "text_columns": ["text"],
         "max_length": 16,
         "dtype": "bfloat16",
+        "token_types": True,
     }
 
 
@@ -216,6 +218,37 @@ def test_predict_follows_the_models_folder(trained, tiny_data, tmp_path, monkeyp
     config, _ = predicted(monkeypatch, *flags, *more)
     assert (config.max_length, config.dtype) == (8, "float32")
     assert config.text_columns == ("label",)
+
+
+@pytest.mark.parametrize(
+    ("known", "flags", "expected"),
+    [
+        ({}, (), True),
+        ({}, ("--no-token-types",), False),
+        ({"token_types": False}, (), False),
+        ({"token_types": False}, ("--token-types",), False),
+        ({"token_types": None}, (), True),  # written before there was such a setting
+    ],
+)
+def test_predict_passes_the_token_types_that_training_passed(
+    trained, tiny_data, tmp_path, monkeypatch, known, flags, expected
+):
+    model = tmp_path / "model"
+    shutil.copytree(trained / "model", model)
+    changed = json.loads((model / "training.json").read_text()) | known
+    kept = {name: value for name, value in changed.items() if value is not None}
+    write_json(model / "training.json", kept)
+    asked, encode = [], CachedTokenizer.encode
+
+    def noted(self, texts, max_length, token_types=True):
+        asked.append(token_types)
+        return encode(self, texts, max_length, token_types)
+
+    monkeypatch.setattr(CachedTokenizer, "encode", noted)
+    all_flags = ["--model", model, "--input-file", tiny_data[1], *flags]
+    command = ["predict", *map(str, [*all_flags, "--output", tmp_path / "o"])]
+    assert run(command) == 0
+    assert asked == [expected]
 
 
 def test_predict_of_a_folder_writes_its_label_names(trained, tmp_path, capsys):

@@ -90,7 +90,6 @@ def test_the_family_of_clips_differs_in_nothing_else():
             paper.optimizer,
             components=components,
             clip=clip,
-            clip_numbers=CLIP_NUMBERS[clip],
             max_norm=max_norm,
         )
         assert METHODS[name].optimizer == expected
@@ -143,7 +142,7 @@ def test_numbers_of_a_clip_go_to_the_methods_that_have_them():
         clip_numbers={"decay": 0.5, "z_threshold": 3.0},
     )
     check_study(config)
-    numbers = {run.method: run.optimizer.clip_numbers for run in config.runs()}
+    numbers = {run.method: run.optimizer.all_clip_numbers for run in config.runs()}
     assert numbers == {
         "cwgnc": {},
         "adagc": CLIP_NUMBERS["adagc"] | {"decay": 0.5},
@@ -158,6 +157,54 @@ def test_a_clip_can_be_replaced_with_its_numbers():
     check_study(config)
     [run] = config.runs()
     assert (run.optimizer.clip, run.optimizer.clip_numbers) == ("adagc", {"ratio": 2})
+    expected = CLIP_NUMBERS["adagc"] | {"ratio": 2}
+    assert run.optimizer.all_clip_numbers == expected
+
+
+@pytest.mark.parametrize(
+    ("changes", "decay"),
+    [
+        ({}, 0.999),
+        ({"b2": 0.95}, 0.95),
+        ({"b1": 0.98, "b2": 0.95}, 0.98),
+        ({"b2": 0.95, "clip_numbers": {"decay": 0.5}}, 0.5),
+    ],
+)
+def test_olmos_average_decays_by_the_larger_of_adams(changes, decay):
+    [run] = study(methods=("olmo",), seeds=1, **changes).runs()
+    assert run.optimizer.all_clip_numbers["decay"] == decay
+
+
+def test_learned_clips_have_their_authors_numbers():
+    """Those of the papers' or the authors' own code, written down once more."""
+    numbers = {name: METHODS[name].optimizer.all_clip_numbers for name in METHODS}
+    assert numbers["zclip"] == {
+        "z_threshold": 2.5,
+        "decay": 0.97,
+        "warmup_steps": 25,
+        "max_global_norm": 1.0,
+    }
+    assert numbers["autoclip"] == {"percentile": 10}
+    assert numbers["adagc"] == {
+        "ratio": 1.05,
+        "decay": 0.98,
+        "max_global_norm": 1.0,
+        "warmup_steps": 100,
+    }
+    assert numbers["olmo"]["warmup_factor"] == 5
+    assert numbers["cwgnc"] == numbers["devlin"] == {}
+
+
+def test_bertadam_is_devlins_recipe_with_another_clip():
+    devlin, bertadam = METHODS["devlin"], METHODS["bertadam"]
+    assert bertadam.epochs == devlin.epochs == 3 and not bertadam.swept
+    differing = {
+        name: value
+        for name, value in vars(bertadam.optimizer).items()
+        if value != getattr(devlin.optimizer, name)
+    }
+    assert differing == {"components": "by_parameter"}
+    assert bertadam.optimizer.max_norm == 1.0
 
 
 def test_own_data_make_one_task():
@@ -186,7 +233,7 @@ def test_own_data_make_one_task():
         ({"methods": ("cwgn",)}, "did you mean 'cwgnc'"),
         (
             {"methods": ("presets",)},
-            "the methods are cwgnc cwgnc_code full gu gu_restart .* NAME.cwgnc",
+            "the methods are cwgnc cwgnc_code full gu gu_state .* NAME.cwgnc",
         ),
         ({"seeds": 0}, "--seeds must be at least 1, got 0"),
         ({"data_seeds": -1}, "--data-seeds must be at least 0, got -1"),
@@ -242,7 +289,11 @@ def test_any_method_takes_the_clip_as_well():
 
 
 @pytest.mark.parametrize(
-    "name", ["llrd+mixout", "cwgnc+cwgnc", "llrd+", "cwgnc+llrd", "adagc+cwgnc"]
+    "name",
+    [
+        *("llrd+mixout", "cwgnc+cwgnc", "llrd+", "cwgnc+llrd", "adagc+cwgnc"),
+        "bertadam+cwgnc",
+    ],
 )
 def test_methods_that_exclude_each_other_are_refused(name):
     with pytest.raises(UserError, match="only .cwgnc can follow a method"):

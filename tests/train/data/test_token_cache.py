@@ -62,6 +62,27 @@ def test_texts_are_tokenized_once(model, folder, loaded):
     assert len(list(folder.iterdir())) == 1
 
 
+@pytest.mark.parametrize("cache", [True, False])
+def test_without_token_types_all_are_0_and_nothing_else_changes(model, folder, cache):
+    tokenizer = CachedTokenizer(model, cache)
+    with_types = tokenizer.encode(TEXTS, 16)
+    without = tokenizer.encode(TEXTS, 16, token_types=False)
+    assert with_types.types.any() and not without.types.any()
+    assert_same(dataclasses.replace(without, types=with_types.types), with_types)
+    # What is kept serves both.
+    assert_same(tokenizer.encode(TEXTS, 16), with_types)
+
+
+def test_padding_has_type_0_too_without_token_types(model, monkeypatch):
+    tokenizer = CachedTokenizer(model, cache=False)
+    monkeypatch.setattr(tokenizer.loaded, "_pad_token_type_id", 1)
+    assert tokenizer.loaded.pad_token_type_id == 1
+    arrays = pad_tokens(tokenizer.encode(TEXTS, 16), None, 16)
+    assert arrays.token_type_ids[arrays.attention_mask == 0].all()
+    arrays = pad_tokens(tokenizer.encode(TEXTS, 16, token_types=False), None, 16)
+    assert not arrays.token_type_ids.any()
+
+
 def test_kept_tokens_make_the_arrays_of_fresh_ones(model, folder):
     tokenizer = CachedTokenizer(model, cache=False).loaded
     fresh = pad_tokens(encode_texts(tokenizer, TEXTS, 16), None, 16)

@@ -29,6 +29,14 @@ QUICK = {
     "autoclip": {"percentile": 40.0},
     "zclip": {"z_threshold": 0.2, "warmup_steps": 1.0, "decay": 0.5},
 }
+QUICK["olmo"]["warmup_steps"] = 0.0
+QUICK["zclip"]["max_global_norm"] = float("inf")
+# What runs take in place of the library's default: the authors' trainers' numbers.
+OTHERWISE = {
+    ("olmo", "decay"): 0.999,
+    ("olmo", "warmup_steps"): 100,
+    ("zclip", "max_global_norm"): 1,
+}
 
 
 def a_run(config, **changes):
@@ -120,7 +128,7 @@ def test_what_was_clipped_is_counted_as_clip_report_counts_it(clip, nonfinite):
 
 def test_the_update_is_that_of_the_library_behind_the_clip():
     config = dataclasses.replace(STEP_CONFIG, clip="olmo", components="by_module")
-    numbers = {"ratio": 0.5, "decay": 0.5}
+    numbers = {"ratio": 0.5, "decay": 0.5, "warmup_steps": 0}
     # At a tiny eps Adam makes whole steps of the key biases' rounding errors.
     run = a_run(config, clip="olmo", clip_numbers=numbers, eps=1e-3)
     params = run.params
@@ -185,7 +193,10 @@ def test_measured_components_are_those_behind_the_learned_clip():
 @pytest.mark.parametrize("clip", LEARNED_CLIPS)
 def test_defaults_are_those_of_the_library_where_it_has_any(clip):
     for name, parameter in inspect.signature(LEARNED_CLIPS[clip]).parameters.items():
-        if name in CLIP_NUMBERS[clip] and parameter.default is not parameter.empty:
+        if (clip, name) in OTHERWISE:
+            assert CLIP_NUMBERS[clip][name] == OTHERWISE[clip, name]
+            assert parameter.default != OTHERWISE[clip, name]
+        elif name in CLIP_NUMBERS[clip] and parameter.default is not parameter.empty:
             assert CLIP_NUMBERS[clip][name] == parameter.default
 
 

@@ -84,8 +84,16 @@ def test_layer_decay_slows_lower_layers():
 def test_prior_decay_pulls_towards_the_start():
     config = dataclasses.replace(STEP_CONFIG, prior_decay=True)
     run, _ = steps(config, dataclasses.replace(ADAM, prior_decay=5.0))
+    # Zhang et al.'s code takes weight decay from what has one of these in its name.
+    rates = jax.tree_util.tree_map_with_path(
+        lambda path, _: 0 if "bias" in str(path) or "LayerNorm" in str(path) else 5,
+        PARAMS,
+    )
+    assert {0, 5} == set(jax.tree.leaves(rates))
     pull = optax.stateless(
-        lambda u, p: jax.tree.map(lambda u, p, o: u + 5 * (p - o), u, p, PARAMS)
+        lambda u, p: jax.tree.map(
+            lambda u, p, o, r: u + r * (p - o), u, p, PARAMS, rates
+        )
     )
     chex.assert_trees_all_close(run.params, by_hand(pull), atol=1e-5)
     free = by_hand(optax.identity())

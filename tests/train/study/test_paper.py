@@ -13,6 +13,7 @@ from cwgnc_train.commands import run as run_command
 from cwgnc_train.config import ReproduceConfig, UserError
 from cwgnc_train.study import reproduce
 from cwgnc_train.study.reproduce import Scale, Speed, cut_to, describe, paper_runs
+from tests.train.configs import replaced
 from tests.train.conftest import write_tiny_model
 from tests.train.study.conftest import of_kind, records
 
@@ -27,7 +28,7 @@ def cut(minutes, speed=SLOW, **changes):
     return cut_to(config, dict.fromkeys(config.tasks, speed))
 
 
-def test_the_whole_protocol_is_the_papers():
+def test_without_a_budget_all_of_the_papers_runs_are_made():
     runs = paper_runs(CONFIG, Scale(25))
     cells = Counter((r.task, r.method, r.optimizer.max_norm) for r in runs)
     table = ("devlin", "bias_correction", "mixout", "mosbach", "cwgnc")
@@ -69,10 +70,20 @@ def test_a_budget_cuts_seeds_then_thresholds_then_examples():
     assert cut(8_000, FAST).seeds > some.seeds
 
 
+def test_examples_and_evaluations_that_are_asked_for_are_kept():
+    config = replaced(CONFIG, train_examples=90, evaluations=2)
+    whole = reproduce._study_config(config, Scale(25))
+    assert (whole.data.train_examples, whole.training.evaluations) == (90, 2)
+    scale = Scale(3, train_examples=64, evaluations=1)
+    less = reproduce._study_config(config, scale)
+    assert (less.data.train_examples, less.training.evaluations) == (64, 1)
+
+
 def test_what_was_cut_is_said():
-    config = dataclasses.replace(CONFIG, seeds=25)
-    assert describe(Scale(25), config) == []
-    text = "; ".join(describe(cut(100), config))
+    assert describe(Scale(25)) == []
+    # Fewer seeds are fewer than the paper's, whoever asked for them.
+    assert describe(Scale(5)) == ["5 runs a cell instead of 25"]
+    text = "; ".join(describe(cut(100)))
     for words in ("3 runs a cell instead of 25", "3 runs in the figures instead of 5"):
         assert words in text
     assert "3 thresholds in Table 2 instead of 7" in text
@@ -127,7 +138,7 @@ def test_the_scale_is_kept_for_the_next_start(command, tmp_path, monkeypatch, ca
     again = ("--budget-minutes", "100", "--resume")
     assert command(*again) == 130
     assert command(*again, "--no-cache") == 130
-    assert "cut from the paper's protocol: 3 runs a cell" in capsys.readouterr().out
+    assert "cut of what the paper has: 3 runs a cell" in capsys.readouterr().out
     assert command("--budget-minutes", "50", "--resume") == 2
     assert "budget_minutes was 100.0 and is 50" in capsys.readouterr().err
     assert command(*again, "--seeds", "30") == 2

@@ -41,6 +41,7 @@ def finished(tiny_model, tiny_glue, tmp_path_factory):
             "holdout was 0.1 and is 0.2; epochs was 2 and is 3",
         ),
         ({"eps": 1e-6}, "eps was None and is 1e-06"),
+        ({"token_types": False}, "settings: token_types was True and is False"),
         ({"devices": 99}, "--devices 99: there are 8"),
         ({"devices": 3, "data_devices": 2}, "--data-devices must divide the 3 devices"),
         ({"batch_size": 9, "devices": 2, "data_devices": 2}, "batch_size was 8"),

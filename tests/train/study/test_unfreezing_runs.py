@@ -1,11 +1,17 @@
 """Gradual unfreezing in a study, and the measurement of components."""
 
+import functools
+
+import jax
 import numpy as np
 import pytest
 
+import cwgnc_jax
+from cwgnc_jax import models
 from cwgnc_train.config import UserError
 from cwgnc_train.engine import RunGroup
 from cwgnc_train.engine.component_statistics import STATISTICS
+from cwgnc_train.engine.step import update
 from cwgnc_train.study import prepare_study
 from tests.train.configs import replaced
 from tests.train.conftest import write_tiny_model
@@ -151,6 +157,61 @@ def test_iterations_that_carry_over_have_noise_and_order_of_their_own(config):
     assert keys[0] == keys[1] and orders[0] == orders[1]
 
 
+@pytest.mark.parametrize(
+    ("method", "keeps_moments", "one_schedule"),
+    [
+        ("gu", False, False),
+        ("gu_state", True, False),
+        ("gu_schedule", False, True),
+        ("gu_state_schedule", True, True),
+    ],
+)
+def test_moments_and_schedule_go_on_or_begin_anew(
+    config, method, keeps_moments, one_schedule
+):
+    """Against a loop over the parameters, each with its own count, as in torch."""
+    prepared = prepare_study(replaced(config, **UNFREEZING | {"methods": (method,)}))
+    [run], of_task = prepared.runs, prepared.tasks["cola"]
+    group, rng = RunGroup(of_task, (run,), prepared.layout), np.random.default_rng(0)
+    state, values, moments = group.start(0), {}, {}
+    params = jax.tree.map(lambda leaf: leaf[0], state.params)
+    paths, leaves, treedef = cwgnc_jax.flatten_with_paths(params)
+    values = {
+        path: np.asarray(leaf, np.float64)
+        for path, leaf in zip(paths, leaves, strict=True)
+    }
+    for iteration in (0, 1):
+        if iteration:
+            state = group.start_after(state, iteration)
+            moments = moments if keeps_moments else {}
+        step_config = of_task.step_config(run, iteration)
+        step = jax.jit(jax.vmap(functools.partial(update, step_config)))
+        for number in range(STEPS):
+            grads = {path: rng.normal(0, 0.1, x.shape) for path, x in values.items()}
+            done = number + STEPS * iteration * one_schedule
+            rate = 3e-3 * (1 - done / (STEPS * (1 + one_schedule)))
+            for path, grad in grads.items():
+                top = "/layer/1/" in path or "pooler" in path or "classifier" in path
+                if iteration == 0 and not top:
+                    continue
+                count, first, second = moments.get(path, (0, 0, 0))
+                count, first = count + 1, 0.9 * first + 0.1 * grad
+                second = 0.999 * second + 0.001 * grad**2
+                moments[path] = count, first, second
+                size = (1 - 0.999**count) ** 0.5 / (1 - 0.9**count)
+                change = size * first / (second**0.5 + 1e-8)
+                values[path] = values[path] - rate * change
+            tree = jax.tree.unflatten(
+                treedef, [grads[path][None].astype(np.float32) for path in paths]
+            )
+            trained, _ = models.split_params(tree, step_config.trains)
+            state, metrics = step(state, np.ones(1, np.float32), trained)
+            assert metrics.learning_rate[0] == pytest.approx(rate, rel=1e-5)
+    found, leaves, _ = cwgnc_jax.flatten_with_paths(state.params)
+    for path, leaf in zip(found, leaves, strict=True):
+        np.testing.assert_allclose(leaf[0], values[path], atol=2e-6)
+
+
 @pytest.mark.slow
 def test_measurements_agree_with_the_clip(config):
     study(config, **UNFREEZING | {"methods": ("cwgnc_code",), "max_norms": (0.05,)})
@@ -167,8 +228,9 @@ def test_measurements_agree_with_the_clip(config):
 
 
 @pytest.mark.slow
-def test_unfreezing_goes_on_to_the_same_bits(config, monkeypatch):
-    changes = UNFREEZING | {"methods": ("gu",), "checkpoint_seconds": 0.0}
+@pytest.mark.parametrize("method", ["gu", "gu_state_schedule"])
+def test_unfreezing_goes_on_to_the_same_bits(config, monkeypatch, method):
+    changes = UNFREEZING | {"methods": (method,), "checkpoint_seconds": 0.0}
     study(config, **changes)
     broken = changes["workdir"] = config.workdir.with_name("broken")
     # Within the first iteration, at the first step of the second one, and in it.

@@ -12,14 +12,13 @@ from cwgnc_train.analysis.comparison_tables import comparison_tables
 from cwgnc_train.analysis.comparisons import compare_cells, count_tests
 from cwgnc_train.analysis.component_courses import read_component_courses
 from cwgnc_train.analysis.labels import method_label, task_label
+from cwgnc_train.analysis.paper_protocol import paper_table
 from cwgnc_train.analysis.racing_section import racing_section
 from cwgnc_train.analysis.score_intervals import MEAN_RUNS, STD_RUNS, WILSON_RUNS
 from cwgnc_train.analysis.score_statistics import MIN_SPREAD_PAIRS
 from cwgnc_train.analysis.study_figures import MOST_CELLS, MOST_PANELS, draw_figures
 from cwgnc_train.analysis.study_records import LEGACY_LINES, StudyRecords, read_study
 from cwgnc_train.analysis.unfreezing_section import unfreezing_section
-from cwgnc_train.config import UserError
-from cwgnc_train.records import read_json_object
 
 
 def write_report(
@@ -48,13 +47,13 @@ def write_report(
     study = read_study(workdir, legacy_lines)
     cells, tasks = choose_cells(study.runs), study.runs["task"].unique()
     compared = compare_cells(study, cells)
-    facts, sections = _facts(study) | _cuts(workdir), _sections(study, workdir)
+    facts, sections = _facts(study), _sections(study, workdir)
     output = Path(output or workdir / "report")
     for name in ("tables", "figures"):
         (output / name).mkdir(parents=True, exist_ok=True)
     tables = {
         table.name: table
-        for table in _tables(study, cells, compared)
+        for table in _tables(study, cells, compared, workdir)
         if not table.shown.empty
     }
     in_sections = [table for section in sections for table in section.tables]
@@ -102,12 +101,13 @@ def write_report(
     return path
 
 
-def _tables(study, cells, compared):
+def _tables(study, cells, compared, workdir):
     yield report_tables.task_table(study)
     yield report_tables.protocol_table(study)
     if study.runs["has_holdout"].any():
         yield report_tables.selection_table(cells)
     yield score_tables.score_table(study, cells)
+    yield paper_table(study, workdir)
     yield score_tables.threshold_table(study, cells)
     yield from comparison_tables(compared)
     yield report_tables.clip_table(study)
@@ -163,6 +163,7 @@ def _facts(study: StudyRecords) -> dict[str, str]:
         "Runs": finished,
         "Training file": file and Path(str(file)).name,
         "Longest text": longest and f"{longest} tokens",
+        "Token types": "all zeros" if setting("token_types") is False else None,
         "Training examples": setting("train_examples") or "all",
         "Holdout": _percent(holdout) if holdout else "none",
         "Dropout": setting("dropout"),
@@ -180,23 +181,6 @@ def _percent(holdout):
         return f"{100 * holdout:g} % of the training set"
     except (TypeError, ValueError):
         return holdout
-
-
-def _cuts(workdir: Path) -> dict[str, str]:
-    """Describes what a reproduction cut from the paper's protocol."""
-    path = workdir / "reproduction.json"
-    if not path.is_file():
-        return {}
-    known = read_json_object(path, "the settings of a reproduction")
-    try:
-        cut = "; ".join(known["cut"])
-        budget = f"Cut to {known['budget_minutes']:g} minutes" if cut else "Protocol"
-    except (KeyError, TypeError, ValueError):
-        raise UserError(
-            f"{path} is damaged: expected a list of texts, cut, and a number, "
-            f"budget_minutes; restore it"
-        ) from None
-    return {budget: cut or "the paper's, in full"}
 
 
 def _distinct(values: Any) -> list[str]:

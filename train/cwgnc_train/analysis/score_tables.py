@@ -54,8 +54,13 @@ PAPER = {
         "cwgnc": (1.7, 62.2, 65.0),
     },
 }
-# The paper states the epochs of these two only.
-_PAPER_EPOCHS = {"cwgnc": ", 5 epochs", "mosbach": ", 20 epochs"}
+# The paper states the epochs of two only, and did not run two others.
+_PAPER_REMARKS = {
+    "cwgnc": ", 5 epochs",
+    "mosbach": ", 20 epochs",
+    "devlin": ", quoted from Mosbach et al.",
+    "mixout": ", quoted from Mosbach et al.",
+}
 
 
 def score_table(study: StudyRecords, cells: pd.DataFrame) -> ReportTable:
@@ -109,8 +114,8 @@ def score_table(study: StudyRecords, cells: pd.DataFrame) -> ReportTable:
         "Standard deviation (ddof = 0), mean and share of failed runs, with 95 % "
         f"intervals over the runs: of the deviation from {STD_RUNS} runs on, of the "
         f"mean from {MEAN_RUNS}, since with fewer they would promise too much. The "
-        "table Tasks names the split that is scored. Rows marked [paper: …] are the "
-        "paper's own numbers, from another model and other runs. The table Protocol "
+        "table Tasks names the split that is scored. Rows marked [paper: …] are "
+        "what the paper reports, of another model and other runs. The table Protocol "
         "says whether a threshold applies to each component or to the whole gradient.",
         mark=lambda row: "" if row["source"] == "this study" else "paper",
     )
@@ -194,7 +199,7 @@ def _paper_row(task, method, numbers):
         "max_norm": PAPER_MAX_NORM if method == "cwgnc" else math.nan,
         "clip": "fixed",
         **dict.fromkeys(_summary(_NO_RUNS), math.nan),
-        "source": f"paper: BERT-large-uncased, 25 runs{_PAPER_EPOCHS.get(method, '')}",
+        "source": f"paper: BERT-large-uncased, 25 runs{_PAPER_REMARKS.get(method, '')}",
         "runs": 25,
         "std": std,
         "mean": mean,

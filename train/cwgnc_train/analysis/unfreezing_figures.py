@@ -17,10 +17,11 @@ from cwgnc_train.analysis.labels import (
 )
 from cwgnc_train.analysis.pictures import PALETTE, Picture
 from cwgnc_train.analysis.study_records import StudyRecords
-from cwgnc_train.analysis.unfreezing_iterations import UnfreezingGroup
+from cwgnc_train.analysis.unfreezing_iterations import KINDS, UnfreezingGroup
 
-_COLORS = {"restart": PALETTE[1], "carry": PALETTE[4], "full": PALETTE[6]}
-_MARKERS = {"restart": "s", "carry": "o", "full": "D"}
+_PLACES: dict[str, int] = dict(zip((*KINDS, "full"), (1, 4, 0, 2, 5, 6), strict=True))
+_COLORS = {kind: PALETTE[place] for kind, place in _PLACES.items()}
+_MARKERS: dict[str, str] = dict(zip(_PLACES, "so^vPD", strict=True))
 
 
 class Extreme(NamedTuple):
@@ -60,7 +61,7 @@ def draw_iteration_scores(
     """Draws the scores after each iteration, as in Figure 1 of the paper."""
     figure = Figure(figsize=(pictures.WIDTH, 3.1), layout="constrained")
     axes = figure.subplots()
-    last = group.iterations
+    last, ways = group.iterations, len(group.runs.keys() - {"full"})
     for i, kind in enumerate(group.runs):
         of_kind = [row for row in rows if row["kind"] == kind]
         mean, std = (
@@ -73,7 +74,8 @@ def draw_iteration_scores(
             axes.axhspan(low, high, color="0.5", alpha=0.18, linewidth=0)
         elif of_kind:
             # Side by side, so that no bar hides another.
-            x = np.array([row["iteration"] for row in of_kind]) + 0.16 * (i - 0.5)
+            beside = min(0.16, 0.5 / ways) * (i - (ways - 1) / 2)
+            x = np.array([row["iteration"] for row in of_kind]) + beside
             axes.errorbar(
                 x,
                 mean,
@@ -132,7 +134,7 @@ def draw_profiles(
       with all its iterations.
     """
     layers = next(iter(profiles.values())).shape[2] - 1
-    thawing = [name for name in ("carry", "restart") if name in profiles]
+    thawing = [name for name in (*KINDS[1:], KINDS[0]) if name in profiles]
     final = [name for name in profiles if name != "restart" or "full" not in profiles]
     height = 0.7 + 2.3 * (1 + len(thawing))
     figure = Figure(figsize=(pictures.WIDTH, height), layout="constrained")
@@ -146,10 +148,14 @@ def draw_profiles(
         }
         _band(panels[0], x, profiles[name][:, -1], _COLORS[name], **marker)
     panels[0].set_title("(a) at the end of training")
-    panels[0].legend(
-        loc="lower right", bbox_to_anchor=(1, 1), borderaxespad=0, ncols=len(final)
-    )
-    for axes, name, letter in zip(panels[1:], thawing, "bc", strict=False):
+    if len(final) <= 3:
+        panels[0].legend(
+            loc="lower right", bbox_to_anchor=(1, 1), borderaxespad=0, ncols=len(final)
+        )
+    else:
+        # More do not fit beside the title.
+        panels[0].legend(loc="best", fontsize="small")
+    for axes, name, letter in zip(panels[1:], thawing, "bcdef", strict=False):
         colors = pictures.ordered_colors(group.iterations)
         for i, color in enumerate(colors):
             _band(axes, x, profiles[name][:, i], color, linewidth=1.2)

@@ -14,6 +14,9 @@ from cwgnc_train.analysis.convergence import no_key_biases
 from cwgnc_train.analysis.labels import threshold_label
 from cwgnc_train.analysis.study_records import StudyRecords
 
+KINDS = ("restart", "carry", "carry_state", "carry_schedule", "carry_state_schedule")
+"""The kinds of gradual unfreezing; see ``RunSpec.unfreezing``."""
+
 
 class UnfreezingGroup(NamedTuple):
     """Runs to compare: their settings differ only in the unfreezing."""
@@ -27,7 +30,7 @@ class UnfreezingGroup(NamedTuple):
     """Of one iteration."""
     iterations: int
     runs: dict[str, pd.DataFrame]
-    """The runs by kind: carry, restart, and full (plain fine-tuning)."""
+    """The runs by kind: ``KINDS``, and full (plain fine-tuning)."""
 
     @property
     def threshold(self) -> str:
@@ -53,13 +56,13 @@ def unfreezing_groups(runs: pd.DataFrame) -> list[UnfreezingGroup]:
     )
     keys = ["task", "added", "learning_rate", "max_norm", "epochs"]
     groups = []
-    thawing = runs.loc[runs["kind"].isin(["carry", "restart"])]
+    thawing = runs.loc[runs["kind"].isin(KINDS)]
     for key, group in thawing.groupby([*keys, "iterations"], sort=False):
         *values, iterations = key  # pyright: ignore[reportGeneralTypeIssues]  # a tuple
         full = runs.loc[runs["kind"] == "full"]
         for name, value in zip(keys, values, strict=True):
             full = full.loc[full[name] == value]
-        kinds = {kind: group[group["kind"] == kind] for kind in ("restart", "carry")}
+        kinds = {kind: group[group["kind"] == kind] for kind in KINDS}
         kinds["full"] = full
         kept = {kind: frame for kind, frame in kinds.items() if len(frame)}
         groups.append(UnfreezingGroup(*values, iterations=iterations, runs=kept))

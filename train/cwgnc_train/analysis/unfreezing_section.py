@@ -32,8 +32,9 @@ _NOTE = (
     "In iteration T of gradual unfreezing, the top T layers and the heads train while "
     "all others are frozen. The embeddings thaw together with the last layer. Weights "
     "carry over from one iteration to the next, or each iteration starts from the "
-    "pretrained weights (restart). With restart, an iteration that trains all layers "
-    "is plain fine-tuning."
+    "pretrained weights (restart). Each iteration has moments and a schedule of its "
+    "own, unless the method says otherwise; the paper does not say. With restart, an "
+    "iteration that trains all layers is plain fine-tuning."
 )
 
 

@@ -106,7 +106,7 @@ def reproduce(config: ReproduceConfig) -> None:
     study, cuts = prepare_reproduction(config)
     if hosts.is_primary():
         left_out = "; ".join(cuts) or "nothing"
-        print(f"{len(study.runs)} runs; cut from the paper's protocol: {left_out}")
+        print(f"{len(study.runs)} runs; cut of what the paper has: {left_out}")
     run_study(study)
     if hosts.is_primary():
         print(f"report  {write_report(config.workdir)}")

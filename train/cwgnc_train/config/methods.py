@@ -7,7 +7,6 @@ from typing import Any
 from cwgnc_train.config.errors import UserError, suggest
 from cwgnc_train.config.finetune import PRESETS, PresetName
 from cwgnc_train.config.recipe import (
-    CLIP_NUMBERS,
     ClipName,
     ComponentsName,
     OptimizerConfig,
@@ -42,7 +41,6 @@ def _learned(clip: ClipName, components: ComponentsName) -> Method:
         "paper",
         components=components,
         clip=clip,
-        clip_numbers=CLIP_NUMBERS[clip],
         max_norm=math.inf,
     )
 
@@ -57,6 +55,8 @@ _DEVLIN = OptimizerConfig(
     weight_decay=0.01,
 )
 _UNCLIPPED = dataclasses.replace(_DEVLIN, max_norm=math.inf)
+# The BertAdam of 2018 and 2019 gives each parameter to torch's clip on its own.
+_BERTADAM = dataclasses.replace(_DEVLIN, components="by_parameter")
 _CORRECTED = dataclasses.replace(_DEVLIN, bias_correction=True)
 # Zhang et al. (2021): a corrected Adam without weight decay.
 _ZHANG = dataclasses.replace(_CORRECTED, eps=1e-8, weight_decay=0.0)
@@ -69,10 +69,15 @@ METHODS: dict[str, Method] = {
     # Plain fine-tuning: no clip, with the values of the paper's code.
     "full": _FULL,
     # The same of the top layer, the top two, ...; each time going on from the weights
-    # before, or from the pretrained ones.
+    # before, or from the pretrained ones. The paper does not say whether the optimizer
+    # or the schedule begin anew with each iteration.
     "gu": dataclasses.replace(_FULL, unfreezing="carry"),
+    "gu_state": dataclasses.replace(_FULL, unfreezing="carry_state"),
+    "gu_schedule": dataclasses.replace(_FULL, unfreezing="carry_schedule"),
+    "gu_state_schedule": dataclasses.replace(_FULL, unfreezing="carry_state_schedule"),
     "gu_restart": dataclasses.replace(_FULL, unfreezing="restart"),
     "devlin": Method(_DEVLIN, 3),
+    "bertadam": Method(_BERTADAM, 3),
     "bias_correction": Method(_CORRECTED, 3),
     "mosbach": Method(_CORRECTED, 20),
     # Lee et al. (2020): Mixout in place of dropout, and no clip.
@@ -86,7 +91,7 @@ METHODS: dict[str, Method] = {
     "none": _preset("paper", max_norm=math.inf),
     "global": _preset("paper", components="global", max_norm=1.0),
     "adagc": _learned("adagc", "by_parameter"),  # Wang et al. (2025)
-    "aggc": _learned("aggc", "by_module_type"),  # Li et al. (2026)
+    "aggc": _learned("aggc", "by_module_type"),  # like that of Li et al. (2026)
     "olmo": _learned("olmo", "by_parameter"),  # OLMo's trainer
     "autoclip": _learned("autoclip", "global"),  # Seetharaman et al. (2020)
     "zclip": _learned("zclip", "global"),  # Kumar et al. (2025)
@@ -108,7 +113,10 @@ def find_method(name: str) -> Method:
     method = METHODS[base]
     if not plus:
         return method
-    if clip != "cwgnc" or method.swept or method.optimizer.clip != "fixed":
+    own = method.optimizer
+    # By parameter, bertadam and cwgnc would differ in the threshold only.
+    by_component = own.components != "global" and own.max_norm < math.inf
+    if clip != "cwgnc" or method.swept or own.clip != "fixed" or by_component:
         raise UserError(
             f"method {name!r}: only +cwgnc can follow a method, and only one that has "
             f"no component-wise clip of its own"

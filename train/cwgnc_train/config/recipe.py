@@ -1,6 +1,7 @@
 """What defines a run: its optimizer, its regularization, its task and seeds."""
 
 import dataclasses
+import math
 from pathlib import Path
 from typing import Literal
 
@@ -9,19 +10,32 @@ ComponentsName = Literal[
 ]
 ClipName = Literal["fixed", "adagc", "aggc", "olmo", "autoclip", "zclip"]
 NonfiniteName = Literal["propagate", "skip_step", "zero_component"]
-# Whether an iteration of gradual unfreezing starts from the weights of the one before
-# it, or from the pretrained ones.
-Unfreezing = Literal["carry", "restart"]
+# Whether an iteration of gradual unfreezing starts from the pretrained weights, or from
+# the weights of the one before it: with a schedule and moments of its own, with the
+# moments of the one before it, as a part of one schedule, or both.
+Unfreezing = Literal[
+    "restart", "carry", "carry_state", "carry_schedule", "carry_state_schedule"
+]
 
-# The numbers of each clip and their defaults.
+# The numbers of each clip and their defaults, the authors' where they have any.
 CLIP_NUMBERS: dict[ClipName, dict[str, float]] = {
     "fixed": {},
     "adagc": {"ratio": 1.05, "decay": 0.98, "max_global_norm": 1, "warmup_steps": 100},
-    # The authors of these two publish no interval and no ratio to take over.
-    "aggc": {"low": 0.5, "high": 2, "decay": 0.98},
-    "olmo": {"ratio": 2, "decay": 0.95},
+    # AGGC-like: the authors move an end of the interval and start the average at 0.
+    "aggc": {
+        **{"low": 0.5, "high": 2, "decay": 0.98},
+        **{"min_factor": 0, "max_factor": math.inf, "floor": 0},
+    },
+    # The decay follows Adam's; see OptimizerConfig.all_clip_numbers. The ratio and the
+    # length of its warm-up are ours: OLMo publishes none for this clip.
+    "olmo": {"ratio": 2, "decay": 0.999, "warmup_steps": 100, "warmup_factor": 5},
+    # Its history is as long as the run.
     "autoclip": {"percentile": 10},
-    "zclip": {"z_threshold": 2.5, "decay": 0.97, "warmup_steps": 25},
+    # The authors' code caps the global norm from the first step on.
+    "zclip": {
+        **{"z_threshold": 2.5, "decay": 0.97, "warmup_steps": 25},
+        "max_global_norm": 1,
+    },
 }
 
 
@@ -44,6 +58,9 @@ class DataConfig:
     """Keep this share of the training set back and score runs on it as well, to choose
     among them; the same examples for every seed."""
     max_length: int = 128  # Truncate texts to this many tokens.
+    token_types: bool = True
+    """Tell the model which tokens are of a pair's second text; off, all have type 0, as
+    in the runs of Mosbach et al."""
     train_examples: int | None = None  # Examples to train on, the same for every seed.
 
 
@@ -74,9 +91,22 @@ class OptimizerConfig:
     bias_correction: bool = True  # Adam's; off is the BERT Adam of Devlin et al.
     weight_decay: float | None = None
     """Decoupled; of all but biases and LayerNorm. Default: the preset's."""
-    prior_decay: float = 0.0  # Decoupled weight decay towards the initial weights.
+    prior_decay: float = 0.0
+    """Decoupled weight decay towards the initial weights; of all but biases and
+    LayerNorm."""
     layer_decay: float = 1.0
     """Each layer's learning rate as a share of the rate of the layer above."""
+
+    @property
+    def all_clip_numbers(self) -> dict[str, float]:
+        """All numbers of a learned threshold: those given and the others' defaults.
+
+        The decay of OLMo's clip is the larger of Adam's two, as in OLMo's trainer.
+        """
+        numbers = dict(CLIP_NUMBERS[self.clip])
+        if self.clip == "olmo":
+            numbers["decay"] = max(self.b1, self.b2)
+        return numbers | self.clip_numbers
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,6 +134,21 @@ class RunSpec:
     iterations: int | None = None
     """Iterations of gradual unfreezing; None for one a layer."""
     statistics_every: int = 0
+
+    @property
+    def carries(self) -> bool:
+        """Whether iterations go on from the weights of the one before."""
+        return self.unfreezing is not None and self.unfreezing != "restart"
+
+    @property
+    def keeps_moments(self) -> bool:
+        """Whether iterations also go on from its moments."""
+        return self.unfreezing in ("carry_state", "carry_state_schedule")
+
+    @property
+    def one_schedule(self) -> bool:
+        """Whether all iterations share a schedule of the learning rate."""
+        return self.unfreezing in ("carry_schedule", "carry_state_schedule")
 
     @property
     def cell(self) -> str:

@@ -84,9 +84,10 @@ class StabilityConfig:
     """GLUE tasks: cola sst2 mrpc stsb qqp mnli qnli rte wnli."""
     methods: tuple[str, ...] = ("cwgnc",)
     """Methods to compare: cwgnc; the same recipe with another clip (adagc aggc olmo
-    autoclip zclip global none); cwgnc_code full gu gu_restart devlin bias_correction
-    mosbach mixout reinit llrd prior_decay. Methods without a clip or with a global one
-    also take the component-wise clip, as NAME+cwgnc."""
+    autoclip zclip global none); cwgnc_code full gu gu_state gu_schedule
+    gu_state_schedule gu_restart devlin bertadam bias_correction mosbach mixout reinit
+    llrd prior_decay. Methods without a clip or with a global one also take the
+    component-wise clip, as NAME+cwgnc."""
     max_norms: tuple[float, ...] = (0.05,)
     """Thresholds of the component-wise methods; inf for no clip."""
     learning_rates: tuple[float, ...] = (2e-5,)  # Peak learning rates.
@@ -173,13 +174,14 @@ class ReproduceConfig:
     """A folder with config.json, model.safetensors and a tokenizer, or a hub id."""
     workdir: Path  # The study's folder; must be new or empty, except with --resume.
     budget_minutes: float | None = None
-    """Cut the protocol to about this many minutes here, and say what was cut: seeds,
+    """Cut all this to about this many minutes here, and say what was cut: seeds,
     then thresholds, each down to three, then training examples."""
     tasks: tuple[str, ...] = ("rte", "mrpc", "cola")
     """Table 1 covers all of them; Table 2 uses cola and the figures rte, if they are
     among them, otherwise the last and the first."""
     learning_rate: float = 2e-5
-    """Peak of all runs: the paper's for BERT-large. Small models want a larger one."""
+    """Peak of all runs; the paper's code has this one for BERT-large. Small models want
+    a larger one."""
     seeds: int = 25  # Runs per cell of the tables; the figures use five at most.
     data: tyro.conf.OmitArgPrefixes[DataConfig] = DataConfig()
     training: tyro.conf.OmitArgPrefixes[TrainingConfig] = TrainingConfig()

@@ -30,6 +30,9 @@ class PredictConfig:
     batch_size: int = 64  # Examples per batch.
     max_length: int | None = None
     """Truncate texts to this many tokens. Default: as in training, or 128."""
+    token_types: bool = True
+    """Tell the model which tokens are of a pair's second text. A model that was trained
+    with --no-token-types is never told."""
     dtype: DtypeName | None = None
     """Dtype of the computation. Default: as in training, or float32."""
     cache: bool = True

@@ -80,8 +80,22 @@ class CachedTokenizer:
                 f"no tokenizer in {directory}: expected {known}, beside the weights"
             )
 
-    def encode(self, texts: tuple[list[str], ...], max_length: int) -> EncodedTexts:
-        """Turns texts into tokens; see :func:`encode_texts`."""
+    def encode(
+        self, texts: tuple[list[str], ...], max_length: int, token_types: bool = True
+    ) -> EncodedTexts:
+        """Turns texts into tokens; see :func:`encode_texts`.
+
+        Without ``token_types`` all tokens have type 0, those of padding too. What is
+        kept on disk has the tokenizer's types in either case.
+        """
+        tokens = self._encode(texts, max_length)
+        if token_types:
+            return tokens
+        padding = np.array([tokens.padding[0], 0], np.int32)
+        types = np.zeros_like(tokens.types)
+        return dataclasses.replace(tokens, types=types, padding=padding)
+
+    def _encode(self, texts: tuple[list[str], ...], max_length: int) -> EncodedTexts:
         if self._folder is None:
             return encode_texts(self.loaded, texts, max_length)
         path = self._folder / f"{self._key(texts, max_length)}.npz"

@@ -26,6 +26,7 @@ class TaskRuns:
     training: TrainingConfig
     max_length: int
     data_devices: int = 1  # How many share a batch.
+    token_types: bool = True  # Whether pairs have them; see ``DataConfig``.
 
     @functools.cached_property
     def packing(self) -> Packing:
@@ -97,6 +98,11 @@ class TaskRuns:
             remat=self.training.remat,
             nonfinite=optimizer.nonfinite,
             clip=optimizer.clip,
+            adam_by_thaw=run.keeps_moments,
+            # All of them, as in AutoClip's paper.
+            history_length=self.iteration_steps(run)
+            if optimizer.clip == "autoclip"
+            else None,
         )
 
     def kind(self, run: RunSpec) -> tuple[object, ...]:
@@ -156,8 +162,10 @@ class RunGroup:
 
     def start(self, iteration: int = 0) -> RunState:
         """Starts the runs of an iteration from the checkpoint."""
+        first = self.first
+        length = self.total_steps if first.one_schedule else self.iteration_steps
         hparams = [
-            make_hparams(run.optimizer, run.regularization, self.iteration_steps)
+            make_hparams(run.optimizer, run.regularization, length)
             for run in self.filled
         ]
         return start_runs(
@@ -166,9 +174,26 @@ class RunGroup:
             [(run.seed, run.data_seed) for run in self.filled],
             hparams,
             self.layout,
-            self.first.regularization.reinit_layers,
-            part=iteration if self.first.unfreezing == "carry" else 0,
+            first.regularization.reinit_layers,
+            part=iteration if first.carries else 0,
         )
+
+    def start_after(self, before: RunState, iteration: int) -> RunState:
+        """Starts the runs of an iteration after the end of the one before it.
+
+        What newly trains has no moments yet. A clip learns its thresholds anew.
+        """
+        started, first = self.start(iteration), self.first
+        if first.carries:
+            started = started._replace(params=before.params)
+        if first.one_schedule:
+            started = started._replace(step=before.step)
+        if first.keeps_moments:
+            clip, adam, *rest = started.opt_state
+            known = dict(jax.tree.leaves_with_path(before.opt_state[1]))
+            adam = jax.tree.map_with_path(lambda path, x: known.get(path, x), adam)
+            started = started._replace(opt_state=(clip, adam, *rest))
+        return started
 
     def abstract_state(self, iteration: int = 0) -> RunState:
         """Returns the shapes of the runs, and where they lie."""

@@ -136,7 +136,7 @@ def load_inputs(
     check_length(data.max_length, checkpoint.config.max_length)
     tokenizer = CachedTokenizer(checkpoint.directory, cache)
     texts = {
-        name: tokenizer.encode(part.texts, data.max_length)
+        name: tokenizer.encode(part.texts, data.max_length, data.token_types)
         for name, part in examples.items()
     }
     for encoded in texts.values():

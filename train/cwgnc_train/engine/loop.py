@@ -108,10 +108,7 @@ class Training:
         step = self.start.step
         for iteration in range(first, group.of_task.iterations(group.first)):
             if iteration > first:
-                started = group.start(iteration)
-                if group.first.unfreezing == "carry":
-                    started = started._replace(params=states.params)
-                states = started
+                states = group.start_after(states, iteration)
             for end in self._ends(step, (iteration + 1) * each):
                 reported = []
                 while step < end and not (hosts.alone() and self.interruption.signum):

@@ -19,7 +19,8 @@ _TRAINING = "training.json"
 class TrainedWith:
     """What a model was trained with, and what its outputs mean.
 
-    Models from elsewhere have no ``training.json``; its fields are None then.
+    Models from elsewhere have no ``training.json``; its fields are None then, and
+    ``token_types`` is True.
     """
 
     label_names: tuple[str, ...] | None  # None if the model predicts a number.
@@ -27,6 +28,7 @@ class TrainedWith:
     text_columns: tuple[str, ...] | None = None
     max_length: int | None = None
     dtype: str | None = None
+    token_types: bool = True
 
     @property
     def num_labels(self) -> int:
@@ -53,6 +55,7 @@ def save_model(folder: Path, of_task: TaskRuns, params: Any) -> None:
         "text_columns": inputs.task.text_columns,
         "max_length": of_task.max_length,
         "dtype": of_task.training.dtype,
+        "token_types": of_task.token_types,
     }
     write_json(part / _TRAINING, trained_with)
     gone = folder.with_name(folder.name + ".gone")
@@ -90,6 +93,7 @@ def read_trained_with(folder: Path) -> TrainedWith:
             and [type(name) for name in columns] in ([str], [str, str]),
             "max_length": type(length) is int and length >= 3,
             "dtype": known["dtype"] in ("float32", "bfloat16"),
+            "token_types": isinstance(known["token_types"], bool),
         }
         for name, is_right in expected.items():
             if not is_right:

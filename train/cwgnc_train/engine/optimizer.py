@@ -11,12 +11,7 @@ from jax import Array
 from jax.typing import ArrayLike
 
 import cwgnc_jax
-from cwgnc_train.config import (
-    CLIP_NUMBERS,
-    OptimizerConfig,
-    RegularizationConfig,
-    UserError,
-)
+from cwgnc_train.config import OptimizerConfig, RegularizationConfig, UserError
 
 COMPONENT_FNS = {
     "by_parameter": cwgnc_jax.by_parameter,
@@ -100,5 +95,4 @@ def scheduled_rate(hparams: Hparams, step: ArrayLike) -> Array:
 
 
 def _clip_numbers(optimizer: OptimizerConfig) -> list[tuple[str, float]]:
-    numbers = CLIP_NUMBERS[optimizer.clip] | optimizer.clip_numbers
-    return sorted(numbers.items())
+    return sorted(optimizer.all_clip_numbers.items())

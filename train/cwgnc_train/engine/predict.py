@@ -83,6 +83,7 @@ def _completed(config: PredictConfig, trained: TrainedWith) -> PredictConfig:
         text_columns=columns,
         max_length=config.max_length or trained.max_length or _MAX_LENGTH,
         dtype=config.dtype or trained.dtype or "float32",
+        token_types=config.token_types and trained.token_types,
     )
 
 
@@ -110,7 +111,7 @@ def _logits(
     model = checkpoint.config
     check_length(config.max_length, model.max_length)
     tokenizer = CachedTokenizer(checkpoint.directory, config.cache)
-    encoded = tokenizer.encode(examples.texts, config.max_length)
+    encoded = tokenizer.encode(examples.texts, config.max_length, config.token_types)
     check_tokens(encoded, model.vocab_size, model.type_vocab_size)
     arrays = pad_tokens(encoded, examples.labels, config.max_length)
     layout = Layout(make_mesh(jax.devices()[:1]))

@@ -266,6 +266,7 @@ class Recorder:
             "judged": inputs.judged,
             "method": run.method,
             **dataclasses.asdict(run.optimizer),
+            "clip_numbers": run.optimizer.all_clip_numbers,
             **dataclasses.asdict(run.regularization),
             "seed": run.seed,
             "data_seed": run.data_seed,

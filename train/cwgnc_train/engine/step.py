@@ -45,6 +45,11 @@ class StepConfig:
     """The policy for non-finite gradients; see ``OptimizerConfig``."""
     clip: str = "fixed"
     """Where a component's threshold comes from; see ``OptimizerConfig``."""
+    adam_by_thaw: bool = False
+    """Whether Adam's bias correction counts the steps of each layer from the one in
+    which it thawed, as torch does; it then has a state for each iteration."""
+    history_length: int | None = None
+    """How many norms AutoClip remembers; None for the library's default."""
 
     def trains(self, path: str) -> bool:
         """Whether the parameter at this path trains."""
@@ -317,21 +322,44 @@ def _optimizer(
     """Chains the parts of one step; by default they are ``cwgnc_jax.cwgnc_adamw``."""
     parts = [
         _clip(config, hparams),
-        cwgnc_jax.scale_by_adam(
-            config.b1, config.b2, hparams.eps, bias_correction=hparams.bias_correction
-        ),
+        _adam(config, hparams),
         # Optax types rates as floats; traced scalars work as well.
         optax.add_decayed_weights(hparams.weight_decay, cwgnc_jax.decay_mask),  # type: ignore
     ]
     if config.prior_decay:
         prior, _ = models.split_params(init_params, config.trains)
-        parts.append(cwgnc_jax.add_decayed_weights_towards(prior, hparams.prior_decay))
+        # As in Zhang et al.'s code: biases and LayerNorm are free.
+        parts.append(
+            cwgnc_jax.add_decayed_weights_towards(
+                prior, hparams.prior_decay, cwgnc_jax.decay_mask
+            )
+        )
     if config.layer_decay:
         layers = config.model.num_hidden_layers
         parts.append(
             cwgnc_jax.scale_by_layer_decay(hparams.layer_decay, num_layers=layers)
         )
     return optax.chain(*parts, optax.scale_by_learning_rate(learning_rate))  # type: ignore
+
+
+def _adam(config: StepConfig, hparams: Hparams) -> optax.GradientTransformation:
+    adam = cwgnc_jax.scale_by_adam(
+        config.b1, config.b2, hparams.eps, bias_correction=hparams.bias_correction
+    )
+    if not config.adam_by_thaw:
+        return adam
+    layers = config.model.num_hidden_layers
+    most = config.trained_layers or layers
+
+    def thaws_at(path: str) -> int:
+        numbers = range(1, most + 1)
+        return next(n for n in numbers if cwgnc_jax.thawed(path, layers, n))
+
+    def labels(params: Any) -> Any:
+        paths, _, treedef = cwgnc_jax.flatten_with_paths(params)
+        return jax.tree.unflatten(treedef, [thaws_at(path) for path in paths])
+
+    return optax.partition({n: adam for n in range(1, most + 1)}, labels)
 
 
 def _clip(config: StepConfig, hparams: Hparams) -> optax.GradientTransformation:
@@ -344,6 +372,9 @@ def _clip(config: StepConfig, hparams: Hparams) -> optax.GradientTransformation:
             keep_report=True,
         )
     assert hparams.clip is not None
+    numbers: dict[str, Any] = {**hparams.clip}
+    if config.history_length is not None:
+        numbers["history_length"] = config.history_length
     return LEARNED_CLIPS[config.clip](
-        component_fn=component_fn, keep_report=True, **hparams.clip
+        component_fn=component_fn, keep_report=True, **numbers
     )

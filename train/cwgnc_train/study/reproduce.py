@@ -28,6 +28,7 @@ FIGURE_METHODS = ("gu", "gu_restart", "full")
 # Those whose race is measured: with the paper's clip, and two without.
 RACING_METHODS = ("devlin", "cwgnc", *FIGURE_METHODS)
 _FEWEST_THRESHOLDS = (0.05, 1.0, math.inf)
+_PAPER_SEEDS = 25
 _FIGURE_SEEDS = 5
 _FEWEST_SEEDS = 3
 _FEWEST_STEPS = 4
@@ -36,7 +37,7 @@ _TIMED_STEPS = 5
 
 @dataclasses.dataclass(frozen=True)
 class Scale:
-    """How much of the protocol is carried out."""
+    """How much of what the paper did is done again."""
 
     seeds: int  # Runs of each cell of the tables.
     train_examples: int | None = None  # None for all.
@@ -63,7 +64,7 @@ def prepare_reproduction(config: ReproduceConfig) -> tuple[Study, list[str]]:
     With a budget, a few steps of every task are timed. What was decided is kept in
     ``reproduction.json``, so that the same command goes on with the same runs.
 
-    Returns the study and what of the protocol was cut. Raises what ``prepare_study``
+    Returns the study and what was cut. Raises what ``prepare_study``
     raises, and a UserError if the budget is too small.
     """
     with hosts.together("start"):
@@ -80,7 +81,7 @@ def prepare_reproduction(config: ReproduceConfig) -> tuple[Study, list[str]]:
             scale = Scale(config.seeds)
             if config.budget_minutes is not None:
                 scale = cut_to(config, _speeds(_study(config, scale)))
-        study, cuts = _study(config, scale), describe(scale, config)
+        study, cuts = _study(config, scale), describe(scale)
     if not known and hosts.is_primary():
         # The budget is spent from now on; a folder is made only when all is well.
         config.workdir.mkdir(parents=True, exist_ok=True)
@@ -90,6 +91,7 @@ def prepare_reproduction(config: ReproduceConfig) -> tuple[Study, list[str]]:
 
 def _study_config(config: ReproduceConfig, scale: Scale) -> StabilityConfig:
     """Returns the settings that all runs of the reproduction share."""
+    examples = scale.train_examples or config.data.train_examples
     return StabilityConfig(
         model=config.model,
         workdir=config.workdir,
@@ -97,10 +99,10 @@ def _study_config(config: ReproduceConfig, scale: Scale) -> StabilityConfig:
         methods=(*TABLE_METHODS, *FIGURE_METHODS),
         learning_rates=(config.learning_rate,),
         seeds=scale.seeds,
-        data=dataclasses.replace(config.data, train_examples=scale.train_examples),
+        data=dataclasses.replace(config.data, train_examples=examples),
         training=dataclasses.replace(
             config.training,
-            evaluations=scale.evaluations,
+            evaluations=scale.evaluations or config.training.evaluations,
             record_every=scale.every,
             statistics_every=scale.every,
             norms_every=0,
@@ -138,7 +140,7 @@ def paper_runs(config: ReproduceConfig, scale: Scale) -> list[RunSpec]:
 
 
 def cut_to(config: ReproduceConfig, speeds: Mapping[str, Speed]) -> Scale:
-    """Finds how much of the protocol fits into the budget of minutes.
+    """Finds how much of it all fits into the budget of minutes.
 
     Raises a UserError if not even the least that makes sense fits.
     """
@@ -171,13 +173,14 @@ def cut_to(config: ReproduceConfig, speeds: Mapping[str, Speed]) -> Scale:
     )
 
 
-def describe(scale: Scale, config: ReproduceConfig) -> list[str]:
-    """Says what of the protocol was cut."""
+def describe(scale: Scale) -> list[str]:
+    """Says what is less than the paper has; other settings are not looked at."""
     seeds, few = scale.seeds, scale.thresholds
     examples, evaluations = scale.train_examples, scale.evaluations
     cuts = {
-        f"{seeds} runs a cell instead of {config.seeds}": seeds < config.seeds,
-        f"{seeds} runs in the figures instead of 5": seeds < _FIGURE_SEEDS,
+        f"{seeds} runs a cell instead of {_PAPER_SEEDS}": seeds < _PAPER_SEEDS,
+        f"{seeds} runs in the figures instead of {_FIGURE_SEEDS}": seeds
+        < _FIGURE_SEEDS,
         f"{len(few)} thresholds in Table 2 instead of 7": few != THRESHOLDS,
         f"at most {examples} training examples of a task": examples is not None,
         "scores at the end of a run or iteration instead of every epoch": evaluations,

@@ -97,6 +97,7 @@ def prepare_study(
             training=training,
             max_length=data.max_length,
             data_devices=layout.data_devices,
+            token_types=data.token_types,
         )
         for task in config.tasks or [None]
     }
