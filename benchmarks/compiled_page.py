@@ -64,10 +64,11 @@ def _before_and_after(
         for each in (before, now.get(Row.of(before).key)):
             if each is not None:
                 bits = each["parts"].get("random bits", [0.0])[0] / each["seconds"]
+                cycles = f"{each['cycles'] / 1e6:.1f}" if each["cycles"] else "–"
                 lines.append(
                     f"| {each['on']}: {_what(each)} | {each['commit']} | "
                     f"{1e3 * each['seconds']:.2f} | {each['kernels']:,.0f} | "
-                    f"{each['cycles'] / 1e6:.1f} | {100 * bits:.1f} % |"
+                    f"{cycles} | {100 * bits:.1f} % |"
                 )
     return lines
 
@@ -101,6 +102,7 @@ def _line(row: dict[str, Any]) -> str:
     exchanged = ", ".join(
         f"{count:.0f} {kind} of {moved / 1e6:.1f} MB"
         for kind, (count, moved) in kinds.items()
+        if count >= 1  # Others are outside the loop over steps.
     )
     of_rate = f"{100 * row['of_rate']:.0f} %" if row["flops"] else "–"
     return (
