@@ -61,6 +61,7 @@ def test_the_coverage_of_a_share_worked_by_hand():
     assert found["share, Wilson", "20 % fail"] == pytest.approx(1 - 0.104)
 
 
+@pytest.mark.slow
 def test_the_tests_of_a_report_find_little_where_there_is_nothing():
     rows = false_positives(200, [10])
     found = {(row["test"], row["scores"]): row["share"] for row in rows}

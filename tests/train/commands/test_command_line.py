@@ -227,7 +227,6 @@ def test_predict_follows_the_models_folder(trained, tiny_data, tmp_path, monkeyp
         ({}, ("--no-token-types",), False),
         ({"token_types": False}, (), False),
         ({"token_types": False}, ("--token-types",), False),
-        ({"token_types": None}, (), True),  # written before there was such a setting
     ],
 )
 def test_predict_passes_the_token_types_that_training_passed(
@@ -235,9 +234,8 @@ def test_predict_passes_the_token_types_that_training_passed(
 ):
     model = tmp_path / "model"
     shutil.copytree(trained / "model", model)
-    changed = json.loads((model / "training.json").read_text()) | known
-    kept = {name: value for name, value in changed.items() if value is not None}
-    write_json(model / "training.json", kept)
+    saved = json.loads((model / "training.json").read_text())
+    write_json(model / "training.json", saved | known)
     asked, encode = [], CachedTokenizer.encode
 
     def noted(self, texts, max_length, token_types=True):
