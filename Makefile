@@ -120,6 +120,7 @@ COMPILERS = $(VENV)/compilers
 WITH_COMPILERS = PYTHONPATH=$(COMPILERS) $(BIN)/python
 compiled: $(COMPILERS)/stamp
 	$(WITH_COMPILERS) -m benchmarks.compiled --json $(RESULTS)/compiled.json
+	$(BIN)/python -m benchmarks.summary
 
 test-compiled: $(VENV)/test.stamp $(COMPILERS)/stamp
 	$(WITH_COMPILERS) -m pytest -m compilers --durations=10 tests/compiled

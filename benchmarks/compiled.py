@@ -30,7 +30,7 @@ import optax
 import cwgnc_jax
 from benchmarks.compiled_page import page
 from benchmarks.compiled_rows import MODELS, STEPS, Row, all_rows
-from benchmarks.measure import commit, publish
+from benchmarks.measure import commit, machine, publish
 from benchmarks.training import LENGTH, step_config
 from cwgnc_train.engine import Layout, make_mesh
 from cwgnc_train.plan import (
@@ -204,7 +204,12 @@ def main() -> None:
         earlier = kept.get("earlier", [])
     if args.earlier:
         earlier = [json.loads(line) for line in args.earlier.read_text().splitlines()]
-    result = {"benchmark": "compiled", "rows": in_order(found), "earlier": earlier}
+    result = {
+        "benchmark": "compiled",
+        "machine": machine(),
+        "rows": in_order(found),
+        "earlier": earlier,
+    }
     now = commit()
     # A compiler keeps little more than one core busy.
     with concurrent.futures.ThreadPoolExecutor(2) as pool:

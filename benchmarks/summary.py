@@ -32,6 +32,7 @@ TITLES = {
     "memory": "The memory of a training step",
     "many_runs": "Many runs in one program",
     "step_variants": "What a step costs that is frozen in part, or measured",
+    "compiled": "What compilers make of the step for GPUs and TPUs: estimates",
     "interval_coverage": "Intervals and tests of reports, on simulated studies",
 }
 
