@@ -30,7 +30,7 @@ TESTS = $(BIN)/python -m pytest -n 2 --dist loadscope --durations=10 --durations
 # What pip says goes to a file: where it fails, one line says what to do.
 PIP = $(BIN)/python -m pip install
 OR_SAY = >$(VENV)/pip.log 2>&1 || { \
-  echo "pip cannot install what $@ needs: $$(tail -n 1 $(VENV)/pip.log)"; \
+  echo "pip cannot install what $@ needs: $$(grep ERROR: $(VENV)/pip.log | tail -n 1)"; \
   echo "check the network or pip's index, and give the same command again"; exit 1; }
 
 .PHONY: quickstart test slow coverage mutants lint docs benchmarks benchmarks-gpu \

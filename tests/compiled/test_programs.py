@@ -17,7 +17,7 @@ import pytest
 
 from benchmarks.compiled_rows import STEPS, Row
 from cwgnc_jax import models
-from cwgnc_train.plan import read_program
+from cwgnc_train.plan import Program, read_program
 
 pytestmark = pytest.mark.compilers
 
@@ -32,7 +32,7 @@ of_each = pytest.mark.parametrize("on", ONE)
 class Compiled(NamedTuple):
     """A program, and what the page says of it."""
 
-    program: object
+    program: Program
     found: dict
 
     def per_step(self):
@@ -73,13 +73,11 @@ def compiled(tmp_path_factory):
     return compile_row
 
 
-def parameters(layers=2):
-    """The sizes of all parameters, by path."""
-    shapes = jax.eval_shape(
-        lambda: models.init_params(
-            models.BertConfig(num_hidden_layers=layers), jax.random.key(0)
-        )
-    )
+@functools.cache
+def parameters():
+    """The sizes of all parameters of these two layers, by path."""
+    config = ONE["h100"].config
+    shapes = jax.eval_shape(lambda: models.init_params(config, jax.random.key(0)))
     leaves, _ = jax.tree.flatten_with_path(shapes)
     return {
         jax.tree_util.keystr(path, simple=True, separator="/"): leaf.size
@@ -164,11 +162,15 @@ def test_devices_sum_their_gradients_in_one_exchange_and_no_dropout_in_any(compi
     assert made.collectives("all-gather", MEGABYTE) == [tokens]
 
 
-def test_all_norms_of_split_parameters_take_one_exchange(compiled):
+def test_split_parameters_are_summed_and_gathered_and_norms_travel_along(compiled):
     made = compiled(SPLIT)
     kinds = {kind for kind, _, _ in made.found["collectives"]}
     assert kinds <= {"all-reduce", "all-gather", "reduce-scatter"}
+    # The tokens' gradients of the table of words, and all gradients of kernels.
+    assert len(made.collectives("reduce-scatter", MEGABYTE)) == 2
     assert made.collectives("all-reduce", MEGABYTE) == []
+    # One for each component would be 41 more.
+    assert len(made.collectives("all-reduce")) <= 4
 
 
 def test_runs_together_multiply_in_batches(compiled):

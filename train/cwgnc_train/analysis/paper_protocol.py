@@ -78,14 +78,14 @@ def _rows(study: StudyRecords) -> list[tuple[str, str, str]]:
     types = setting("token_types")
     epochs = runs[["method", "epochs"]].dropna().drop_duplicates()
     clips = runs.loc[runs["method"] == "cwgnc", ["max_norm", "clip"]].drop_duplicates()
-    counts = sorted(set(runs.groupby(CELL).size()))
+    counts = set(runs.groupby(CELL).size().to_list())
     used = f"at most {most} of a task" if most else "all"
     if setting("holdout"):
         used += ", without the holdout"
     rows = [
         ("Model", "BERT-large-uncased", study.model),
         ("Tasks", "RTE, MRPC, CoLA", _listed(runs, "task", task_label)),
-        ("Runs of a cell", "25", " to ".join(map(str, {counts[0]: 0, counts[-1]: 0}))),
+        ("Runs of a cell", "25", " to ".join(map(str, _ends(counts)))),
         (
             "Peak learning rate",
             "not stated; its code has 2e-5",
@@ -127,6 +127,11 @@ def _rows(study: StudyRecords) -> list[tuple[str, str, str]]:
     if "mixout" in set(runs["method"]):
         rows.append(("Assumed", NOTHING, _ASSUMED))
     return rows
+
+
+def _ends(counts: set[int]) -> list[int]:
+    """The smallest and the largest, or the one that they are."""
+    return sorted({min(counts), max(counts)})
 
 
 def _listed(runs: pd.DataFrame, name: str, write: Callable[[Any], str]) -> str:

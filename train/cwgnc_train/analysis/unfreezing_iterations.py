@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args
 
 import numpy as np
 import pandas as pd
@@ -13,9 +13,10 @@ from cwgnc_train.analysis.component_courses import ComponentCourses
 from cwgnc_train.analysis.convergence import no_key_biases
 from cwgnc_train.analysis.labels import threshold_label
 from cwgnc_train.analysis.study_records import StudyRecords
+from cwgnc_train.config import Unfreezing
 
-KINDS = ("restart", "carry", "carry_state", "carry_schedule", "carry_state_schedule")
-"""The kinds of gradual unfreezing; see ``RunSpec.unfreezing``."""
+KINDS: tuple[str, ...] = get_args(Unfreezing)
+"""The kinds of gradual unfreezing."""
 
 
 class UnfreezingGroup(NamedTuple):

@@ -20,6 +20,7 @@ from cwgnc_train.config.recipe import DataConfig as DataConfig
 from cwgnc_train.config.recipe import OptimizerConfig as OptimizerConfig
 from cwgnc_train.config.recipe import RegularizationConfig as RegularizationConfig
 from cwgnc_train.config.recipe import RunSpec as RunSpec
+from cwgnc_train.config.recipe import Unfreezing as Unfreezing
 from cwgnc_train.config.stability import OverridesConfig as OverridesConfig
 from cwgnc_train.config.stability import ReproduceConfig as ReproduceConfig
 from cwgnc_train.config.stability import StabilityConfig as StabilityConfig

@@ -49,19 +49,18 @@ def compile_train_steps(
     whose buffers it reuses, and their metrics with axes over runs and steps.
     """
 
+    on_cpu = layout.platform == "cpu"
+
     def scanned(take_step, state, indices, table):
         def copies_of(state):
-            # A CPU's program takes one step: it would cast no less.
-            if layout.platform == "cpu":
-                return None
-            return copies_to_multiply(config, state.params)
+            # A CPU's program takes one step, so it would cast no less with copies.
+            made = None if on_cpu else copies_to_multiply(config, state.params)
+            return {} if made is None else {"copies": made}
 
         def step(carry, indices):
             state, copies = carry
             batch = layout.split_rows(packed_batch(table, indices, shape))
-            state, metrics = take_step(
-                config, state, batch, measured, layout, copies=copies
-            )
+            state, metrics = take_step(config, state, batch, measured, layout, **copies)
             return (state, copies_of(state)), metrics
 
         (state, _), metrics = jax.lax.scan(step, (state, copies_of(state)), indices)
@@ -74,7 +73,7 @@ def compile_train_steps(
         return states, jax.tree.map(lambda leaf: leaf.swapaxes(0, 1), metrics)
 
     # On a TPU an axis of 1 in front of a table makes its tiles one row high.
-    way = alone if layout.platform == "cpu" else None
+    way = alone if on_cpu else None
 
     def steps(states, table, indices):
         states, metrics = over_runs(

@@ -129,7 +129,7 @@ def train_step(
       measured: Whether to measure the components, with a config that has statistics.
         Fixed at compilation: a branch would cost every step copies of the parameters.
       layout: Where parameters lie, if they may be split over devices.
-      copies: The parameters' :func:`copies_to_multiply`, if they are at hand.
+      copies: What :func:`copies_to_multiply` made of the parameters, if it did.
     """
     loss, grads = loss_and_grads(config, state, batch, layout, copies=copies)
     return update(config, state, loss, grads, measured)
@@ -142,13 +142,11 @@ def train_step_alone(
     measured: bool,
     layout: Layout | None = None,
     axis_name: str | None = None,
-    copies: Params | None = None,
 ) -> tuple[RunState, Metrics]:
     """Makes one update of a single run whose state has an axis over runs."""
     # The update keeps the axis: around one without, XLA copies on CPUs what the update
     # could write over, a fifth of MiniLM's step of 4 x 48 tokens.
-    state, copies = first_run((states, copies))
-    found = loss_and_grads(config, state, batch, layout, axis_name, copies)
+    found = loss_and_grads(config, first_run(states), batch, layout, axis_name)
     found = jax.tree.map(lambda leaf: leaf[None], found)
     update_of_run = functools.partial(update, config, measured=measured)
     return jax.vmap(update_of_run)(states, *found)
